@@ -1,0 +1,157 @@
+"""Metrics that look at images: copying, diversity and alignment with the prompt.
+
+Images are uint8 arrays; the networks that look at them (a copy descriptor, a CLIP) are arguments,
+so that every number can be named after the network that gave it.
+
+Source: Hintersdorf et al., "Finding NeMo", NeurIPS 2024, section 4.
+"""
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+
+from nemo_kit.metrics._checks import array, check_images, unit
+
+Embedder = Callable[[np.ndarray], Any]
+"""uint8 images [N, H, W, 3] -> unit vectors [N, D] (array or tensor)."""
+
+
+def copy_similarities(
+    images: np.ndarray, training_image: np.ndarray, embedder: Embedder
+) -> np.ndarray:
+    """Cosine of every image to one training image.
+
+    Returns float64 [N] in [-1, 1].
+
+    Parameters: `images`, uint8 [N, H, W, 3]; `training_image`, uint8 [H, W, 3]; `embedder`, the
+    copy descriptor.
+    Raises ValueError for wrong shapes or dtypes.
+    Source: paper, section 4 (SSCD_orig before the median).
+    """
+    reference = _embed(check_images("training_image", np.asarray(training_image)[None]), embedder)
+    return _embed(check_images("images", images), embedder) @ reference[0]
+
+
+def sscd_orig(images: np.ndarray, training_image: np.ndarray, embedder: Embedder) -> float:
+    """Median cosine of a prompt's images to its training image, in [-1, 1].
+
+    Parameters and errors as `copy_similarities`.
+    Source: paper, section 4, SSCD_orig; over prompts use `summarize`.
+    """
+    return float(np.median(copy_similarities(images, training_image, embedder)))
+
+
+def sscd_gen(images: np.ndarray, unmitigated: np.ndarray, embedder: Embedder) -> float:
+    """Median cosine of images to those of the same seed without mitigation, in [-1, 1].
+
+    Parameters: `images` and `unmitigated`, uint8 [N, H, W, 3], the same seeds in the same order;
+    `embedder`, the copy descriptor.
+    Raises ValueError for wrong shapes or dtypes, or different numbers of images.
+    Source: paper, section 4, SSCD_gen.
+    """
+    images, unmitigated = check_images("images", images), check_images("unmitigated", unmitigated)
+    if len(images) != len(unmitigated):
+        raise ValueError(
+            "unmitigated must hold one image for each of images (same seeds), "
+            f"got {len(unmitigated)} for {len(images)}"
+        )
+    pairs = _embed(images, embedder) * _embed(unmitigated, embedder)
+    return float(np.median(pairs.sum(axis=1)))
+
+
+def diversity(images: np.ndarray, embedder: Embedder) -> float:
+    """Median cosine over pairs of a prompt's images (D_SSCD), in [-1, 1]; lower is more diverse.
+
+    Parameters: `images`, uint8 [N >= 2, H, W, 3]; `embedder`, the copy descriptor.
+    Raises ValueError for wrong shapes or dtypes, or fewer than two images.
+    Source: paper, section 4, D_SSCD.
+    """
+    images = check_images("images", images)
+    if len(images) < 2:
+        raise ValueError(f"images must hold at least 2 images to form a pair, got {len(images)}")
+    vectors = _embed(images, embedder)
+    return float(np.median((vectors @ vectors.T)[np.triu_indices(len(vectors), 1)]))
+
+
+def alignment(
+    images: np.ndarray,
+    prompts: str | Sequence[str],
+    model: Any,
+    tokenizer: Any,
+    preprocess: Callable[[np.ndarray], Any] | None = None,
+) -> np.ndarray:
+    """Cosine of CLIP embeddings of images and prompts; its median is A_CLIP.
+
+    Returns float64 [N] in [-1, 1], one for each image.
+
+    Parameters: `images`, uint8 [N, H, W, 3]; `prompts`, one for all images or one for each;
+    `model`, a transformers CLIPModel; `tokenizer`, its tokenizer; `preprocess`, images -> pixel
+    values, by default CLIP's own (`clip_pixels`).
+    Raises ValueError for wrong shapes or dtypes, or another number of prompts than images.
+    Source: paper, section 4, A_CLIP. Which CLIP gave the number must be said beside it.
+    """
+    texts = [prompts] * len(images) if isinstance(prompts, str) else list(prompts)
+    if len(texts) != len(images):
+        raise ValueError(
+            f"prompts must be one text or one for each image, got {len(texts)} for {len(images)}"
+        )
+    seen, words = clip_embeddings(images, texts, model, tokenizer, preprocess)
+    return np.sum(seen * words, axis=1)
+
+
+def clip_embeddings(
+    images: np.ndarray,
+    prompts: Sequence[str],
+    model: Any,
+    tokenizer: Any,
+    preprocess: Callable[[np.ndarray], Any] | None = None,
+) -> tuple[np.ndarray, np.ndarray]:
+    """Unit CLIP embeddings of images and of texts, each distinct text embedded once.
+
+    Returns float64 ([N, D], [M, D]) for N images and M prompts.
+
+    Parameters and errors as `alignment`, but the numbers of images and prompts may differ.
+    """
+    import torch
+
+    images = check_images("images", images)
+    order = {prompt: place for place, prompt in enumerate(dict.fromkeys(prompts))}
+    tokens = tokenizer(list(order), padding=True, truncation=True, return_tensors="pt")
+    see = preprocess or (lambda part: clip_pixels(part, model))
+    with torch.inference_mode():
+        words = model.text_projection(model.text_model(**tokens.to(model.device)).pooler_output)
+        seen = [_look(model, see(part)) for part in np.split(images, range(64, len(images), 64))]
+    texts = unit(array(words))[[order[prompt] for prompt in prompts]]
+    return unit(np.concatenate(seen)), texts
+
+
+def _look(model: Any, pixels: Any) -> np.ndarray:
+    out = model.vision_model(pixel_values=pixels.to(model.device, model.dtype))
+    return array(model.visual_projection(out.pooler_output))
+
+
+CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
+CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
+
+
+def clip_pixels(images: np.ndarray, model: Any) -> Any:
+    """Images as a CLIP's pixel values: bicubic resize to its size, then its mean and deviation.
+
+    Returns a float32 tensor [N, 3, size, size].
+
+    Parameters: `images`, uint8 [N, H, W, 3]; `model`, the CLIPModel, for its image size.
+    Source: the preprocessing that the public CLIP ViT-B/32 is published with.
+    """
+    import torch
+    from PIL import Image
+
+    size = model.config.vision_config.image_size
+    resized = [Image.fromarray(i).resize((size, size), Image.Resampling.BICUBIC) for i in images]
+    scaled = np.stack([np.asarray(i, dtype=np.float32) for i in resized]) / 255
+    normal = (scaled - np.float32(CLIP_MEAN)) / np.float32(CLIP_STD)
+    return torch.from_numpy(normal.transpose(0, 3, 1, 2).copy())
+
+
+def _embed(images: np.ndarray, embedder: Embedder) -> np.ndarray:
+    return unit(array(embedder(images)))

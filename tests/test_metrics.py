@@ -1,0 +1,296 @@
+"""Metrics against numbers worked out by hand and against independent libraries."""
+
+import numpy as np
+import pytest
+import torch
+
+from nemo_kit import metrics
+from nemo_kit.neurons import NeuronSet
+
+RED, GREEN, BLUE = np.eye(3, dtype=np.uint8) * 200
+
+
+def solid(*colours: np.ndarray) -> np.ndarray:
+    """Pictures of one colour each, uint8 [N, 4, 4, 3]."""
+    return np.stack([np.broadcast_to(c, (4, 4, 3)) for c in colours]).astype(np.uint8)
+
+
+def mean_colour(images: np.ndarray) -> torch.Tensor:
+    """A descriptor whose cosines can be worked out by hand: the mean colour, as a unit vector."""
+    vectors = torch.from_numpy(images.reshape(len(images), -1, 3).mean(axis=1))
+    return torch.nn.functional.normalize(vectors, dim=1)
+
+
+# ------------------------------------------------------------------- copying and diversity
+
+
+def test_copy_similarities_are_cosines_to_the_training_image() -> None:
+    images = solid(RED, GREEN, RED + GREEN)
+    got = metrics.copy_similarities(images, solid(RED)[0], mean_colour)
+    assert got == pytest.approx([1, 0, np.sqrt(0.5)])
+    assert metrics.sscd_orig(images, solid(RED)[0], mean_colour) == pytest.approx(np.sqrt(0.5))
+
+
+def test_sscd_gen_pairs_images_of_the_same_seed() -> None:
+    before, after = solid(RED, GREEN, BLUE), solid(RED, BLUE, GREEN)
+    assert metrics.sscd_gen(after, before, mean_colour) == pytest.approx(0)
+    assert metrics.sscd_gen(before, before, mean_colour) == pytest.approx(1)
+    with pytest.raises(ValueError, match=r"unmitigated .* got 2 for 3"):
+        metrics.sscd_gen(after, before[:2], mean_colour)
+
+
+def test_diversity_is_the_median_over_pairs_without_the_diagonal() -> None:
+    # pairs: red-red 1, red-green 0, red-green 0
+    assert metrics.diversity(solid(RED, RED, GREEN), mean_colour) == pytest.approx(0)
+    assert metrics.diversity(solid(RED, RED), mean_colour) == pytest.approx(1)
+    with pytest.raises(ValueError, match="at least 2 images to form a pair, got 1"):
+        metrics.diversity(solid(RED), mean_colour)
+
+
+@pytest.mark.parametrize(
+    "images",
+    [np.zeros((2, 4, 4, 3)), np.zeros((4, 4, 3), np.uint8), np.zeros((0, 4, 4, 3), np.uint8)],
+)
+def test_pictures_of_another_kind_are_refused(images: np.ndarray) -> None:
+    with pytest.raises(ValueError, match=r"images must be uint8 .*\[N, H, W, 3\].* got"):
+        metrics.copy_similarities(images, solid(RED)[0], mean_colour)
+
+
+# ------------------------------------------------------------------------------- alignment
+
+
+@pytest.fixture(scope="module")
+def tiny_clip() -> tuple[torch.nn.Module, "Words"]:
+    """A CLIP with random weights, 8 wide, and a tokenizer that numbers letters."""
+    from transformers import CLIPConfig, CLIPModel
+
+    common = {"hidden_size": 8, "intermediate_size": 8, "num_hidden_layers": 1}
+    text = common | {"num_attention_heads": 2, "vocab_size": 32, "eos_token_id": 31}
+    vision = common | {"num_attention_heads": 2, "image_size": 8, "patch_size": 4}
+    torch.manual_seed(0)
+    config = CLIPConfig(text_config=text, vision_config=vision, projection_dim=6)
+    return CLIPModel(config).eval(), Words()
+
+
+class Words:
+    """Letters as token numbers, padded with the end token, as a CLIP tokenizer returns them."""
+
+    def __call__(self, texts: list[str], **_: object) -> object:
+        from transformers import BatchEncoding
+
+        width = max(map(len, texts)) + 1
+        ids = [[ord(c) % 31 for c in t] + [31] * (width - len(t)) for t in texts]
+        return BatchEncoding({"input_ids": torch.tensor(ids)})
+
+
+def test_alignment_agrees_with_the_model_s_own_cosines(tiny_clip: tuple) -> None:
+    model, tokenizer = tiny_clip
+    images, prompts = solid(RED, GREEN, BLUE), ["red", "green", "red"]
+    got = metrics.alignment(images, prompts, model, tokenizer)
+    pixels = metrics.clip_pixels(images, model)
+    with torch.inference_mode():
+        logits = model(**tokenizer(prompts), pixel_values=pixels).logits_per_image
+        cosines = logits / model.logit_scale.exp()
+    assert got == pytest.approx(cosines.diagonal().numpy(), abs=1e-5)
+
+
+def test_alignment_takes_one_prompt_for_all_and_refuses_other_numbers(tiny_clip: tuple) -> None:
+    images = solid(RED, GREEN, BLUE)
+    one = metrics.alignment(images, "red", *tiny_clip)
+    assert one == pytest.approx(metrics.alignment(images, ["red"] * 3, *tiny_clip))
+    with pytest.raises(
+        ValueError, match="prompts must be one text or one for each image, got 2 for 3"
+    ):
+        metrics.alignment(images, ["red", "green"], *tiny_clip)
+
+
+def test_clip_pixels_are_normalized_by_hand(tiny_clip: tuple) -> None:
+    pixels = metrics.clip_pixels(solid(RED), tiny_clip[0])
+    assert pixels.shape == (1, 3, 8, 8)
+    expected = (200 / 255 - 0.48145466) / 0.26862954
+    assert pixels[0, 0].numpy() == pytest.approx(expected, abs=1e-4)
+
+
+# --------------------------------------------------------------------- distances of features
+
+
+def test_frechet_distance_by_hand() -> None:
+    a = np.array([[0.0, 0], [2, 0], [0, 2], [2, 2]])  # variance 4/3 in each direction
+    assert metrics.frechet_distance(a, a) == pytest.approx(0, abs=1e-9)
+    assert metrics.frechet_distance(a, a + [3, 4]) == pytest.approx(25)  # only the means differ
+    # twice as wide around the same mean: sum over directions of (2s - s)^2 = 2 * 4/3
+    assert metrics.frechet_distance(a, 2 * a - 1) == pytest.approx(8 / 3)
+
+
+@pytest.mark.parametrize("count", [200, 10])  # more, and fewer, images than features
+def test_frechet_distance_against_scipy_and_torchmetrics(count: int) -> None:
+    from scipy.linalg import sqrtm
+    from torchmetrics.image.fid import FrechetInceptionDistance
+
+    rng = np.random.default_rng(0)
+    a, b = rng.normal(size=(count, 16)), rng.normal(0.3, 1.4, size=(count, 16))
+    got = metrics.frechet_distance(a, b)
+    first, second = np.cov(a, rowvar=False), np.cov(b, rowvar=False)
+    gap = np.sum((a.mean(0) - b.mean(0)) ** 2)
+    root = np.real(sqrtm(first @ second))
+    assert got == pytest.approx(gap + np.trace(first + second - 2 * root), rel=1e-4)
+    other = fill(FrechetInceptionDistance(feature=Features(16)).set_dtype(torch.float64), a, b)
+    assert got == pytest.approx(other.compute().item(), rel=1e-4)
+
+
+class Features(torch.nn.Module):
+    """Passes features through, so that torchmetrics takes them for an extractor's output."""
+
+    def __init__(self, num_features: int) -> None:
+        super().__init__()
+        self.num_features = num_features
+
+    def forward(self, values: torch.Tensor) -> torch.Tensor:
+        return values
+
+
+def fill(metric: object, a: np.ndarray, b: np.ndarray) -> object:
+    metric.update(torch.from_numpy(b), real=True)
+    metric.update(torch.from_numpy(a), real=False)
+    return metric
+
+
+def test_kernel_distance_against_torchmetrics_on_all_images() -> None:
+    from torchmetrics.image.kid import KernelInceptionDistance
+
+    rng = np.random.default_rng(1)
+    a, b = rng.normal(size=(40, 8)), rng.normal(0.5, 1, size=(40, 8))
+    got = metrics.kernel_distance(a, b, "random numbers", subsets=1, subset_size=40)
+    other = KernelInceptionDistance(feature=Features(8), subsets=1, subset_size=40)
+    expected = fill(other.set_dtype(torch.float64), a, b).compute()[0].item()
+    assert got.value == pytest.approx(expected, rel=1e-6)
+    assert (got.name, got.extractor, got.images, got.references) == (
+        "KID",
+        "random numbers",
+        40,
+        40,
+    )
+
+
+def test_kernel_distance_is_near_zero_for_one_distribution_and_repeatable() -> None:
+    rng = np.random.default_rng(2)
+    a, b = rng.normal(size=(300, 4)), rng.normal(size=(300, 4))
+    first, again = (metrics.kernel_distance(a, b, "noise", seed=3) for _ in range(2))
+    assert first == again
+    assert abs(first.value) < 3 * first.deviation
+    assert metrics.kernel_distance(a, b + 1, "noise").value > 20 * abs(first.value)
+
+
+def test_distances_name_their_extractor_and_refuse_what_cannot_be_compared() -> None:
+    a = np.random.default_rng(0).normal(size=(10, 3))
+    found = metrics.clip_fid(a, a[:5], "lab CLIP")
+    assert (found.name, found.extractor) == ("CLIP-FID", "lab CLIP")
+    assert (found.images, found.references) == (10, 5)
+    with pytest.raises(ValueError, match="extractor must name the network"):
+        metrics.clip_fid(a, a, " ")
+    with pytest.raises(ValueError, match="one network, got widths 3 and 2"):
+        metrics.frechet_distance(a, a[:, :2])
+    with pytest.raises(
+        ValueError, match=r"reference must be finite \[N >= 2, D\], got shape \[1, 3\]"
+    ):
+        metrics.frechet_distance(a, a[:1])
+    with pytest.raises(ValueError, match="subset_size must lie in 2..10 .* got 11"):
+        metrics.kernel_distance(a, a, "x", subset_size=11)
+
+
+# ------------------------------------------------------------------------------- detection
+
+
+def test_detection_by_hand() -> None:
+    scores = [0.9, 0.8, 0.3, 0.1, 0.4, 0.5]  # positives first: 5 of 3 x 3 pairs in order
+    labels = [True, True, True, False, False, False]
+    frame = metrics.detection_metrics(scores, labels, threshold=0.5).set_index("metric")
+    assert frame.value["AUROC"] == pytest.approx(7 / 9)
+    assert frame.value["TPR@1%FPR"] == pytest.approx(2 / 3)
+    assert frame.value["accuracy"] == pytest.approx(4 / 6)  # 0.3 missed, 0.5 a false alarm
+    assert (frame.low <= frame.value).all() and (frame.value <= frame.high).all()
+
+
+@pytest.mark.parametrize("decimals", [1, 6])  # with and without ties
+def test_detection_against_scikit_learn(decimals: int) -> None:
+    sklearn = pytest.importorskip("sklearn.metrics")
+    rng = np.random.default_rng(0)
+    labels = np.arange(500) < 200
+    scores = (rng.normal(size=500) + 1.5 * labels).round(decimals)
+    frame = metrics.detection_metrics(scores, labels, 0.7, resamples=10).set_index("metric")
+    fpr, tpr, _ = sklearn.roc_curve(labels, scores, drop_intermediate=False)
+    assert frame.value["AUROC"] == pytest.approx(sklearn.roc_auc_score(labels, scores))
+    assert frame.value["TPR@1%FPR"] == pytest.approx(tpr[fpr <= 0.01].max())
+    assert frame.value["accuracy"] == pytest.approx(sklearn.accuracy_score(labels, scores >= 0.7))
+    curve = metrics.roc_curve(scores, labels)
+    assert curve.fpr.to_numpy() == pytest.approx(fpr)
+    assert curve.tpr.to_numpy() == pytest.approx(tpr)
+
+
+def test_bootstrap_interval_has_about_its_coverage() -> None:
+    rng = np.random.default_rng(5)
+    truth = 0.9213504  # P(N(2,1) > N(0,1)) = Phi(2 / sqrt 2)
+    inside = 0
+    for _ in range(60):
+        scores = np.concatenate([rng.normal(2, 1, 40), rng.normal(0, 1, 40)])
+        auroc = metrics.detection_metrics(scores, np.arange(80) < 40, 1, resamples=200).iloc[0]
+        inside += auroc.low <= truth <= auroc.high
+    assert inside >= 50  # 95 % of 60 is 57
+
+
+@pytest.mark.parametrize(
+    ("scores", "labels", "message"),
+    [
+        ([0.1, 0.2], [True], "labels must be one for each score, got 1 for 2"),
+        ([0.1, 0.2], [True, True], "labels must hold both classes, got only True"),
+        ([0.1, np.nan], [True, False], "scores must be finite numbers.*1 not finite"),
+    ],
+)
+def test_detection_refuses(scores: list, labels: list, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        metrics.detection_metrics(scores, labels, 0.5)
+
+
+# ------------------------------------------------------------------------------- summaries
+
+
+def test_summary_is_median_and_median_deviation() -> None:
+    got = metrics.summarize([1, 1, 2, 2, 4, 6, 9])  # the textbook example: median 2, MAD 1
+    assert (got.median, got.mad, got.count) == (2, 1, 7)
+    assert got.low <= 2 <= got.high
+    assert metrics.summarize([0.5] * 4) == metrics.Summary(0.5, 0, 0.5, 0.5, 4)
+    assert str(metrics.summarize([0.5] * 4)) == "0.50 ± 0.00 [0.50, 0.50]"
+
+
+def test_summary_refuses() -> None:
+    with pytest.raises(ValueError, match="values must be finite numbers, at least one, got 0"):
+        metrics.summarize([])
+    with pytest.raises(ValueError, match="level must lie between 0 and 1, got 95"):
+        metrics.summarize([1, 2], level=95)
+
+
+def test_share_above_is_strict() -> None:
+    assert metrics.share_above([0.7, 0.71, 0.2, 0.9]) == 0.5
+    assert metrics.share_above([0.7, 0.71, 0.2, 0.9], threshold=0.1) == 1
+
+
+# ---------------------------------------------------------------------------- localization
+
+
+def test_localization_quality_by_hand() -> None:
+    found, truth = NeuronSet({1: [3, 4], 2: [0]}), NeuronSet({1: [4, 5, 6], 2: [0]})
+    got = metrics.localization_quality(found, truth)
+    assert got == {
+        "hit": 2,
+        "missed": 2,
+        "extra": 1,
+        "precision": pytest.approx(2 / 3),
+        "recall": pytest.approx(1 / 2),
+    }
+
+
+def test_localization_quality_is_undefined_for_empty_sets() -> None:
+    nothing, some = NeuronSet({}), NeuronSet({1: [1]})
+    assert np.isnan(metrics.localization_quality(nothing, some)["precision"])
+    assert metrics.localization_quality(nothing, some)["recall"] == 0
+    assert np.isnan(metrics.localization_quality(some, nothing)["recall"])
