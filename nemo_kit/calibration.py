@@ -1,0 +1,191 @@
+"""What a model's hold-out prompts say: activation statistics and the memorization threshold.
+
+Scope: the two value objects and their files (`calibration.json`, `statistics.safetensors`, and
+the released code's `.pt`). How they are computed is in `localization`.
+Source: "Finding NeMo" (arXiv 2406.02366), section 3.1 (threshold: mean + 1 standard deviation
+of the score on non-memorized prompts, 0.428 for SD v1.4) and Algorithm 2 (mean and deviation of
+each neuron's activation).
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import pickle
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from nemo_kit.settings import DetectionSettings, from_dict, to_dict
+from nemo_kit.similarity import SimilaritySettings
+
+CALIBRATION_FILE = "calibration.json"
+STATISTICS_FILE = "statistics.safetensors"
+
+
+@dataclass(frozen=True, eq=False)
+class ActivationStatistics:
+    """Mean and standard deviation of each neuron's activation over hold-out prompts.
+
+    Parameters: `means`, `stds`, one [width] tensor a layer, layer 1 first, values ≥ 0.
+    Raises ValueError for unequal lengths or shapes, NaN, and negative deviations.
+    Source: Algorithm 2, μ_i and σ_i.
+    """
+
+    means: tuple[Tensor, ...]
+    stds: tuple[Tensor, ...]
+
+    def __post_init__(self) -> None:
+        for name in ("means", "stds"):
+            object.__setattr__(self, name, _vectors(name, getattr(self, name)))
+        shapes = [[len(t) for t in side] for side in (self.means, self.stds)]
+        if shapes[0] != shapes[1]:
+            raise ValueError(f"means and stds must have the same widths, got {shapes}")
+        if any((std < 0).any() for std in self.stds):
+            raise ValueError("stds must not be negative")
+
+    @property
+    def widths(self) -> dict[int, int]:
+        """Layer -> number of neurons."""
+        return {layer: len(mean) for layer, mean in enumerate(self.means, start=1)}
+
+    @classmethod
+    def from_activations(cls, activations: Mapping[int, Tensor]) -> ActivationStatistics:
+        """Mean and unbiased deviation over prompts.
+
+        Parameters: `activations`, layer -> [prompts, width], layers 1 to n, at least 2 prompts.
+        Raises ValueError for fewer prompts or a gap in the layers.
+        """
+        if sorted(activations) != list(range(1, len(activations) + 1)):
+            raise ValueError(f"activations must cover layers 1 to n, got {sorted(activations)}")
+        ordered = [activations[layer].double() for layer in sorted(activations)]
+        if any(len(a) < 2 for a in ordered):
+            raise ValueError("activations must come from at least 2 prompts for a deviation")
+        means = tuple(a.mean(dim=0).float() for a in ordered)
+        return cls(means, tuple(a.std(dim=0).float() for a in ordered))
+
+    @classmethod
+    def from_released(cls, path: str | Path) -> ActivationStatistics:
+        """Read the released code's `.pt`: a pair of lists of tensors, loaded as weights only.
+
+        Raises ValueError where the file holds anything else (or code).
+        """
+        try:
+            means, stds = torch.load(path, map_location="cpu", weights_only=True)
+        except (pickle.UnpicklingError, RuntimeError, EOFError, ValueError, TypeError) as error:
+            raise ValueError(f"{path} is not the released (means, stds) file: {error}") from error
+        return cls(means, stds)
+
+    def save(self, path: str | Path) -> None:
+        """Write safetensors with `mean.1`, `std.1`, …"""
+        sides = {"mean": self.means, "std": self.stds}
+        save_file(
+            {f"{n}.{i}": t.contiguous() for n, s in sides.items() for i, t in enumerate(s, 1)}, path
+        )
+
+    @classmethod
+    def load(cls, path: str | Path) -> ActivationStatistics:
+        """Read what `save` wrote; raises ValueError for other files."""
+        try:
+            tensors = load_file(path)
+            layers = range(1, len(tensors) // 2 + 1)
+            means, stds = ([tensors[f"{n}.{i}"] for i in layers] for n in ("mean", "std"))
+        except (SafetensorError, KeyError) as error:
+            raise ValueError(f"{path} holds no activation statistics: {error}") from error
+        return cls(tuple(means), tuple(stds))
+
+
+def _vectors(name: str, tensors: Sequence[Tensor]) -> tuple[Tensor, ...]:
+    if not isinstance(tensors, (list, tuple)) or not tensors:
+        raise ValueError(f"{name} must be a list of tensors, one a layer, got {tensors!r:.60}")
+    for layer, tensor in enumerate(tensors, start=1):
+        if not isinstance(tensor, Tensor) or tensor.ndim != 1:
+            raise ValueError(f"{name}: layer {layer} must be a 1-D tensor")
+        if not torch.isfinite(tensor).all():
+            raise ValueError(f"{name}: layer {layer} holds NaN or infinity")
+    return tuple(tensor.detach().float().cpu() for tensor in tensors)
+
+
+@dataclass(frozen=True, eq=False)
+class Calibration:
+    """The score's mean, deviation and threshold on non-memorized prompts, with how it was made.
+
+    Parameters: `mean`, `std`, `threshold` of the score; `statistics` of the activations, or None;
+    `similarity`, `detection`, the settings they hold for; `prompts`, how many; `source`, in words;
+    `seeds`, those that were compared.
+    Source: section 3.1.
+    """
+
+    mean: float
+    std: float
+    threshold: float
+    statistics: ActivationStatistics | None
+    similarity: SimilaritySettings = field(default_factory=SimilaritySettings.sd)
+    detection: DetectionSettings = field(default_factory=DetectionSettings)
+    prompts: int = 0
+    source: str = ""
+    seeds: tuple[int, ...] = ()
+
+    def __post_init__(self) -> None:
+        for name in ("mean", "std", "threshold"):
+            if not math.isfinite(getattr(self, name)):
+                raise ValueError(f"{name} must be finite, got {getattr(self, name)!r}")
+        object.__setattr__(self, "seeds", tuple(self.seeds))
+
+    def save(self, folder: str | Path) -> None:
+        """Write `calibration.json` and, where there are any, `statistics.safetensors`.
+
+        A model's own calibration lies in the folder `nemo` inside the model's folder.
+        """
+        folder = Path(folder)
+        folder.mkdir(parents=True, exist_ok=True)
+        plain = {name: getattr(self, name) for name in _PLAIN} | {
+            "seeds": list(self.seeds),
+            "similarity": to_dict(self.similarity),
+            "detection": to_dict(self.detection),
+        }
+        (folder / CALIBRATION_FILE).write_text(json.dumps(plain, indent=2) + "\n", "utf-8")
+        if self.statistics is not None:
+            self.statistics.save(folder / STATISTICS_FILE)
+
+    @classmethod
+    def load(cls, folder: str | Path) -> Calibration:
+        """Read what `save` wrote.
+
+        Raises FileNotFoundError where there is none, ValueError where it can't be read.
+        """
+        path = Path(folder) / CALIBRATION_FILE
+        try:
+            values = json.loads(path.read_text("utf-8"))
+            plain = {name: values[name] for name in _PLAIN}
+            similarity = from_dict(SimilaritySettings, values["similarity"])
+            detection = from_dict(DetectionSettings, values["detection"])
+        except (KeyError, TypeError, ValueError) as error:
+            raise ValueError(f"{path} is no calibration: {error!r}") from error
+        statistics = path.with_name(STATISTICS_FILE)
+        return cls(
+            **plain,
+            statistics=ActivationStatistics.load(statistics) if statistics.is_file() else None,
+            similarity=similarity,
+            detection=detection,
+            seeds=values.get("seeds", ()),
+        )
+
+
+_PLAIN = ("mean", "std", "threshold", "prompts", "source")
+
+
+def published(name: str) -> Calibration | None:
+    """The paper's threshold for the models it names one for (SD v1.4), without statistics.
+
+    Source: section 4; mean 0.358, one deviation 0.070, threshold 0.428.
+    """
+    if name != "CompVis/stable-diffusion-v1-4":
+        return None
+    source = "Finding NeMo (arXiv 2406.02366); statistics are a file of the released code"
+    return Calibration(0.358, 0.070, 0.428, None, prompts=50_000, source=source)

@@ -1,0 +1,82 @@
+"""Checks of what callers give: each error names the parameter, what is allowed, and what came.
+
+Scope: texts, seeds, numbers, choices; used by every room above.
+"""
+
+from __future__ import annotations
+
+import math
+import operator
+from collections.abc import Iterable, Sequence
+
+
+def check_texts(prompts: object, empty_allowed: bool = False) -> list[str]:
+    """The prompts as a list of texts.
+
+    Raises TypeError where one is no text, ValueError where there is none or one is empty.
+    """
+    texts = [prompts] if isinstance(prompts, str) else prompts
+    if not isinstance(texts, Iterable):
+        raise TypeError(f"prompts must be a text or a list of texts, got {type(texts).__name__}")
+    texts = list(texts)
+    if not texts:
+        raise ValueError("prompts must hold at least one prompt, got none")
+    for text in texts:
+        if not isinstance(text, str):
+            raise TypeError(f"prompts must be texts, got {text!r} ({type(text).__name__})")
+        if not empty_allowed and not text.strip():
+            raise ValueError(f"prompts must not be empty, got {text!r}")
+    return texts
+
+
+def check_text(prompt: object) -> str:
+    """One text that is not empty; raises as `check_texts`."""
+    if not isinstance(prompt, str):
+        raise TypeError(f"prompt must be one text, got {prompt!r:.80} ({type(prompt).__name__})")
+    return check_texts(prompt)[0]
+
+
+def check_seeds(seeds: object, least: int = 1, distinct: bool = False) -> list[int]:
+    """The seeds as a list of integers from 0.
+
+    Parameters: `least`, how many there must be; `distinct`, whether they must all differ.
+    Raises ValueError otherwise.
+    """
+    found = list(seeds) if isinstance(seeds, Iterable) and not isinstance(seeds, str) else [seeds]
+    if not all(is_whole(seed) and operator.index(seed) >= 0 for seed in found):
+        raise ValueError(f"seeds must be integers from 0, got {found!r:.80}")
+    if len(found) < least:
+        raise ValueError(f"seeds must hold at least {least}, got {len(found)}")
+    numbers = [operator.index(seed) for seed in found]
+    if distinct and len(set(numbers)) < len(numbers):
+        raise ValueError(f"seeds must differ from one another, got {numbers!r:.80}")
+    return numbers
+
+
+def is_whole(value: object) -> bool:
+    """Whether the value is an integer (numpy's too) and no truth value."""
+    return hasattr(value, "__index__") and type(value).__name__ not in ("bool", "bool_")
+
+
+def check_whole(name: str, value: object, least: int) -> None:
+    """Raise ValueError unless the value is an integer of at least `least`."""
+    if not is_whole(value) or operator.index(value) < least:  # type: ignore[arg-type]
+        raise ValueError(f"{name} must be an integer of at least {least}, got {value!r}")
+
+
+def check_number(name: str, value: object, least: float = -math.inf, finite: bool = True) -> None:
+    """Raise ValueError unless the value is a number of at least `least`."""
+    try:
+        number = math.nan if isinstance(value, (bool, str)) else float(value)  # type: ignore[arg-type]
+    except (TypeError, ValueError):
+        number = math.nan
+    if not number >= least or (finite and not math.isfinite(number)):
+        bound = "" if least == -math.inf else f" of at least {least:g}"
+        kind = "a finite number" if finite else "a number"
+        raise ValueError(f"{name} must be {kind}{bound}, got {value!r}")
+
+
+def check_choice(name: str, value: object, allowed: Sequence[object]) -> None:
+    """Raise ValueError unless the value is one of those allowed."""
+    if value not in allowed:
+        raise ValueError(f"{name} must be one of {', '.join(map(str, allowed))}; got {value!r}")

@@ -1,0 +1,128 @@
+"""Context managers that read or scale what projections put out, and leave nothing behind.
+
+Scope: one context manager an intent; hooks are registered on entering and removed on leaving,
+whatever raises. Outputs are never written in place. Nothing of the method lives here.
+Source: "Finding NeMo" (arXiv 2406.02366), section 3: deactivating a neuron multiplies its output
+by 0, scaling by any factor.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
+
+import torch
+from torch import Tensor, nn
+
+from nemo_kit.checks import check_number
+from nemo_kit.layers import Projection
+from nemo_kit.neurons import NeuronSet
+
+Hook = Callable[[nn.Module, tuple, Tensor], Tensor | None]
+
+
+@contextmanager
+def capture(denoiser: nn.Module, projections: Iterable[Projection]) -> Iterator[dict[int, Tensor]]:
+    """Keep what the projections put out in the latest call inside the block.
+
+    Returns (as the target of `with`) a dict, layer -> [batch, tokens, width], filled by each
+    call of the denoiser. Inside `scale_neurons` it holds the scaled outputs.
+    Raises ValueError where the denoiser lacks a projection.
+    """
+    seen: dict[int, Tensor] = {}
+
+    def keeper(index: int) -> Hook:
+        def keep(_module: nn.Module, _inputs: tuple, output: Tensor) -> None:
+            seen[index] = output.detach()
+
+        return keep
+
+    with _hooked(denoiser, [(p, keeper(p.index)) for p in projections]):
+        yield seen
+
+
+@contextmanager
+def scale_neurons(
+    denoiser: nn.Module,
+    projections: Iterable[Projection],
+    sets: NeuronSet | Sequence[NeuronSet],
+    factor: float = 0.0,
+) -> Iterator[None]:
+    """Multiply neurons' outputs by a factor inside the block.
+
+    Parameters: `projections`, where the layers of the sets are; `sets`, one set for the whole
+    batch, or a list with one for each sample of the batch; `factor`, 0 deactivates, 1 changes
+    nothing.
+    Raises ValueError where a neuron does not exist, the factor is not finite or, at the call
+    of the denoiser, the batch has another length than the list.
+    Source: section 3.2, "deactivating"; table 4 for other factors.
+    """
+    by_layer = {p.index: p for p in projections}
+    check_number("factor", factor)
+    plan = _plan(by_layer, sets, float(factor))
+    with _hooked(denoiser, plan):
+        yield
+
+
+def _plan(
+    by_layer: dict[int, Projection], sets: NeuronSet | Sequence[NeuronSet], factor: float
+) -> list[tuple[Projection, Hook]]:
+    alone = isinstance(sets, NeuronSet)
+    rows = _checked([sets] if alone else sets, by_layer)  # type: ignore[list-item]
+    touched = sorted({layer for one in rows for layer in one.layers})
+    if not alone and not touched:
+        touched = sorted(by_layer)[:1]  # nothing to scale, yet the batch length is to be checked
+    return [(by_layer[i], _scaler(_gains(by_layer[i], rows, factor), alone)) for i in touched]
+
+
+def _checked(sets: object, by_layer: dict[int, Projection]) -> list[NeuronSet]:
+    if not isinstance(sets, Sequence) or not all(isinstance(one, NeuronSet) for one in sets):
+        raise TypeError(f"sets must be a NeuronSet or a list of them, got {type(sets).__name__}")
+    if not sets:
+        raise ValueError("sets must hold one NeuronSet for each sample of the batch, got none")
+    widths = {index: projection.width for index, projection in by_layer.items()}
+    return [one.check(widths) for one in sets]
+
+
+def _gains(projection: Projection, rows: Sequence[NeuronSet], factor: float) -> Tensor:
+    """[rows, 1, width]: the factor at the neurons of each row, 1 elsewhere."""
+    gains = torch.ones(len(rows), 1, projection.width)
+    for row, neurons in enumerate(rows):
+        gains[row, 0, list(neurons.layers.get(projection.index, ()))] = factor
+    return gains
+
+
+def _scaler(gains: Tensor, for_all: bool) -> Hook:
+    def scale(_module: nn.Module, _inputs: tuple, output: Tensor) -> Tensor:
+        nonlocal gains
+        if not for_all and len(gains) != len(output):
+            raise ValueError(
+                f"sets holds {len(gains)} neuron sets, but the batch has {len(output)} samples; "
+                "give one set for the whole batch or one for each sample"
+            )
+        gains = gains.to(output)  # moved once: device and dtype stay the same inside a block
+        return output * gains
+
+    return scale
+
+
+@contextmanager
+def _hooked(denoiser: nn.Module, plan: Iterable[tuple[Projection, Hook]]) -> Iterator[None]:
+    handles = []
+    try:
+        for projection, hook in plan:
+            handles.append(_module(denoiser, projection).register_forward_hook(hook))
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def _module(denoiser: nn.Module, projection: Projection) -> nn.Module:
+    try:
+        return denoiser.get_submodule(projection.name)
+    except AttributeError as error:
+        raise ValueError(
+            f"projections: this denoiser has no {projection.name!r}; "
+            "find them with value_layers(denoiser)"
+        ) from error

@@ -1,0 +1,111 @@
+"""Finds the cross-attention key and value projections of a denoiser, once, by their names.
+
+Scope: U-Nets in the shape of Stable Diffusion 1.x and 2.x (down, mid, up; `attn2` reads the
+text). Everything else takes the projections found here.
+Source: "Finding NeMo" (arXiv 2406.02366), section 2: value layers 1 to 16 of SD v1.4 in the order
+in which the denoiser runs them, of which NeMo searches down and mid (1 to 7).
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Literal
+
+from torch import nn
+
+Kind = Literal["value", "key"]
+
+_SUFFIX: dict[Kind, str] = {"value": "to_v", "key": "to_k"}
+_PLACES = {"down": 0, "mid": 1, "up": 2}  # forward order; modules register mid after up
+_PATTERN = re.compile(
+    r"(?P<part>down|mid|up)_blocks?(?:\.(?P<block>\d+))?"
+    r"\.attentions\.(?P<attention>\d+)\.transformer_blocks\.(?P<transformer>\d+)\.attn2"
+)
+
+
+@dataclass(frozen=True)
+class Projection:
+    """One cross-attention projection: number from 1, module name, neurons, place."""
+
+    index: int
+    kind: Kind
+    name: str
+    width: int
+    block: str  # "down.0", "mid", "up.1", …
+
+
+def value_layers(denoiser: nn.Module) -> tuple[Projection, ...]:
+    """The value projections in forward order, numbered from 1.
+
+    Returns 16 of them for SD 1.x and 2.x, and for the embedded model.
+    Raises ValueError where the denoiser has none, or some that can't be placed.
+    Source: section 2 of the paper.
+    """
+    return _find(denoiser, "value")
+
+
+def key_layers(denoiser: nn.Module) -> tuple[Projection, ...]:
+    """The key projections in forward order, numbered from 1; otherwise as `value_layers`.
+
+    Source: figures 16 and 17 of the paper, which zero whole key and value layers.
+    """
+    return _find(denoiser, "key")
+
+
+def searched(layers: Iterable[Projection]) -> tuple[Projection, ...]:
+    """Those of the down and mid blocks: the ones NeMo searches (1 to 7 in SD v1.4).
+
+    Source: section 2 of the paper.
+    """
+    return tuple(layer for layer in layers if not layer.block.startswith("up"))
+
+
+def _find(denoiser: nn.Module, kind: Kind) -> tuple[Projection, ...]:
+    attentions = {n: m for n, m in denoiser.named_modules() if n.rsplit(".", 1)[-1] == "attn2"}
+    placed = sorted((_place(name), name) for name in attentions)
+    if not placed:
+        raise ValueError(
+            f"denoiser: no cross-attention (attn2) found in {type(denoiser).__name__}; "
+            "it must be a U-Net in the shape of Stable Diffusion 1.x or 2.x"
+        )
+    return tuple(
+        _projection(number, kind, name, attentions[name])
+        for number, (_, name) in enumerate(placed, start=1)
+    )
+
+
+def _place(name: str) -> tuple[int, int, int, int]:
+    found = _PATTERN.fullmatch(name)
+    if not found:
+        raise ValueError(
+            f"denoiser: can't place the attention {name!r}; expected down_blocks.N, mid_block or "
+            "up_blocks.N, then attentions.N.transformer_blocks.N.attn2"
+        )
+    numbers = (int(found[key] or 0) for key in ("block", "attention", "transformer"))
+    return (_PLACES[found["part"]], *numbers)
+
+
+def _projection(number: int, kind: Kind, name: str, attention: nn.Module) -> Projection:
+    _refuse_unreadable(name, attention)
+    module = getattr(attention, _SUFFIX[kind], None)
+    width = getattr(module, "out_features", None)
+    if not isinstance(width, int):
+        raise ValueError(
+            f"denoiser: {name}.{_SUFFIX[kind]} must be a linear layer, got {type(module).__name__}"
+        )
+    found = _PATTERN.fullmatch(name)
+    block = found["part"] + (f".{found['block']}" if found["block"] else "")
+    return Projection(number, kind, f"{name}.{_SUFFIX[kind]}", width, block)
+
+
+def _refuse_unreadable(name: str, attention: nn.Module) -> None:
+    """Refuse attentions whose value projection is not `to_v` of the plain text embeddings."""
+    if getattr(attention, "fused_projections", False):
+        raise ValueError(f"denoiser: {name} has fused projections; call unfuse_qkv_projections()")
+    if getattr(attention, "is_cross_attention", True) is False:
+        raise ValueError(f"denoiser: {name} attends to the image itself, not to the text")
+    for extra in ("norm_cross", "add_v_proj"):
+        if getattr(attention, extra, None) is not None:
+            raise ValueError(f"denoiser: {name} uses {extra}, which is not supported")

@@ -1,0 +1,117 @@
+"""Out-of-distribution neurons: activations from the text side, z-scores, candidates.
+
+Scope: Algorithm 2; no denoiser call is made.
+Source: "Finding NeMo" (arXiv 2406.02366), section 3.2, Algorithm 2: a_i(y) is the mean over tokens
+of |activation|, z = (a − μ_i) / σ_i, a candidate has |z| > θ or one of its layer's k largest a.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from nemo_kit.calibration import ActivationStatistics
+from nemo_kit.checks import check_number, check_whole
+from nemo_kit.neurons import NeuronSet
+
+if TYPE_CHECKING:
+    from nemo_kit.models import DiffusionModel
+
+_TEXTS_AT_ONCE = 64
+
+
+def mean_activations(values: Mapping[int, Tensor]) -> dict[int, Tensor]:
+    """Mean over tokens of the absolute value.
+
+    Returns layer -> [N, width], values ≥ 0.
+    Parameters: `values`, layer -> [N, tokens, width], as `DiffusionModel.value_activations` gives.
+    Raises ValueError for other shapes and for NaN.
+    Source: Algorithm 2, a_i(y).
+    """
+    for layer, value in values.items():
+        if value.ndim != 3:
+            raise ValueError(
+                f"values: layer {layer} must be [N, tokens, width], got {list(value.shape)}"
+            )
+        _check_finite("values", layer, value)
+    return {layer: value.float().abs().mean(dim=1) for layer, value in values.items()}
+
+
+def text_activations(model: DiffusionModel, prompts: Sequence[str]) -> dict[int, Tensor]:
+    """Mean activations of prompts in the searched layers: layer -> [prompts, width], on the CPU."""
+    parts = []
+    for start in range(0, len(prompts), _TEXTS_AT_ONCE):
+        embeddings = model.embed(prompts[start : start + _TEXTS_AT_ONCE])
+        values = model.value_activations(embeddings, model.searched)
+        parts.append({k: v.cpu() for k, v in mean_activations(values).items()})
+    return {layer: torch.cat([part[layer] for part in parts]) for layer in parts[0]}
+
+
+def z_scores(
+    activations: Mapping[int, Tensor], statistics: ActivationStatistics
+) -> dict[int, Tensor]:
+    """How many standard deviations each activation lies from its hold-out mean.
+
+    Returns layer -> the shape of the activations; a neuron that never varied (σ = 0) scores 0
+    at its mean and ±infinity elsewhere.
+    Parameters: `activations`, layer -> [width] or [N, width].
+    Raises ValueError for NaN, and where layers or widths differ from the statistics'.
+    Source: Algorithm 2.
+    """
+    scores = {}
+    for layer, activation in activations.items():
+        width = statistics.widths.get(layer)
+        if width != activation.shape[-1]:
+            raise ValueError(
+                f"activations: layer {layer} has {activation.shape[-1]} neurons, the statistics "
+                f"have {width or 'none'} there; do they belong to this model?"
+            )
+        _check_finite("activations", layer, activation)
+        mean, std = (
+            t[layer - 1].to(activation.device) for t in (statistics.means, statistics.stds)
+        )
+        deviation = activation.float() - mean
+        scores[layer] = torch.where(deviation == 0, 0.0, deviation / std)
+    return scores
+
+
+def candidates(
+    activations: Mapping[int, Tensor],
+    z: Mapping[int, Tensor],
+    theta: float,
+    k: int,
+    two_sided: bool = True,
+) -> NeuronSet:
+    """The neurons with |z| > θ, and the k largest activations of each layer.
+
+    Returns a `NeuronSet` over the layers of `z`.
+    Parameters: `activations`, `z`, layer -> [width]; `theta` ≥ 0; `k` ≥ 0, cut to the width;
+    `two_sided`, False for z > θ alone.
+    Raises ValueError for NaN, other shapes, negative θ or k.
+    Source: Algorithm 2; difference 5: its listing has z, text and code have |z|.
+    """
+    check_number("theta", theta, 0, finite=False)
+    check_whole("k", k, 0)
+    found: dict[int, list[int]] = {}
+    for layer, scores in z.items():
+        activation = activations[layer]
+        if scores.ndim != 1 or scores.shape != activation.shape:
+            raise ValueError(
+                f"z and activations: layer {layer} must both be [width], got "
+                f"{list(scores.shape)} and {list(activation.shape)}"
+            )
+        if scores.isnan().any():
+            raise ValueError(f"z: layer {layer} holds NaN")
+        _check_finite("activations", layer, activation)
+        outlying = (scores.abs() if two_sided else scores) > theta
+        largest = activation.topk(min(k, len(activation))).indices
+        found[layer] = [*outlying.nonzero().flatten().tolist(), *largest.tolist()]
+    return NeuronSet(found)
+
+
+def _check_finite(name: str, layer: int, values: Tensor) -> None:
+    if not torch.isfinite(values).all():
+        raise ValueError(f"{name}: layer {layer} holds NaN or infinity (in half precision?)")

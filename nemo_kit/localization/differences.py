@@ -1,0 +1,125 @@
+"""Noise differences of prompts and seeds under an intervention: one denoiser prediction each.
+
+Scope: drawing them in batches; how they are compared is in `nemo_kit.similarity`.
+Source: "Finding NeMo" (arXiv 2406.02366), Algorithm 1.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from typing import TYPE_CHECKING, get_args
+
+import torch
+from torch import Tensor
+
+from nemo_kit.checks import check_choice, check_number, check_seeds, check_texts, check_whole
+from nemo_kit.hooks import scale_neurons
+from nemo_kit.neurons import NeuronSet
+from nemo_kit.settings import DetectionSettings, Halves
+from nemo_kit.similarity import noise_differences
+
+if TYPE_CHECKING:
+    from nemo_kit.models import DiffusionModel
+
+Progress = Callable[[str, int, int | None], None]
+
+
+class Differences:
+    """Draws noise differences of one model under fixed settings.
+
+    Called with `noise` [N, C, H, W] and `embeddings` [N, tokens, dim], and optionally one
+    `NeuronSet` for each sample, it returns [N, C, H, W] in [0, 1] from one denoiser call (of 2N
+    samples where there is guidance, N otherwise).
+    Parameters: `settings`, steps and guidance; `factor` and `halves`, how neurons are scaled and
+    in which halves of a guided batch.
+    Source: Algorithm 1; guidance is the ablation of table 4.
+    """
+
+    def __init__(
+        self,
+        model: DiffusionModel,
+        settings: DetectionSettings,
+        factor: float = 0.0,
+        halves: Halves = "conditional",
+    ) -> None:
+        check_choice("halves", halves, get_args(Halves))
+        check_number("factor", factor)
+        self.model, self.settings = model, settings
+        self.factor, self.halves = factor, halves
+        self.timestep = model.timesteps(settings.steps)[settings.timestep_index]
+        self._empty = model.embed("") if settings.guidance else None
+
+    @torch.no_grad()
+    def __call__(
+        self, noise: Tensor, embeddings: Tensor, sets: Sequence[NeuronSet] | None = None
+    ) -> Tensor:
+        predict = self._unguided if self._empty is None else self._guided
+        return noise_differences(predict(noise, embeddings, sets), noise)
+
+    def _unguided(
+        self, noise: Tensor, embeddings: Tensor, sets: Sequence[NeuronSet] | None
+    ) -> Tensor:
+        if sets is None:
+            return self.model.predict_noise(noise, self.timestep, embeddings)
+        layers = self.model.value_layers
+        with scale_neurons(self.model.denoiser, layers, sets, self.factor):
+            return self.model.predict_noise(noise, self.timestep, embeddings)
+
+    def _guided(
+        self, noise: Tensor, embeddings: Tensor, sets: Sequence[NeuronSet] | None
+    ) -> Tensor:
+        """ε_∅ + g · (ε_c − ε_∅); both halves in one call, the conditional one first."""
+        both = torch.cat([embeddings, self._empty.expand(len(embeddings), -1, -1)])  # type: ignore
+        if sets is not None:
+            sets = [*sets, *(sets if self.halves == "both" else [NeuronSet()] * len(sets))]
+        text, empty = self._unguided(torch.cat([noise, noise]), both, sets).chunk(2)
+        if self.settings.swapped:
+            text, empty = empty, text
+        return empty + self.settings.guidance * (text - empty)
+
+    def in_batches(
+        self,
+        noise: Tensor,
+        embeddings: Tensor,
+        sets: Sequence[NeuronSet] | None = None,
+        batch_size: int = 32,
+    ) -> Tensor:
+        """The same for any N, at most `batch_size` samples a denoiser call."""
+        check_whole("batch_size", batch_size, 1)
+        step = max(1, batch_size // (2 if self._empty is not None else 1))
+        parts = [
+            self(noise[i : i + step], embeddings[i : i + step], sets and sets[i : i + step])
+            for i in range(0, len(noise), step)
+        ]
+        return torch.cat(parts)
+
+
+def prompt_differences(
+    model: DiffusionModel,
+    prompts: str | Sequence[str],
+    seeds: Iterable[int] = range(1, 11),
+    neurons: NeuronSet | None = None,
+    factor: float = 0.0,
+    settings: DetectionSettings | None = None,
+    batch_size: int = 32,
+) -> Tensor:
+    """Noise differences of every prompt and seed, optionally with neurons scaled.
+
+    Returns [prompts, seeds, C, H, W], float32 in [0, 1].
+    Parameters: `neurons`, scaled by `factor` (0 deactivates); `settings`, by default those of the
+    model's calibration; `batch_size`, denoiser samples a call.
+    Raises TypeError and ValueError for prompts that are no text or empty, and for bad seeds.
+    Source: Algorithm 1; figure 13 shows them as pictures.
+    """
+    texts, numbers = check_texts(prompts), check_seeds(seeds)
+    draw = Differences(model, settings or detection_settings(model), factor)
+    noise = model.noise(numbers).repeat(len(texts), 1, 1, 1)  # [prompts · seeds, C, H, W]
+    embeddings = model.embed(texts).repeat_interleave(len(numbers), dim=0)
+    sets = None if neurons is None else [neurons] * len(noise)
+    drawn = draw.in_batches(noise, embeddings, sets, batch_size)
+    return drawn.unflatten(0, (len(texts), len(numbers)))
+
+
+def detection_settings(model: DiffusionModel) -> DetectionSettings:
+    """The settings of the model's calibration, or the default ones."""
+    return model.calibration.detection if model.calibration else DetectionSettings()

@@ -1,0 +1,200 @@
+"""NeMo for one prompt: detection, candidates, initial selection, refinement in turn.
+
+Scope: puts Algorithms 1 to 4 together, with their times and denoiser samples.
+Source: "Finding NeMo" (arXiv 2406.02366), section 3.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from nemo_kit.calibration import ActivationStatistics
+from nemo_kit.checks import check_seeds, check_text
+from nemo_kit.localization.candidates import candidates, text_activations, z_scores
+from nemo_kit.localization.detection import check_threshold, kept, resolve, upper
+from nemo_kit.localization.differences import Differences, Progress
+from nemo_kit.localization.result import Localization
+from nemo_kit.localization.scoring import Score
+from nemo_kit.localization.search import Propose, Refinement, Report, Selection, find_search
+from nemo_kit.neurons import NeuronSet
+from nemo_kit.settings import LocalizationSettings
+from nemo_kit.similarity import pairwise
+
+if TYPE_CHECKING:
+    from nemo_kit.models import DiffusionModel
+
+
+def localize(
+    model: DiffusionModel,
+    prompt: str,
+    seeds: Iterable[int] = range(1, 11),
+    search: str = "sequential",
+    statistics: ActivationStatistics | None = None,
+    threshold: float | None = None,
+    settings: LocalizationSettings | None = None,
+    progress: Progress | None = None,
+) -> Localization:
+    """Find the neurons by which the model memorizes a prompt's image.
+
+    Returns a `Localization`; `.refined` holds the neurons, empty where nothing is memorized.
+    Parameters: `seeds`, for detection (evaluate with others); `search`, a name in `SEARCHES`;
+    `statistics`, `threshold`, by default the model's calibration's; `settings`, by default the
+    code's behaviour where it fixes the published threshold, the paper's elsewhere; `progress`,
+    called with (stage, done, total or None), may raise to cancel.
+    Raises TypeError or ValueError for a bad prompt, seed, search or settings, and where the model
+    has no statistics or threshold and none was given.
+    Source: Algorithms 1 to 4; default timesteps[1] on the unchanged x_T, MS-SSIM, |z|.
+    """
+    run = _Run(model, check_text(prompt), seeds, search, settings, progress)
+    limit = check_threshold(model, threshold, run.detection, run.similarity)
+    known = _check_statistics(model, statistics)
+    score, mask = run.detect(limit)
+    if not mask.any():
+        return run.result(limit, score)
+    selection, refinement = run.search(run.propose(known), limit)
+    return run.result(limit, score, selection, refinement)
+
+
+class _Run:
+    """One prompt on its way through the algorithms; keeps what they share."""
+
+    def __init__(
+        self,
+        model: DiffusionModel,
+        prompt: str,
+        seeds: Iterable[int],
+        search: str,
+        settings: LocalizationSettings | None,
+        progress: Progress | None,
+    ) -> None:
+        settings = settings or LocalizationSettings()
+        self.model, self.prompt, self.progress = model, prompt, progress
+        self.seeds, self.mode, self.name = (
+            check_seeds(seeds, least=2, distinct=True),
+            find_search(search),
+            search,
+        )
+        self.detection, self.similarity = resolve(model, settings.detection, settings.similarity)
+        self.similarity.check(*model.latent_shape[1:])
+        self.settings = replace(settings, detection=self.detection, similarity=self.similarity)
+        self.draw = Differences(model, self.detection, settings.factor, settings.halves)
+        self.samples: dict[str, int] = {}
+        self.times: dict[str, float] = {}
+
+    def detect(self, threshold: float) -> tuple[float, torch.Tensor]:
+        """Algorithm 1: the score, and [seeds] bool, which seeds memorize; keeps those."""
+        with self._stage("detect"):
+            noise, text = self.model.noise(self.seeds), self.model.embed(self.prompt)
+            rows = text.expand(len(noise), -1, -1)
+            drawn = self.draw.in_batches(noise, rows, None, self.settings.batch_size)
+            pairs = pairwise(drawn, self.similarity).cpu()
+            self.mask = kept(pairs, threshold)
+            where = self.mask.to(noise.device)
+            self.noise, self.text, self.unblocked = noise[where], text, drawn[where]
+        return upper(pairs).max().item(), self.mask
+
+    def propose(self, statistics: ActivationStatistics) -> Propose:
+        """Algorithm 2 as a function of θ and k; activations are computed once."""
+        with self._stage("activations"):
+            found = text_activations(self.model, [self.prompt])
+            activations = {layer: values[0] for layer, values in found.items()}
+            z = z_scores(activations, statistics)
+        two_sided = self.settings.two_sided
+        return lambda theta, k: candidates(activations, z, theta, k, two_sided)
+
+    def search(self, propose: Propose, threshold: float) -> tuple[Selection, Refinement]:
+        """Algorithms 3 and 4 in the chosen search mode."""
+        score = Score(self._blocked, self.unblocked, self.similarity, self._pairs_at_once)
+        widest = max(layer.width for layer in self.model.searched)
+        with self._stage("select"):
+            options = {"settings": self.settings, "widest": widest}
+            report = self._report("select")
+            selection = self.mode.select(score, propose, threshold, report=report, **options)
+        with self._stage("refine"):
+            if not self.settings.refine:
+                return selection, Refinement(selection.candidates, selection.score, 0)
+            refinement = self.mode.refine(
+                score,
+                selection.candidates,
+                selection.refinement_threshold,
+                report=self._report("refine"),
+                initial_score=selection.score,
+            )
+        return selection, refinement
+
+    @property
+    def _pairs_at_once(self) -> int:
+        return max(1, self.settings.batch_size // (2 if self.detection.guidance else 1))
+
+    def _blocked(self, places: list[int], sets: list[NeuronSet]) -> torch.Tensor:
+        return self.draw(self.noise[places], self.text.expand(len(places), -1, -1), sets)
+
+    def _report(self, stage: str) -> Report | None:
+        progress = self.progress
+        return progress and (lambda done, total: progress(stage, done, total))
+
+    @contextmanager
+    def _stage(self, name: str) -> Iterator[None]:
+        """Time a stage and count its samples; report its start and, if it ends well, its end."""
+        if self.progress:
+            self.progress(name, 0, None)
+        before, start = self.model.samples_evaluated, time.perf_counter()
+        yield
+        self.times[name] = time.perf_counter() - start
+        self.samples[name] = self.model.samples_evaluated - before
+
+    def result(
+        self,
+        threshold: float,
+        score: float,
+        selection: Selection | None = None,
+        refinement: Refinement | None = None,
+    ) -> Localization:
+        """What was found, as a value."""
+        found: dict[str, Any] = {}
+        if selection is not None and refinement is not None:
+            found = {
+                "initial": selection.candidates,
+                "refined": refinement.neurons,
+                "theta": selection.theta,
+                "k": selection.k,
+                "initial_score": selection.score,
+                "refined_score": refinement.score,
+                "refinement_threshold": selection.refinement_threshold,
+            }
+        return Localization(
+            prompt=self.prompt,
+            memorized=selection is not None,
+            score=score,
+            kept_seeds=tuple(s for s, keep in zip(self.seeds, self.mask, strict=True) if keep),
+            threshold=threshold,
+            settings=self.settings,
+            search=self.name,
+            samples=self.samples,
+            times=self.times,
+            **found,
+        )
+
+
+def _check_statistics(
+    model: DiffusionModel, statistics: ActivationStatistics | None
+) -> ActivationStatistics:
+    found = statistics or (model.calibration.statistics if model.calibration else None)
+    if found is None:
+        raise ValueError(
+            f"statistics: the model {model.name!r} has none; give statistics=… (for SD v1.4 "
+            "ActivationStatistics.from_released(path)), or calibrate the model"
+        )
+    widths = {layer.index: layer.width for layer in model.searched}
+    if found.widths != widths:
+        raise ValueError(
+            f"statistics: widths {found.widths} do not fit the model's {widths}; "
+            "are they of another model?"
+        )
+    return found

@@ -1,0 +1,84 @@
+"""What localization found for one prompt, and its flat form for tables.
+
+Scope: the value object; written to CSV or parquet by whoever runs many prompts.
+Source: "Finding NeMo" (arXiv 2406.02366), section 3.2 and table 2 (times of Algorithms 1 to 4).
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from dataclasses import dataclass, field
+from typing import Any
+
+from nemo_kit.neurons import RESULT_COLUMNS, NeuronSet
+from nemo_kit.settings import LocalizationSettings, to_dict
+
+
+@dataclass(frozen=True)
+class Localization:
+    """The outcome of Algorithms 1 to 4 for one prompt.
+
+    `score` is the memorization score; `initial_score` and `refined_score` are the scores left
+    with those neurons deactivated; `refinement_threshold` is what refinement compared with. For a
+    prompt that is not memorized the sets are empty, θ, k and these three are None.
+    `samples` and `times` (seconds) count denoiser samples and time by algorithm: "detect",
+    "activations", "select", "refine".
+    Source: section 3.2; tables 1 and 2.
+    """
+
+    prompt: str
+    memorized: bool
+    score: float
+    kept_seeds: tuple[int, ...]
+    threshold: float
+    settings: LocalizationSettings
+    search: str
+    samples: dict[str, int]
+    times: dict[str, float]
+    initial: NeuronSet = field(default_factory=NeuronSet)
+    refined: NeuronSet = field(default_factory=NeuronSet)
+    theta: float | None = None
+    k: int | None = None
+    initial_score: float | None = None
+    refined_score: float | None = None
+    refinement_threshold: float | None = None
+
+    @property
+    def samples_evaluated(self) -> int:
+        """Denoiser samples in all."""
+        return sum(self.samples.values())
+
+    @property
+    def seconds(self) -> float:
+        """Seconds in all."""
+        return sum(self.times.values())
+
+    def to_row(self) -> dict[str, Any]:
+        """Plain values for one row of a table; sets and settings as JSON, None as NaN."""
+        row: dict[str, Any] = {
+            "prompt": self.prompt,
+            "memorized": self.memorized,
+            "score": self.score,
+            "threshold": self.threshold,
+            "kept_seeds": json.dumps(list(self.kept_seeds)),
+            "initial": self.initial.to_json(),
+            "refined": self.refined.to_json(),
+            "n_initial": len(self.initial),
+            "n_refined": len(self.refined),
+            "samples_evaluated": self.samples_evaluated,
+            "seconds": self.seconds,
+            "search": self.search,
+            "settings": json.dumps(to_dict(self.settings)),
+        }
+        for name in ("theta", "k", "initial_score", "refined_score", "refinement_threshold"):
+            value = getattr(self, name)
+            row[name] = math.nan if value is None else float(value)
+        row |= {f"samples_{name}": count for name, count in self.samples.items()}
+        return row | {f"seconds_{name}": time for name, time in self.times.items()}
+
+    def to_released(self, url: str = "") -> dict[str, Any]:
+        """One row for `write_results_csv`; SSIM 0 where the prompt was skipped, as there."""
+        scores = (self.initial_score or 0.0, self.refined_score or 0.0)
+        values = (self.prompt, url, self.initial, scores[0], self.refined, scores[1])
+        return dict(zip(RESULT_COLUMNS, values, strict=True))

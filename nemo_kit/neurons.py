@@ -1,0 +1,345 @@
+"""Sets of neurons: layer -> sorted indices, with their arithmetic and their files.
+
+Scope: `NeuronSet`, counting over prompts, a random control set, and three file forms (the
+released code's text and result CSV, JSON, parquet). A neuron is one output feature of a
+cross-attention value projection; layers are numbered from 1 as in the paper.
+Source: "Finding NeMo" (arXiv 2406.02366), section 2 and appendix; the result CSV is that of the
+authors' released code.
+"""
+
+from __future__ import annotations
+
+import ast
+import json
+import operator
+import re
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from nemo_kit.checks import is_whole
+from nemo_kit.files import write_atomically
+
+Neuron = tuple[int, int]  # (layer from 1, index from 0)
+
+RESULT_COLUMNS = (
+    "Caption", "URL", "Initial Neurons", "Initial SSIM", "Refined Neurons", "Refined SSIM",
+)  # fmt: skip
+_SET_COLUMNS = ("Initial Neurons", "Refined Neurons")
+_TEXT_COLUMNS = ("Caption", "URL")
+
+
+class NeuronSet:
+    """An immutable, hashable set of neurons, grouped by layer.
+
+    Returns an object whose length is its number of neurons and whose order is layer by layer,
+    index by index.
+
+    Parameters: `layers`, a mapping from layer (an integer from 1) to neuron indices (integers
+    from 0); double indices count once, empty layers are dropped.
+    Raises TypeError where a layer or an index is no integer, ValueError where it is too small.
+    Source: section 2 (neurons); layers 1 to 7 are the searched ones of SD v1.4.
+    """
+
+    __slots__ = ("_layers",)
+    _layers: dict[int, tuple[int, ...]]
+
+    def __init__(self, layers: Mapping[int, Iterable[int]] | None = None) -> None:
+        clean = {}
+        for layer, indices in sorted(_checked_mapping(layers).items()):
+            unique = tuple(sorted({_integer(i, "neuron index", 0) for i in indices}))
+            if unique:
+                clean[layer] = unique
+        object.__setattr__(self, "_layers", clean)
+
+    @classmethod
+    def of(cls, pairs: Iterable[Neuron]) -> NeuronSet:
+        """The set of these (layer, index) pairs, in any order."""
+        grouped: dict[int, list[int]] = {}
+        for layer, index in pairs:
+            grouped.setdefault(layer, []).append(index)
+        return cls(grouped)
+
+    @property
+    def layers(self) -> dict[int, tuple[int, ...]]:
+        """Layer -> sorted neuron indices, layers ascending, no empty ones (a copy)."""
+        return dict(self._layers)
+
+    def counts(self) -> dict[int, int]:
+        """Layer -> number of neurons, for the layers that have any."""
+        return {layer: len(indices) for layer, indices in self._layers.items()}
+
+    def only(self, layer: int) -> NeuronSet:
+        """The neurons of this layer alone."""
+        return NeuronSet({layer: self._layers.get(layer, ())})
+
+    def without(self, layer: int) -> NeuronSet:
+        """The neurons of all other layers."""
+        return NeuronSet({k: v for k, v in self._layers.items() if k != layer})
+
+    def check(self, widths: Mapping[int, int]) -> NeuronSet:
+        """The set itself, if every neuron exists.
+
+        Parameters: `widths`, layer -> number of neurons of that layer.
+        Raises ValueError that names the layer or neuron and what the model has.
+        """
+        for layer, indices in self._layers.items():
+            if layer not in widths:
+                raise ValueError(
+                    f"neurons: layer {layer} does not exist here; layers: {sorted(widths)}"
+                )
+            if indices[-1] >= widths[layer]:
+                raise ValueError(
+                    f"neurons: index {indices[-1]} in layer {layer} is out of range; "
+                    f"the layer has neurons 0 to {widths[layer] - 1}"
+                )
+        return self
+
+    def to_text(self, layers: int = 7) -> str:
+        """The released code's form: the text of a list of `layers` lists.
+
+        Raises ValueError where the set has a neuron beyond that many layers.
+        """
+        beyond = [layer for layer in self._layers if layer > layers]
+        if beyond:
+            raise ValueError(f"layers must be at least {max(beyond)} for this set, got {layers}")
+        return str([list(self._layers.get(layer, ())) for layer in range(1, layers + 1)])
+
+    @classmethod
+    def from_text(cls, text: str) -> NeuronSet:
+        """Read the released code's form; double entries, which it writes, count once.
+
+        Raises ValueError where the text is not a list of lists of integers.
+        """
+        rows = _literal(text)
+        if not isinstance(rows, list) or not all(isinstance(row, list) for row in rows):
+            raise ValueError(f"neurons text must be a list of lists of integers, got {text!r:.80}")
+        try:
+            return cls(dict(enumerate(rows, start=1)))
+        except TypeError as error:
+            raise ValueError(f"neurons text {text!r:.80}: {error}") from error
+
+    def to_json(self) -> str:
+        """A JSON object from layer (as text) to indices, `{"1": [12, 40]}`."""
+        return json.dumps({str(layer): list(indices) for layer, indices in self._layers.items()})
+
+    @classmethod
+    def from_json(cls, text: str) -> NeuronSet:
+        """Read what `to_json` wrote; raises ValueError for anything else."""
+        try:
+            found = json.loads(text)
+            return cls({int(layer): indices for layer, indices in found.items()})
+        except (TypeError, ValueError, AttributeError) as error:
+            raise ValueError(f"neurons JSON {text!r:.80} can't be read: {error}") from error
+
+    def __len__(self) -> int:
+        return sum(map(len, self._layers.values()))
+
+    def __iter__(self) -> Iterator[Neuron]:
+        return ((layer, index) for layer, indices in self._layers.items() for index in indices)
+
+    def __contains__(self, neuron: object) -> bool:
+        if not isinstance(neuron, tuple) or len(neuron) != 2:
+            return False
+        return neuron[1] in self._layers.get(neuron[0], ())
+
+    def __or__(self, other: NeuronSet) -> NeuronSet:
+        return _combine(self, other, set.union)
+
+    def __and__(self, other: NeuronSet) -> NeuronSet:
+        return _combine(self, other, set.intersection)
+
+    def __sub__(self, other: NeuronSet) -> NeuronSet:
+        return _combine(self, other, set.difference)
+
+    def __eq__(self, other: object) -> bool:
+        return self._layers == other._layers if isinstance(other, NeuronSet) else NotImplemented
+
+    def __hash__(self) -> int:
+        return hash(tuple(self._layers.items()))
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        raise AttributeError("a NeuronSet can't be changed; build a new one")
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return NeuronSet, (self.layers,)
+
+    def __repr__(self) -> str:
+        inside = ", ".join(f"{layer}: {list(v)}" for layer, v in self._layers.items())
+        return f"NeuronSet({{{inside}}})"
+
+
+def _combine(one: NeuronSet, other: object, how: Any) -> Any:
+    if not isinstance(other, NeuronSet):
+        return NotImplemented
+    layers = one.layers.keys() | other.layers.keys()
+    pick = [(k, set(one._layers.get(k, ())), set(other._layers.get(k, ()))) for k in layers]
+    return NeuronSet({layer: how(a, b) for layer, a, b in pick})
+
+
+def _checked_mapping(layers: object) -> dict[int, Iterable[int]]:
+    if layers is None:
+        return {}
+    if not isinstance(layers, Mapping):
+        raise TypeError(f"layers must map a layer to neuron indices, got {type(layers).__name__}")
+    for layer, indices in layers.items():
+        if isinstance(indices, str) or not isinstance(indices, Iterable):
+            raise TypeError(f"layers[{layer!r}] must be a list of neuron indices, got {indices!r}")
+    return {_integer(layer, "layer", 1): indices for layer, indices in layers.items()}
+
+
+def _integer(value: object, what: str, least: int) -> int:
+    if not is_whole(value):
+        raise TypeError(f"{what} must be an integer, got {value!r}")
+    number = operator.index(value)  # type: ignore[arg-type]
+    if number < least:
+        raise ValueError(f"{what} must be at least {least}, got {number}")
+    return number
+
+
+def _literal(text: object) -> object:
+    if not isinstance(text, str):
+        raise ValueError(f"neurons text must be a string, got {type(text).__name__}")
+    try:
+        return ast.literal_eval(text)
+    except (ValueError, SyntaxError, TypeError, MemoryError, RecursionError) as error:
+        raise ValueError(f"neurons text {text!r:.80} is not a list of lists: {error}") from error
+
+
+def frequency(sets: Iterable[NeuronSet]) -> pd.DataFrame:
+    """In how many sets each neuron occurs, most frequent first.
+
+    Returns a frame with columns layer, neuron, prompts (count, at least 1).
+    Parameters: `sets`, one set a prompt.
+    Source: section 4 (the most frequent neurons, figures 5a and 8).
+    """
+    counts = Counter(neuron for one in sets for neuron in one)
+    rows = sorted(((layer, index, n) for (layer, index), n in counts.items()), key=_most_first)
+    frame = pd.DataFrame(rows, columns=["layer", "neuron", "prompts"])
+    return frame.astype({"layer": int, "neuron": int, "prompts": int})
+
+
+def _most_first(row: tuple[int, int, int]) -> tuple[int, int, int]:
+    layer, index, count = row
+    return -count, layer, index
+
+
+def random_neurons(
+    like: NeuronSet, widths: Mapping[int, int], exclude: NeuronSet | None = None, seed: int = 0
+) -> NeuronSet:
+    """As many random neurons in each layer as `like` has there: the paper's control.
+
+    Parameters: `widths`, layer -> number of neurons; `exclude`, neurons never drawn (the paper
+    leaves out all that were found for any prompt; the released code forgets to).
+    Raises ValueError where a layer has too few neurons left.
+    Source: section 4, "random neurons"; difference 7 between paper and code.
+    """
+    rng = np.random.default_rng(seed)
+    barred = exclude or NeuronSet()
+    drawn = {}
+    for layer, count in like.check(widths).counts().items():
+        free = sorted(set(range(widths[layer])) - set(barred.layers.get(layer, ())))
+        if len(free) < count:
+            raise ValueError(
+                f"exclude leaves {len(free)} neurons in layer {layer}, but {count} are needed"
+            )
+        drawn[layer] = rng.choice(free, size=count, replace=False).tolist()
+    return NeuronSet(drawn)
+
+
+def write_results_csv(path: str | Path, results: pd.DataFrame, layers: int = 7) -> None:
+    """Write localization results as the released code does.
+
+    Parameters: `results`, a frame with the columns Caption, URL, Initial Neurons, Initial SSIM,
+    Refined Neurons, Refined SSIM, the neurons as `NeuronSet`; `layers`, lists per set. A caption
+    that a spreadsheet would run as a formula gets a quote in front, which reading removes.
+    Raises ValueError where a column is missing.
+    """
+    _need_columns(path, results)
+    frame = results.loc[:, list(RESULT_COLUMNS)].copy()
+    for column in _SET_COLUMNS:
+        frame[column] = [neurons.to_text(layers) for neurons in frame[column]]
+    for column in _TEXT_COLUMNS:
+        frame[column] = [_quoted(text) for text in frame[column]]
+    write_atomically(Path(path), lambda part: frame.to_csv(part, sep=";", index=False))
+
+
+def read_results_csv(path: str | Path) -> pd.DataFrame:
+    """Read a result CSV of the released code (or of `write_results_csv`).
+
+    Returns a frame with its six columns, the neurons as `NeuronSet`, the SSIM as float; a prompt
+    skipped as not memorized has empty sets and SSIM 0.
+    Raises ValueError that names the file and, where a cell is bad, its row.
+    """
+    try:
+        frame = pd.read_csv(path, sep=";", keep_default_na=False, dtype=str)
+    except (pd.errors.ParserError, pd.errors.EmptyDataError, UnicodeDecodeError) as error:
+        raise ValueError(f"{path} is not a result CSV: {error}") from error
+    _need_columns(path, frame)
+    frame = frame.loc[:, list(RESULT_COLUMNS)]
+    for column in RESULT_COLUMNS:
+        read = _reader(column)
+        frame[column] = [_cell(path, column, i, text, read) for i, text in enumerate(frame[column])]
+    return frame
+
+
+def _reader(column: str) -> Any:
+    if column in _SET_COLUMNS:
+        return NeuronSet.from_text
+    return _unquoted if column in _TEXT_COLUMNS else float
+
+
+def _cell(path: str | Path, column: str, row: int, text: str, read: Any) -> Any:
+    try:
+        return read(text)
+    except ValueError as error:
+        raise ValueError(f"{path}, row {row}, column {column!r}: {error}") from error
+
+
+def _need_columns(path: str | Path, frame: pd.DataFrame) -> None:
+    missing = [column for column in RESULT_COLUMNS if column not in frame]
+    if missing:
+        raise ValueError(f"{path}: a result CSV needs the columns {missing}; got {list(frame)}")
+
+
+def _quoted(text: str) -> str:
+    return "'" + text if re.match(r"'*[=+\-@\t\r]", text) else text
+
+
+def _unquoted(text: str) -> str:
+    return text[1:] if re.match(r"'+[=+\-@\t\r]", text) else text
+
+
+def save_sets(path: str | Path, sets: Mapping[str, NeuronSet]) -> None:
+    """Save one set a prompt as tidy parquet (prompt, layer, neuron); an empty set is a null row."""
+    rows = [
+        (prompt, layer, index)
+        for prompt, one in sets.items()
+        for layer, index in (list(one) or [(None, None)])
+    ]
+    frame = pd.DataFrame(rows, columns=["prompt", "layer", "neuron"])
+    frame = frame.astype({"prompt": "str", "layer": "Int64", "neuron": "Int64"})
+    write_atomically(Path(path), lambda part: frame.to_parquet(part, index=False))
+
+
+def load_sets(path: str | Path) -> dict[str, NeuronSet]:
+    """Read what `save_sets` wrote, prompts in their order.
+
+    Raises ValueError where the file is no parquet of prompt, layer, neuron.
+    """
+    try:
+        frame = pd.read_parquet(path, columns=["prompt", "layer", "neuron"])
+    except (ValueError, KeyError, OSError) as error:
+        if isinstance(error, FileNotFoundError):
+            raise
+        raise ValueError(f"{path} holds no neuron sets: {error}") from error
+    groups = frame.groupby("prompt", sort=False)
+    return {str(prompt): _from_rows(rows.dropna()) for prompt, rows in groups}
+
+
+def _from_rows(rows: pd.DataFrame) -> NeuronSet:
+    return NeuronSet.of(zip(rows["layer"].astype(int), rows["neuron"].astype(int), strict=True))

@@ -1,0 +1,134 @@
+"""The method's choices as frozen dataclasses, the reason beside each default.
+
+Scope: detection and localization; how differences are compared is `similarity.SimilaritySettings`.
+Source: "Finding NeMo" (arXiv 2406.02366), Algorithms 1 to 4, section 4, and the authors' released
+code. The two differ in eight points; each is a named option, marked "difference 1" to "8", and
+`released()` and `paper()` set them all. The default is the code's behaviour where that fixes the
+published threshold 0.428 (1, 2, 4, 5), except that calibration is unguided as the text says (3);
+elsewhere it is the paper's.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field, fields, replace
+from typing import Any, Literal, get_args
+
+from nemo_kit.checks import check_choice, check_number, check_whole
+from nemo_kit.similarity import SimilaritySettings
+
+Halves = Literal["conditional", "both"]
+Threshold = Literal["pairs", "maxima"]
+
+
+@dataclass(frozen=True)
+class DetectionSettings:
+    """How noise differences are drawn and a threshold is computed from them (Algorithm 1)."""
+
+    steps: int = 50  # DDIM steps that define the timesteps; one prediction is made
+    timestep_index: int = 1  # difference 1: the code scores timesteps[1] on x_T; the paper T, 0
+    guidance: float = 0.0  # detection is unguided; table 4 has an ablation with guidance 7
+    swapped: bool = False  # guidance with text and empty prompt exchanged; see the next but one
+    calibration_guidance: float = 0.0  # difference 3: the calibration script uses 7
+    calibration_swapped: bool = False  # difference 3: … with text and empty prompt swapped
+    threshold_from: Threshold = "pairs"  # difference 4: all pairwise scores; "maxima": § 3.1
+    deviations: float = 1.0  # the threshold is mean + 1 standard deviation; table 4: −1, 0, 2
+
+    def __post_init__(self) -> None:
+        check_whole("steps", self.steps, 1)
+        check_whole("timestep_index", self.timestep_index, 0)
+        if self.timestep_index >= self.steps:
+            raise ValueError(
+                f"timestep_index must be below steps ({self.steps}), got {self.timestep_index}"
+            )
+        check_number("guidance", self.guidance, 0.0)
+        check_number("calibration_guidance", self.calibration_guidance, 0.0)
+        check_number("deviations", self.deviations)
+        check_choice("threshold_from", self.threshold_from, get_args(Threshold))
+
+    @classmethod
+    def released(cls) -> DetectionSettings:
+        """As the released code: differences 1, 3 and 4 by its side."""
+        return cls(calibration_guidance=7.0, calibration_swapped=True)
+
+    @classmethod
+    def paper(cls) -> DetectionSettings:
+        """As the text: the prediction at T, unguided calibration from each prompt's maximum."""
+        return cls(timestep_index=0, threshold_from="maxima")
+
+    def for_calibration(self) -> DetectionSettings:
+        """The same with the guidance of calibration."""
+        return replace(self, guidance=self.calibration_guidance, swapped=self.calibration_swapped)
+
+
+@dataclass(frozen=True)
+class LocalizationSettings:
+    """How candidates are selected and refined (Algorithms 2 to 4)."""
+
+    theta: float = 5.0  # |z| above which a neuron is a candidate; infinity: only the k largest
+    theta_step: float = 0.25  # taken off while the prompt still looks memorized
+    theta_min: float = 1.0  # the selection ends here, and its score is the new threshold
+    k: int = 0  # the k largest activations of each layer are candidates too
+    k_step: int = 1  # added while the prompt still looks memorized; 0: without top-k (table 4)
+    two_sided: bool = True  # difference 5: |z| (text and code); False: z (Algorithm 2)
+    score_theta_min: bool = True  # difference 6: paper; the code stops before it scores theta_min
+    refine: bool = True  # False: without refinement (table 4)
+    factor: float = 0.0  # deactivating is × 0; table 4 scales by −1 … 0.75
+    halves: Halves = "conditional"  # difference 8: the code acts on both guidance halves
+    random_excludes_found: bool = True  # difference 7: kept for the control, unused by localize
+    batch_size: int = 32  # denoiser samples a call; bounds memory, changes no result
+    detection: DetectionSettings | None = None  # None: the model's calibration's, else default
+    similarity: SimilaritySettings | None = None  # difference 2: None as above, else MS-SSIM
+    name: str = field(default="default", compare=False)  # which preset this began as
+
+    def __post_init__(self) -> None:
+        check_number("theta", self.theta, 0.0, finite=False)
+        check_number("theta_step", self.theta_step, 0.0)
+        check_number("theta_min", self.theta_min, 0.0)
+        check_number("factor", self.factor)
+        check_whole("k", self.k, 0)
+        check_whole("k_step", self.k_step, 0)
+        check_whole("batch_size", self.batch_size, 1)
+        check_choice("halves", self.halves, get_args(Halves))
+        if (self.theta_step == 0 or math.isinf(self.theta)) and self.k_step == 0:
+            raise ValueError("theta_step and k_step can't both be 0: the selection would not move")
+        if self.theta < self.theta_min:
+            raise ValueError(f"theta must be at least theta_min, got {self.theta}")
+
+    @classmethod
+    def released(cls, similarity: SimilaritySettings | None = None) -> LocalizationSettings:
+        """As the released code in all eight points; `similarity` where latents are not 64×64."""
+        return cls(
+            score_theta_min=False,
+            halves="both",
+            random_excludes_found=False,
+            detection=DetectionSettings.released(),
+            similarity=replace(similarity or SimilaritySettings.sd(), kind="ms_ssim"),
+            name="released",
+        )
+
+    @classmethod
+    def paper(cls, similarity: SimilaritySettings | None = None) -> LocalizationSettings:
+        """As the text in all eight points, Algorithm 2 with the |z| of its explanation."""
+        return cls(
+            detection=DetectionSettings.paper(),
+            similarity=replace(similarity or SimilaritySettings.sd(), kind="ssim"),
+            name="paper",
+        )
+
+
+def to_dict(settings: object) -> dict[str, Any]:
+    """The settings as plain values for JSON, nested ones as dicts."""
+    return asdict(settings)  # type: ignore[call-overload]
+
+
+def from_dict(kind: type, values: Mapping[str, Any]) -> Any:
+    """Build `DetectionSettings` or `SimilaritySettings` again from `to_dict`.
+
+    Raises ValueError for a name the settings do not have, or a value they refuse.
+    """
+    known = {one.name for one in fields(kind)}
+    if unknown := sorted(set(values) - known):
+        raise ValueError(f"{kind.__name__} has no {unknown}; it has {sorted(known)}")
+    return kind(**values)

@@ -1,0 +1,179 @@
+"""Structural similarity of noise differences, batched, on the tensors' device, in float32.
+
+Scope: the noise difference of Algorithm 1, and SSIM or multi-scale SSIM between differences.
+Source: "Finding NeMo" (arXiv 2406.02366), section 3.1, equations 3 and 4; the released code uses
+multi-scale SSIM (kernel 11, three scales weighted 0.33), which is what its threshold 0.428 means.
+
+Two things of torchmetrics are settled here. Its Gaussian kernel follows from sigma, not from
+`kernel_size`: sigma = 1.5 · kernel / 11 makes the kernel as wide as it is called. And its default
+data range is the largest of the whole batch, so that a pair's score depends on its neighbours:
+by default each pair is measured by its own range (0.001 from the batch's at scores near 0.4).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+from torchmetrics.functional.image import structural_similarity_index_measure as ssim
+
+from nemo_kit.checks import check_choice, check_number, is_whole
+
+_PAIRS_AT_ONCE = 512  # bounds memory: five filtered copies of each pair are alive at a time
+
+
+@dataclass(frozen=True)
+class SimilaritySettings:
+    """How two noise differences are compared; checked against their size by `check`."""
+
+    kind: Literal["ms_ssim", "ssim"] = "ms_ssim"  # code; the paper's equation 4 is plain SSIM
+    kernel: int = 11  # width of the Gaussian window in latent pixels, odd; sigma follows
+    betas: tuple[float, ...] = (0.33, 0.33, 0.33)  # weight of each scale, finest first
+    data_range: float | Literal["pair", "batch"] = "pair"  # "batch": the code to the letter
+
+    def __post_init__(self) -> None:
+        check_choice("kind", self.kind, ("ms_ssim", "ssim"))
+        if not is_whole(self.kernel) or self.kernel < 3 or self.kernel % 2 == 0:
+            raise ValueError(f"kernel must be an odd integer from 3, got {self.kernel!r}")
+        object.__setattr__(self, "betas", tuple(float(beta) for beta in self.betas))
+        if not self.betas or min(self.betas) <= 0:
+            raise ValueError(f"betas must be positive weights, one a scale, got {self.betas}")
+        if isinstance(self.data_range, str):
+            check_choice("data_range", self.data_range, ("pair", "batch"))
+        else:
+            check_number("data_range", self.data_range, 1e-9)
+
+    @classmethod
+    def sd(cls) -> SimilaritySettings:
+        """The settings for Stable Diffusion's 64×64 latents, for which 0.428 holds."""
+        return cls()
+
+    @property
+    def sigma(self) -> float:
+        """Standard deviation of the Gaussian window, 1.5 for a kernel of 11."""
+        return 1.5 * self.kernel / 11
+
+    @property
+    def scales(self) -> int:
+        """Number of scales compared."""
+        return len(self.betas) if self.kind == "ms_ssim" else 1
+
+    def check(self, height: int, width: int) -> None:
+        """Raise ValueError where differences of this size are too small for the settings."""
+        smallest = min(height, width)
+        for scale in range(self.scales):
+            side = smallest >> scale
+            needed = self.kernel // 2 + 1 if scale == self.scales - 1 else self.kernel
+            if side < needed:
+                raise ValueError(
+                    f"similarity: kernel {self.kernel} with {self.scales} scales needs larger "
+                    f"latents than {height}×{width}: scale {scale + 1} has a side of {side}, "
+                    f"needed {needed}; choose a smaller kernel or fewer betas"
+                )
+
+
+def noise_differences(prediction: Tensor, noise: Tensor) -> Tensor:
+    """δ = ε_θ − x_T, scaled to [0, 1] by minimum and maximum of each sample and channel.
+
+    Returns [N, C, H, W], float32; a constant channel becomes 0.
+    Parameters: `prediction`, the predicted noise; `noise`, the initial noise x_T; same shape.
+    Raises ValueError for other shapes and for NaN or infinity.
+    Source: Algorithm 1, equation 3.
+    """
+    _same_shape("prediction", prediction, "noise", noise)
+    difference = prediction.float() - noise.float()
+    _finite("prediction − noise", difference)
+    low, high = torch.aminmax(difference.flatten(2), dim=2)  # [N, C] each
+    span = torch.where(high > low, high - low, 1.0)
+    return (difference - low[..., None, None]) / span[..., None, None]
+
+
+def similarity(a: Tensor, b: Tensor, settings: SimilaritySettings | None = None) -> Tensor:
+    """Similarity of each pair (a[i], b[i]).
+
+    Returns [N], float32: 1 for equal pairs, about 0 for unrelated ones; multi-scale values lie
+    in [0, 1] (anti-correlated scales count as 0), plain SSIM in [−1, 1].
+    Parameters: `a`, `b`, [N, C, H, W] noise differences; `settings`, by default SD's.
+    Raises ValueError for NaN, other shapes, and sizes the settings can't measure.
+    Source: section 3.1, equation 4.
+    """
+    settings = settings or SimilaritySettings.sd()
+    _same_shape("a", a, "b", b)
+    _finite("a", a)
+    _finite("b", b)
+    settings.check(*a.shape[-2:])
+    if settings.data_range == "batch":
+        return _compare(a.float(), b.float(), settings)
+    chunks = zip(a.split(_PAIRS_AT_ONCE), b.split(_PAIRS_AT_ONCE), strict=True)
+    parts = [_compare(x.float(), y.float(), settings) for x, y in chunks if len(x)]
+    return torch.cat(parts) if parts else a.new_zeros(0, dtype=torch.float32)
+
+
+def pairwise(differences: Tensor, settings: SimilaritySettings | None = None) -> Tensor:
+    """Similarity of every two differences.
+
+    Returns [n, n], symmetric, float32, NaN on the diagonal (a seed is not compared with itself).
+    Parameters: `differences`, [n, C, H, W], n ≥ 2; `settings`, by default SD's.
+    Raises ValueError for fewer than two, NaN, or sizes the settings can't measure.
+    Source: section 3.1, the memorization score.
+    """
+    n = len(differences)
+    if n < 2:
+        raise ValueError(f"differences must hold at least 2 seeds to compare, got {n}")
+    first, second = torch.triu_indices(n, n, offset=1, device=differences.device)
+    scores = similarity(differences[first], differences[second], settings)
+    matrix = torch.full((n, n), torch.nan, device=differences.device)
+    matrix[first, second] = scores
+    matrix[second, first] = scores
+    return matrix
+
+
+def _compare(a: Tensor, b: Tensor, settings: SimilaritySettings) -> Tensor:
+    """[N]: product over scales of contrast-structure^beta, the coarsest scale with luminance."""
+    if settings.kind == "ssim":
+        return _one_scale(a, b, settings)[0]
+    parts = []
+    for _ in settings.betas:
+        whole, contrast = _one_scale(a, b, settings)
+        parts.append(contrast)
+        a, b = F.avg_pool2d(a, 2), F.avg_pool2d(b, 2)
+    parts[-1] = whole
+    stacked = torch.stack(parts).relu()  # [scales, N]; a negative base would give NaN
+    betas = stacked.new_tensor(settings.betas)[:, None]
+    return (stacked**betas).prod(dim=0)
+
+
+def _one_scale(a: Tensor, b: Tensor, settings: SimilaritySettings) -> tuple[Tensor, Tensor]:
+    """([N], [N]): SSIM, and its contrast-structure part inside the window's border."""
+    options: dict[str, Any] = {"sigma": settings.sigma, "kernel_size": settings.kernel}
+    data_range = _range(a, b, settings.data_range)
+    return ssim(
+        a, b, reduction="none", return_contrast_sensitivity=True, data_range=data_range, **options
+    )  # type: ignore[return-value]
+
+
+def _range(a: Tensor, b: Tensor, kind: float | str) -> Any:
+    """The data range: [N, 1, 1, 1] for pairs, None for torchmetrics' own (the whole batch's)."""
+    if kind == "batch":
+        return None
+    if kind != "pair":
+        return kind
+    spans = [torch.aminmax(x.flatten(1), dim=1) for x in (a, b)]
+    span = torch.maximum(*(high - low for low, high in spans))
+    return torch.where(span > 0, span, 1.0)[:, None, None, None]  # two constants: equal, 1
+
+
+def _same_shape(name_a: str, a: Tensor, name_b: str, b: Tensor) -> None:
+    if a.ndim != 4 or a.shape != b.shape:
+        raise ValueError(
+            f"{name_a} and {name_b} must have one shape [N, C, H, W], "
+            f"got {list(a.shape)} and {list(b.shape)}"
+        )
+
+
+def _finite(name: str, values: Tensor) -> None:
+    if not torch.isfinite(values).all():
+        raise ValueError(f"{name} must be finite, got NaN or infinity (in half precision?)")

@@ -1,0 +1,68 @@
+"""Fixtures shared by the tests: small models, nothing downloaded."""
+
+from __future__ import annotations
+
+import os
+
+os.environ["HF_HUB_OFFLINE"] = "1"
+
+from pathlib import Path
+
+import pytest
+import torch
+from toys import SD2, ToyDenoiser, save_pipeline
+
+from nemo_kit.localization import calibrate
+from nemo_kit.models import DiffusionModel, load
+from nemo_kit.similarity import SimilaritySettings
+
+TOY_SIMILARITY = SimilaritySettings(kernel=3)  # for 16×16 latents
+TOY_PROMPTS = [f"{word} {number}" for number in range(6) for word in ("cat", "red cup", "Öl")]
+REPOSITORY = Path(__file__).resolve().parents[1]
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _one_thread() -> None:
+    torch.set_num_threads(1)
+
+
+@pytest.fixture(scope="session")
+def toy_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A random-weight pipeline in the shape of SD 1.x, as a diffusers folder."""
+    return save_pipeline(tmp_path_factory.mktemp("models") / "toy")
+
+
+@pytest.fixture(scope="session")
+def _toy(toy_folder: Path) -> DiffusionModel:
+    model = load(str(toy_folder), device="cpu")
+    model.calibration = calibrate(model, TOY_PROMPTS, range(1, 5), similarity=TOY_SIMILARITY)
+    return model
+
+
+@pytest.fixture
+def toy_model(_toy: DiffusionModel) -> DiffusionModel:
+    """The random-weight model, calibrated, with its sample count at 0."""
+    _toy.samples_evaluated = 0
+    return _toy
+
+
+@pytest.fixture(scope="session")
+def sd2_model(tmp_path_factory: pytest.TempPathFactory) -> DiffusionModel:
+    """The same in the shape of SD 2.x, which predicts v."""
+    folder = tmp_path_factory.mktemp("models") / "sd2"
+    return load(str(save_pipeline(folder, prediction="v_prediction", **SD2)), device="cpu")
+
+
+@pytest.fixture
+def toy_denoiser() -> ToyDenoiser:
+    """Three value layers whose outputs can be worked out on paper."""
+    return ToyDenoiser()
+
+
+@pytest.fixture(scope="session")
+def shared_data() -> Path:
+    """The released code's data files, from NEMO_KIT_SHARED or beside the repository."""
+    folder = Path(os.environ.get("NEMO_KIT_SHARED", REPOSITORY.parent / "shared")) / "data"
+    if not folder.is_dir():
+        pytest.skip(f"the released code's data files are not at {folder}; set NEMO_KIT_SHARED")
+    return folder
