@@ -1,0 +1,179 @@
+"""The registry: figure → notebook → parameters, with the presets ``quick`` and ``lab``.
+
+Scope: names, and what a notebook accepts. The defaults of each parameter class are the preset
+``quick`` and stand as literals in the notebook's parameters cell (tested), so that a notebook
+opened in JupyterLab runs as ``make figures`` runs it. ``None`` means all there are.
+Source: figure and table numbers of Hintersdorf et al., NeurIPS 2024.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+PRESETS = ("quick", "lab")
+Count = Annotated[int, Field(ge=1)]
+
+
+class Parameters(BaseModel):
+    """What every notebook accepts; a name that is not here is refused, never passed on."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    model: str = "lab"  # "lab", a diffusers folder, or a hub id
+    revision: str | None = None  # of a hub id; None: the one that is on this machine
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    prompt_files: list[str] = []  # CSV or text files; empty: the prompts of the lab model
+    out: str = "../figures/lab-quick"  # figures and manifest
+    store: str = "../runs/store"  # results per prompt, kept between runs
+
+
+class Quickstart(Parameters):
+    """00_quickstart: one prompt from picture to neurons and back."""
+
+    prompt: str = ""  # empty: the first verbatim prompt there is
+    seeds: Count = 10  # of detection
+    images: Count = 4  # generations shown, each with and without the neurons
+    steps: Count = 25
+    guidance: float = Field(7.0, ge=1.0)
+
+
+class Detection(Parameters):
+    """01_detection: the score apart for memorized and other prompts, its ROC, its threshold."""
+
+    memorized: Count | None = 12  # prompts of each type, VM and TM
+    non_memorized: Count | None = 24
+    holdout: Count | None = 40  # prompts on which the threshold is computed again
+    seeds: Annotated[int, Field(ge=2)] = 10
+    bootstrap: Count = 200
+
+
+class Activations(Parameters):
+    """02_activations: z-scores of value neurons, no denoiser call."""
+
+    memorized: Count | None = 12
+    non_memorized: Count | None = 40
+    extremes: Count = 3  # most extreme neurons shown per layer
+
+
+class LocalizationRun(Parameters):
+    """03_localization: Algorithms 1–4 over the memorized prompts, and what the neurons do."""
+
+    memorized: Count | None = 6
+    non_memorized: Count | None = 8  # unseen prompts that should yield no neuron
+    seeds: Annotated[int, Field(ge=2)] = 10
+    images: Count = 4  # seeds of the generations
+    grid: Count = 3  # prompts of each type in the grid of F3
+    steps: Count = 20
+    guidance: float = Field(7.0, ge=1.0)
+
+
+class DoseResponse(Parameters):
+    """04_dose_response: score, copies and neurons against the repetition rate."""
+
+    per_rate: Count | None = 2  # prompts at each repetition rate
+    seeds: Annotated[int, Field(ge=2)] = 10
+    images: Count = 4
+    steps: Count = 20
+    guidance: float = Field(7.0, ge=1.0)
+
+
+@dataclass(frozen=True)
+class Notebook:
+    """One notebook: its parameters, what ``lab`` changes, and seconds to expect on two cores."""
+
+    parameters: type[Parameters]
+    lab: dict[str, Any]
+    expected: dict[str, float]  # seconds per preset, used until a manifest knows better
+
+
+@dataclass(frozen=True)
+class Figure:
+    """One figure or table: its name, the notebook that draws it, and what it shows."""
+
+    name: str
+    notebook: str
+    shows: str
+    picture: bool = True  # False: a table, of which the CSV is the result
+
+    @property
+    def files(self) -> tuple[str, ...]:
+        """Files that must be there: the data as CSV, and the picture where there is one."""
+        return (f"{self.name}.png", f"{self.name}.csv") if self.picture else (f"{self.name}.csv",)
+
+
+_PICTURES = {"images": 10, "steps": 50}
+
+NOTEBOOKS: dict[str, Notebook] = {
+    "00_quickstart": Notebook(Quickstart, {"steps": 50}, {"quick": 20, "lab": 30}),
+    "01_detection": Notebook(
+        Detection,
+        {"memorized": None, "non_memorized": None, "holdout": None, "bootstrap": 1000},
+        {"quick": 90, "lab": 600},
+    ),
+    "02_activations": Notebook(
+        Activations, {"memorized": None, "non_memorized": None}, {"quick": 20, "lab": 30}
+    ),
+    "03_localization": Notebook(
+        LocalizationRun,
+        {"memorized": None, "non_memorized": None, "grid": 4, **_PICTURES},
+        {"quick": 300, "lab": 1800},
+    ),
+    "04_dose_response": Notebook(
+        DoseResponse, {"per_rate": None, **_PICTURES}, {"quick": 120, "lab": 600}
+    ),
+}
+
+FIGURES: tuple[Figure, ...] = (
+    Figure("quickstart", "00_quickstart", "one prompt, before and after its neurons are zeroed"),
+    Figure("F2a", "01_detection", "density of the pairwise score: non-memorized, TM, VM"),
+    Figure("ROC", "01_detection", "detection from the score alone: ROC curves"),
+    Figure("detection", "01_detection", "AUROC, TPR@1%FPR and accuracy with intervals", False),
+    Figure("F13", "01_detection", "noise differences as pictures"),
+    Figure("calibration", "01_detection", "the threshold and the scores it comes from"),
+    Figure("F2b", "02_activations", "density of z in value layer 1"),
+    Figure("extremes", "02_activations", "the most extreme neurons of each layer"),
+    Figure("F1", "03_localization", "the workflow on one prompt"),
+    Figure("F3", "03_localization", "generations with and without the neurons"),
+    Figure("F4a", "03_localization", "prompts by number of refined neurons"),
+    Figure("F4b", "03_localization", "mean number of refined neurons by layer"),
+    Figure("F7a", "03_localization", "prompts by number of initial neurons"),
+    Figure("F7b", "03_localization", "prompts by number of refined neurons, full range"),
+    Figure("T2", "03_localization", "seconds and denoiser samples by algorithm", False),
+    Figure("F10", "03_localization", "neurons that several prompts share, switched off alone"),
+    Figure("dose_response", "04_dose_response", "memorization against the repetition rate"),
+)
+
+
+def parameters(notebook: str, preset: str = "quick", **common: Any) -> Parameters:
+    """Parameters of a notebook under a preset.
+
+    Returns the validated parameters. ``common`` overrides any of them.
+    Raises ValueError for an unknown notebook or preset, pydantic's ValidationError (a ValueError)
+    for a name or value that the notebook does not accept.
+    """
+    if notebook not in NOTEBOOKS:
+        raise ValueError(f"notebook must be one of {', '.join(NOTEBOOKS)}, got {notebook!r}")
+    if preset not in PRESETS:
+        raise ValueError(f"preset must be one of {', '.join(PRESETS)}, got {preset!r}")
+    row = NOTEBOOKS[notebook]
+    return row.parameters(**{**(row.lab if preset == "lab" else {}), **common})
+
+
+def select(only: Iterable[str] = ()) -> tuple[Figure, ...]:
+    """Figures by name, or by the name of their notebook; all of them when none is named.
+
+    Returns rows of ``FIGURES`` in its order. Raises ValueError that lists what there is.
+    """
+    named = {name.casefold(): name for name in only}
+    wanted = set(named)
+    known = {name.casefold() for row in FIGURES for name in (row.name, row.notebook)}
+    if unknown := sorted(wanted - known):
+        names = ", ".join([*(row.name for row in FIGURES), *NOTEBOOKS])
+        raise ValueError(f"only must be one of {names}; got {named[unknown[0]]!r}")
+    if not wanted:
+        return FIGURES
+    return tuple(r for r in FIGURES if {r.name.casefold(), r.notebook.casefold()} & wanted)

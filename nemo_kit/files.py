@@ -1,0 +1,117 @@
+"""Files that are there in full or not at all, and fingerprints of content.
+
+Scope: writing by temporary file, fsync and rename; CSV cells that no spreadsheet runs; SHA-256 of
+files, of source trees and of plain values. Line endings of sources are levelled, so that a checkout
+on another system has the same fingerprints. Nothing here knows what is written.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import fields, is_dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+PACKAGE = Path(__file__).resolve().parent
+
+
+def write_atomically(path: Path, write: Callable[[Path], Any]) -> None:
+    """Let ``write`` fill a temporary file beside ``path``, then rename it; no half file stays.
+
+    Raises what ``write`` raises (OSError on a full disk); ``path`` is then as it was before.
+    """
+    part = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        write(part)
+        with part.open("rb+") as file:
+            os.fsync(file.fileno())
+        os.replace(part, path)
+    finally:
+        part.unlink(missing_ok=True)
+
+
+def write_json(path: Path, content: Any) -> Path:
+    """Write JSON by temporary file, fsync and rename; returns the path."""
+    text = json.dumps(content, indent=1, ensure_ascii=False) + "\n"
+    write_atomically(path, lambda part: part.write_text(text, encoding="utf-8"))
+    return path
+
+
+def spreadsheet_safe(frame: pd.DataFrame) -> pd.DataFrame:
+    """The frame with an apostrophe before text that a spreadsheet would take for a formula."""
+    return frame.map(
+        lambda cell: f"'{cell}" if isinstance(cell, str) and cell[:1] in set("=+-@\t\r") else cell
+    )
+
+
+def file_digest(path: Path) -> str:
+    """SHA-256 of a file's bytes, 64 hexadecimal digits."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def folder_digest(folder: Path, suffixes: Iterable[str] = ()) -> str:
+    """SHA-256 over the files of a folder by relative path and bytes; of these suffixes only."""
+    kinds = set(suffixes)
+    files = [p for p in folder.rglob("*") if p.is_file() and (not kinds or p.suffix in kinds)]
+    return value_digest([[p.relative_to(folder).as_posix(), file_digest(p)] for p in sorted(files)])
+
+
+def source_digest(paths: Iterable[Path], root: Path = PACKAGE) -> str:
+    """SHA-256 over text files by path relative to ``root`` and content, line endings levelled."""
+    digest = hashlib.sha256()
+    for path in sorted(paths):
+        text = path.read_text(encoding="utf-8").replace("\r\n", "\n")
+        digest.update(f"{path.relative_to(root).as_posix()}\0{text}\0".encode())
+    return digest.hexdigest()
+
+
+def value_digest(value: Any) -> str:
+    """SHA-256 of a value made plain by ``plain``: equal values have equal digests."""
+    text = json.dumps(plain(value), sort_keys=True, ensure_ascii=False, allow_nan=False)
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def plain(value: Any) -> Any:
+    """A value as JSON holds it: dataclasses and sets of neurons too, tensors as their digest.
+
+    Raises TypeError for what has no plain form, so that nothing enters a key by its address.
+    """
+    if value is None or isinstance(value, (bool, int, str)):
+        return value
+    if isinstance(value, float):
+        return value if value == value and abs(value) != float("inf") else str(value)
+    if isinstance(value, Mapping):
+        return {str(name): plain(part) for name, part in value.items()}
+    if isinstance(value, (list, tuple, range)):
+        return [plain(part) for part in value]
+    return _plain_object(value)
+
+
+def _plain_object(value: Any) -> Any:
+    if is_dataclass(value) and not isinstance(value, type):
+        return {field.name: plain(getattr(value, field.name)) for field in fields(value)}
+    if hasattr(value, "to_json"):  # a NeuronSet
+        return json.loads(value.to_json())
+    if isinstance(value, (set, frozenset)):
+        return sorted((plain(part) for part in value), key=repr)
+    if isinstance(value, Path) or type(value).__module__ == "torch":  # torch.dtype, torch.device
+        return _plain_tensor(value) if hasattr(value, "detach") else str(value)
+    if hasattr(value, "item") and getattr(value, "ndim", 0) == 0:  # a NumPy number
+        return plain(value.item())
+    if hasattr(value, "tobytes"):  # a NumPy array
+        return [str(value.dtype), list(value.shape), hashlib.sha256(value.tobytes()).hexdigest()]
+    raise TypeError(f"a key must be made of plain values, got {type(value).__name__}")
+
+
+def _plain_tensor(value: Any) -> Any:
+    import torch
+
+    flat = value.detach().cpu().contiguous().reshape(-1).view(torch.uint8)
+    return [str(value.dtype), list(value.shape), hashlib.sha256(flat.numpy()).hexdigest()]
