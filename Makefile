@@ -33,7 +33,7 @@ lint: $(STAMP)
 	$(BIN)/nbstripout --verify notebooks/*.ipynb
 
 lab: $(STAMP)
-	$(BIN)/python -m nemo_kit.lab.train $(ARGS)
+	$(BIN)/python -m nemo_kit.lab.build $(ARGS)
 
 lab-report: $(STAMP)
 	@$(BIN)/nemo-kit lab-report $(ARGS)

@@ -1,0 +1,302 @@
+"""The store of results per prompt: every item once, whatever is killed, torn or full."""
+
+from __future__ import annotations
+
+import errno
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+import warnings
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from nemo_kit import NeuronSet, experiments, files
+from nemo_kit.experiments import Sweep, detect_all, generate_all, localize_all, prompt_table, run
+from nemo_kit.models import DiffusionModel
+
+PROMPTS = ["a cat", "a red cup", "Öl & <b>wasser</b>"]
+
+
+def sweep(
+    store: Path, items: Any, function: Callable[[Any], Any] | None = None, **rest: Any
+) -> Sweep:
+    options = {"key": {"seeds": [1, 2]}, "name": "lengths", "progress": False, **rest}
+    return run(function or (lambda text: {"prompt": text, "n": len(text)}), items, store, **options)
+
+
+def shards(store: Path) -> list[Path]:
+    return sorted(store.rglob("*.parquet"))
+
+
+def test_rows_come_in_the_order_of_the_items_and_are_computed_once(tmp_path: Path) -> None:
+    seen = []
+
+    def function(text: str) -> dict[str, Any]:
+        seen.append(text)
+        return {"prompt": text, "n": len(text)}
+
+    first = sweep(tmp_path, PROMPTS, function)
+    second = sweep(tmp_path, [*reversed(PROMPTS), "new", "new"], function)
+    assert seen == [*PROMPTS, "new"]
+    assert list(first.frame["prompt"]) == PROMPTS
+    assert list(second.frame["prompt"]) == [*reversed(PROMPTS), "new"]
+    assert (first.computed, first.reused, second.computed, second.reused) == (3, 0, 1, 3)
+    assert len(shards(tmp_path)) == 4
+
+
+@pytest.mark.parametrize("changed", [{"key": {"seeds": [1, 3]}}, {"name": "others"}])
+def test_another_key_or_name_is_another_result(tmp_path: Path, changed: dict[str, Any]) -> None:
+    sweep(tmp_path, PROMPTS)
+    assert sweep(tmp_path, PROMPTS, **changed).computed == len(PROMPTS)
+
+
+def test_a_function_may_give_a_row_rows_or_a_frame(tmp_path: Path) -> None:
+    rows = [{"a": 1, "b": [1, 2]}, {"a": 2, "b": []}]
+    for name, value in {"row": rows[0], "rows": rows, "frame": pd.DataFrame(rows)}.items():
+        sweep(tmp_path, ["x"], lambda _, value=value: value, name=name)
+        again = sweep(tmp_path, ["x"], pytest.fail, name=name).frame
+        assert list(again["a"]) == ([1] if name == "row" else [1, 2])
+        assert list(again["b"].iloc[0]) == [1, 2]
+
+
+def test_a_failing_prompt_is_recorded_and_does_not_stop_the_rest(tmp_path: Path) -> None:
+    broken = {"a cat"}
+
+    def function(text: str) -> dict[str, Any]:
+        if text in broken:
+            raise ValueError(f"cannot do {text}")
+        return {"prompt": text}
+
+    first = sweep(tmp_path, PROMPTS, function)
+    assert list(first.frame["prompt"]) == PROMPTS[1:]
+    assert first.failed.to_dict("records") == [
+        {"item": "a cat", "error": "ValueError: cannot do a cat"}
+    ]
+    broken.clear()
+    assert sweep(tmp_path, PROMPTS, function).computed == 0
+    retried = sweep(tmp_path, PROMPTS, function, retry_failed=True)
+    assert (retried.computed, len(retried.failed), len(retried.frame)) == (1, 0, 3)
+
+
+def test_when_all_fail_the_first_error_is_raised(tmp_path: Path) -> None:
+    with pytest.raises(RuntimeError, match=r"all 3 prompts failed; the first with KeyError: 'x'"):
+        sweep(tmp_path, PROMPTS, lambda _: {}["x"])
+
+
+def test_an_interrupt_is_no_failure_of_a_prompt(tmp_path: Path) -> None:
+    def function(text: str) -> dict[str, Any]:
+        if text == PROMPTS[1]:
+            raise KeyboardInterrupt
+        return {"prompt": text}
+
+    with pytest.raises(KeyboardInterrupt):
+        sweep(tmp_path, PROMPTS, function)
+    assert sweep(tmp_path, PROMPTS).reused == 1
+
+
+@pytest.mark.parametrize("left", [0.0, 0.01, 0.5, 0.999])
+def test_a_torn_shard_is_computed_again(tmp_path: Path, left: float) -> None:
+    whole = sweep(tmp_path, PROMPTS).frame
+    victim = shards(tmp_path)[0]
+    os.truncate(victim, int(victim.stat().st_size * left))
+    with pytest.warns(UserWarning, match="can't be read and is computed again"):
+        again = sweep(tmp_path, PROMPTS)
+    assert again.computed == 1
+    pd.testing.assert_frame_equal(again.frame, whole)
+
+
+def test_a_flipped_byte_in_a_shard_is_noticed(tmp_path: Path) -> None:
+    whole = sweep(tmp_path, ["a long text " * 50]).frame
+    victim = shards(tmp_path)[0]
+    content = bytearray(victim.read_bytes())
+    content[content.index(b"long")] ^= 1
+    victim.write_bytes(content)
+    with pytest.warns(UserWarning, match="can't be read"):
+        again = sweep(tmp_path, ["a long text " * 50])
+    pd.testing.assert_frame_equal(again.frame, whole)
+
+
+def test_a_failing_write_stops_the_run_and_leaves_no_half_shard(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    written = []
+
+    def full(file: int) -> None:
+        written.append(file)
+        if len(written) == 2:
+            raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(files.os, "fsync", full)
+    with pytest.raises(OSError, match="No space left"):
+        sweep(tmp_path, PROMPTS)
+    assert [path.suffix for path in tmp_path.rglob("*") if path.is_file()] == [".parquet"]
+    monkeypatch.undo()
+    assert sweep(tmp_path, PROMPTS).reused == 1
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="there is no /dev/full here")
+def test_a_full_disk_is_no_failure_of_a_prompt(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(
+        experiments,
+        "write_atomically",
+        lambda path, write: Path("/dev/full").write_text("x" * 9999),
+    )
+    with pytest.raises(OSError, match="space"):
+        sweep(tmp_path, PROMPTS)
+
+
+def test_a_name_that_leaves_the_store_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r"name must consist of .*, got '\.\./x'"):
+        sweep(tmp_path, PROMPTS, name="../x")
+
+
+def test_a_key_without_a_plain_form_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(TypeError, match="plain values, got object"):
+        sweep(tmp_path, PROMPTS, key={"what": object()})
+
+
+SWEEP = """
+import sys, time
+from pathlib import Path
+from nemo_kit.experiments import run
+
+def slow(text):
+    time.sleep(0.02)
+    with open(sys.argv[2], "a") as log:
+        log.write(text + chr(10))
+    return {"prompt": text, "n": len(text)}
+
+found = run(slow, [f"prompt {i}" for i in range(60)], sys.argv[1], {"seeds": [1]}, name="slow")
+print(found.computed, found.reused, found.frame["n"].sum())
+"""
+
+
+def test_a_run_killed_in_mid_sweep_goes_on_and_has_every_prompt_once(tmp_path: Path) -> None:
+    store, log = tmp_path / "store", tmp_path / "log"
+    command = [sys.executable, "-c", SWEEP, str(store), str(log)]
+    for target in (10, 35):
+        process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL)
+        while len(shards(store)) < target:
+            assert process.poll() is None
+            time.sleep(0.005)
+        process.send_signal(signal.SIGKILL)
+        process.wait()
+    kept = len(shards(store))
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    computed, reused, total = map(int, done.stdout.split())
+    texts = [f"prompt {i}" for i in range(60)]
+    assert (computed, reused) == (60 - kept, kept)
+    assert total == sum(map(len, texts))
+    calls = pd.Series(log.read_text().splitlines()).value_counts()
+    assert set(calls.index) == set(texts)
+    assert calls.sum() <= 60 + 2  # at most the prompt in hand at each kill is worked on again
+    assert "%" in done.stderr  # a plain progress bar
+
+
+def test_two_runs_at_once_on_one_store_agree(tmp_path: Path) -> None:
+    command = [sys.executable, "-c", SWEEP, str(tmp_path / "store"), str(tmp_path / "log")]
+    both = [subprocess.Popen(command, stdout=subprocess.PIPE, text=True,
+                             stderr=subprocess.DEVNULL) for _ in range(2)]  # fmt: skip
+    sums = {process.communicate()[0].split()[-1] for process in both}
+    assert sums == {str(sum(len(f"prompt {i}") for i in range(60)))}
+    assert len(shards(tmp_path / "store")) == 60
+
+
+def test_detect_all_is_detect_and_resumes(toy_model: DiffusionModel, tmp_path: Path) -> None:
+    from nemo_kit import detect
+
+    plain = detect(toy_model, PROMPTS, range(1, 4))
+    toy_model.samples_evaluated = 0
+    options = {"seeds": range(1, 4), "store": tmp_path, "progress": False}
+    first = detect_all(toy_model, PROMPTS, **options)
+    assert toy_model.samples_evaluated == 3 * len(PROMPTS)
+    again = detect_all(toy_model, PROMPTS, **options)
+    assert toy_model.samples_evaluated == 3 * len(PROMPTS)
+    np.testing.assert_allclose(first["score"], plain["score"], rtol=1e-5)
+    pd.testing.assert_frame_equal(again[["prompt", "score"]], first[["prompt", "score"]])
+    detect_all(toy_model, PROMPTS, threshold=0.1, **options)
+    assert toy_model.samples_evaluated == 6 * len(PROMPTS)
+
+
+def test_changed_weights_are_another_model(toy_model: DiffusionModel, tmp_path: Path) -> None:
+    before = experiments.model_key(toy_model)
+    weight = next(toy_model.denoiser.parameters())
+    kept = weight.clone()
+    try:
+        weight.view(-1)[0] += 1
+        assert experiments.model_key(toy_model) != before
+    finally:
+        weight.copy_(kept)
+    assert experiments.model_key(toy_model) == before
+
+
+def test_localize_all_gives_neuron_sets(toy_model: DiffusionModel, tmp_path: Path) -> None:
+    options = {"seeds": range(1, 4), "store": tmp_path, "progress": False, "threshold": 0.05}
+    first = localize_all(toy_model, PROMPTS[:2], **options)
+    again = localize_all(toy_model, PROMPTS[:2], **options)
+    assert list(first["prompt"]) == PROMPTS[:2]
+    assert all(isinstance(found, NeuronSet) for found in first["refined"])
+    assert list(first["refined"]) == list(again["refined"])
+    assert (first["n_refined"] == first["refined"].map(len)).all()
+
+
+def test_generate_all_gives_images_with_a_set_for_each_prompt(
+    toy_model: DiffusionModel, tmp_path: Path
+) -> None:
+    from nemo_kit import generate
+
+    options = {"store": tmp_path, "progress": False, "steps": 2}
+    sets = {PROMPTS[0]: NeuronSet({1: [0, 1, 2]})}
+    frame = generate_all(toy_model, PROMPTS[:2], [5, 6], sets, **options)
+    assert list(frame["seed"]) == [5, 6, 5, 6]
+    expected = generate(toy_model, PROMPTS[0], [5, 6], neurons=sets[PROMPTS[0]], steps=2)
+    np.testing.assert_array_equal(np.stack(list(frame["image"][:2])), expected)
+    plain = generate_all(toy_model, PROMPTS[:2], [5, 6], **options)
+    np.testing.assert_array_equal(plain["image"][2], frame["image"][2])
+    assert len(shards(tmp_path)) == 3  # the undisturbed second prompt is one and the same
+
+
+def test_failed_prompts_are_named_in_a_warning(toy_model: DiffusionModel, tmp_path: Path) -> None:
+    with pytest.warns(UserWarning, match="1 prompts failed and have no row"):
+        frame = detect_all(toy_model, ["a cat", " "], [1, 2], store=tmp_path, progress=False)
+    assert list(frame["prompt"]) == ["a cat"]
+
+
+def test_prompt_table_reads_the_three_kinds_of_files(tmp_path: Path) -> None:
+    released, own, text = tmp_path / "r.csv", tmp_path / "o.csv", tmp_path / "t.txt"
+    released.write_text(';Caption;URL;type\n0;"a; b";http://x;VM\n1;c;http://y;TM\n')
+    own.write_text("prompt,type\nd,\nc,TM\n")
+    text.write_text("e\n\n f \n", encoding="utf-8")
+    table = prompt_table([released, own, text])
+    assert list(table["prompt"]) == ["a; b", "c", "d", "e", "f"]
+    assert list(table["role"]) == ["verbatim", "template", *["non_memorized"] * 3]
+    assert list(table.columns) == ["prompt", "type", "role", "family", "image", "repetitions"]
+
+
+def test_prompt_table_names_a_file_it_cannot_read(tmp_path: Path) -> None:
+    (tmp_path / "x.csv").write_text("a,b\n1,2\n")
+    with pytest.raises(ValueError, match=r"x\.csv needs a column 'prompt' \(or 'Caption'\), got"):
+        prompt_table([tmp_path / "x.csv"])
+
+
+def test_shards_say_what_they_hold(tmp_path: Path) -> None:
+    import pyarrow.parquet as pq
+
+    sweep(tmp_path, PROMPTS[:1])
+    note = json.loads(pq.read_schema(shards(tmp_path)[0]).metadata[b"nemo_kit"])
+    assert note["item"] == PROMPTS[0]
+    assert note["error"] == ""
+    assert note["seconds"] >= 0
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        sweep(tmp_path, PROMPTS[:1])
