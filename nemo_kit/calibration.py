@@ -10,7 +10,6 @@ each neuron's activation).
 from __future__ import annotations
 
 import json
-import math
 import pickle
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -21,6 +20,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from nemo_kit.checks import check_number
 from nemo_kit.settings import DetectionSettings, from_dict, to_dict
 from nemo_kit.similarity import SimilaritySettings
 
@@ -133,8 +133,7 @@ class Calibration:
 
     def __post_init__(self) -> None:
         for name in ("mean", "std", "threshold"):
-            if not math.isfinite(getattr(self, name)):
-                raise ValueError(f"{name} must be finite, got {getattr(self, name)!r}")
+            check_number(name, getattr(self, name))
         object.__setattr__(self, "seeds", tuple(self.seeds))
 
     def save(self, folder: str | Path) -> None:
@@ -160,21 +159,19 @@ class Calibration:
         Raises FileNotFoundError where there is none, ValueError where it can't be read.
         """
         path = Path(folder) / CALIBRATION_FILE
+        statistics = path.with_name(STATISTICS_FILE)
+        found = ActivationStatistics.load(statistics) if statistics.is_file() else None
         try:
             values = json.loads(path.read_text("utf-8"))
-            plain = {name: values[name] for name in _PLAIN}
-            similarity = from_dict(SimilaritySettings, values["similarity"])
-            detection = from_dict(DetectionSettings, values["detection"])
+            return cls(
+                **{name: values[name] for name in _PLAIN},
+                statistics=found,
+                similarity=from_dict(SimilaritySettings, values["similarity"]),
+                detection=from_dict(DetectionSettings, values["detection"]),
+                seeds=values.get("seeds", ()),
+            )
         except (KeyError, TypeError, ValueError) as error:
             raise ValueError(f"{path} is no calibration: {error!r}") from error
-        statistics = path.with_name(STATISTICS_FILE)
-        return cls(
-            **plain,
-            statistics=ActivationStatistics.load(statistics) if statistics.is_file() else None,
-            similarity=similarity,
-            detection=detection,
-            seeds=values.get("seeds", ()),
-        )
 
 
 _PLAIN = ("mean", "std", "threshold", "prompts", "source")

@@ -19,7 +19,7 @@ from nemo_kit.checks import check_seeds, check_text
 from nemo_kit.localization.candidates import candidates, text_activations, z_scores
 from nemo_kit.localization.detection import check_threshold, kept, resolve, upper
 from nemo_kit.localization.differences import Differences, Progress
-from nemo_kit.localization.result import Localization
+from nemo_kit.localization.result import STAGES, Localization
 from nemo_kit.localization.scoring import Score
 from nemo_kit.localization.search import Propose, Refinement, Report, Selection, find_search
 from nemo_kit.neurons import NeuronSet
@@ -84,8 +84,8 @@ class _Run:
         self.similarity.check(*model.latent_shape[1:])
         self.settings = replace(settings, detection=self.detection, similarity=self.similarity)
         self.draw = Differences(model, self.detection, settings.factor, settings.halves)
-        self.samples: dict[str, int] = {}
-        self.times: dict[str, float] = {}
+        self.samples = dict.fromkeys(STAGES, 0)
+        self.times = dict.fromkeys(STAGES, 0.0)
 
     def detect(self, threshold: float) -> tuple[float, torch.Tensor]:
         """Algorithm 1: the score, and [seeds] bool, which seeds memorize; keeps those."""
@@ -141,7 +141,7 @@ class _Run:
 
     @contextmanager
     def _stage(self, name: str) -> Iterator[None]:
-        """Time a stage and count its samples; report its start and, if it ends well, its end."""
+        """Report the start of a stage; note its time and samples where it ends well."""
         if self.progress:
             self.progress(name, 0, None)
         before, start = self.model.samples_evaluated, time.perf_counter()

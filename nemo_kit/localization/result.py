@@ -14,6 +14,8 @@ from typing import Any
 from nemo_kit.neurons import RESULT_COLUMNS, NeuronSet
 from nemo_kit.settings import LocalizationSettings, to_dict
 
+STAGES = ("detect", "activations", "select", "refine")  # Algorithms 1 to 4
+
 
 @dataclass(frozen=True)
 class Localization:
@@ -22,8 +24,8 @@ class Localization:
     `score` is the memorization score; `initial_score` and `refined_score` are the scores left
     with those neurons deactivated; `refinement_threshold` is what refinement compared with. For a
     prompt that is not memorized the sets are empty, θ, k and these three are None.
-    `samples` and `times` (seconds) count denoiser samples and time by algorithm: "detect",
-    "activations", "select", "refine".
+    `samples` and `times` (seconds) count denoiser samples and time by algorithm, under the names
+    in `STAGES`.
     Source: section 3.2; tables 1 and 2.
     """
 

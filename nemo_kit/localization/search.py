@@ -100,15 +100,18 @@ def refine(
 
     Returns a `Refinement`; its neurons are a subset of the candidates.
     Parameters: `score`, [sets] scores; `threshold`, of refinement; `initial_score`, that of all
-    candidates, returned where none is dropped; `report`, called with (done, total or None).
+    candidates, returned where none is dropped; `report`, called with (done, total).
     Raises ValueError for a score or threshold that is not finite.
     Source: Algorithm 4: layers last to first, then the neurons of those left, again last layer
     first; inside a layer by index.
     """
     walk = _Walk(score, candidates, _finite("threshold", threshold), report, initial_score)
-    for layer in reversed(candidates.layers):
+    layers = list(candidates.layers)
+    walk.total = len(layers) + len(candidates)  # at most; fewer once layers are dropped
+    for layer in reversed(layers):
         walk.drop(candidates.only(layer))
     remaining = walk.neurons.layers
+    walk.total = len(layers) + len(walk.neurons)
     for layer in reversed(remaining):
         for index in remaining[layer]:
             walk.drop(NeuronSet({layer: [index]}))
@@ -127,7 +130,8 @@ class _Walk:
         initial_score: float,
     ) -> None:
         self._score, self._threshold, self._report = score, threshold, report
-        self.neurons, self.score, self.checks = neurons, initial_score, 0
+        self.neurons, self.score = neurons, initial_score
+        self.checks = self.total = 0
 
     def drop(self, part: NeuronSet) -> None:
         """Re-activate `part`, for good where the score stays below the threshold."""
@@ -137,7 +141,7 @@ class _Walk:
             self.neurons, self.score = trial, reached
         self.checks += 1
         if self._report:
-            self._report(self.checks, None)
+            self._report(self.checks, self.total)
 
 
 def score_one(score: ScoreFunction, neurons: NeuronSet) -> float:

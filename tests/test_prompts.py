@@ -1,0 +1,60 @@
+"""The released prompt files as they are, and malformed ones."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from nemo_kit.prompts import read_prompts
+
+CONTENT = ''';Caption;URL;type;max_sscd
+0;"""Quoted"", <i>tag</i>; 🎉";https://a;VM;0.9
+1;NA;https://b;TM;0.1
+'''
+
+
+def test_captions_stay_as_they_are(tmp_path: Path) -> None:
+    path = tmp_path / "prompts.csv"
+    path.write_text(CONTENT, "utf-8")
+    frame = read_prompts(path)
+    assert list(frame["Caption"]) == ['"Quoted", <i>tag</i>; 🎉', "NA"]
+    assert list(frame["type"]) == ["VM", "TM"]
+    assert list(frame["max_sscd"]) == [0.9, 0.1]
+
+
+def test_a_file_without_types(tmp_path: Path) -> None:
+    path = tmp_path / "prompts.csv"
+    path.write_text(";Caption\n0;a\n", "utf-8")
+    assert list(read_prompts(path)["type"]) == [""]
+
+
+@pytest.mark.parametrize(
+    ("content", "text"),
+    [
+        ("", "is not a prompt CSV"),
+        (";Title\n0;a\n", r"needs a column 'Caption', got \['Title'\]"),
+        (";Caption\n0;a\n1;\n", "the caption of row 1 is empty"),
+        (";Caption\n0;a\n1;b;c;d\n", "is not a prompt CSV"),
+    ],
+)
+def test_malformed_files(tmp_path: Path, content: str, text: str) -> None:
+    path = tmp_path / "prompts.csv"
+    path.write_text(content, "utf-8")
+    with pytest.raises(ValueError, match=text):
+        read_prompts(path)
+
+
+def test_a_missing_file(tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError):
+        read_prompts(tmp_path / "none.csv")
+
+
+def test_the_released_files(shared_data: Path) -> None:
+    memorized = read_prompts(shared_data / "memorized_laion_prompts.csv")
+    assert memorized["type"].value_counts().to_dict() == {"TM": 388, "VM": 112}
+    assert memorized["Caption"][0] == "The No Limits Business Woman Podcast"
+    assert memorized["Caption"][3].startswith("\"Watch: Passion Pit's New Video")
+    unmemorized = read_prompts(shared_data / "unmemorized_laion_prompts.csv")
+    assert len(unmemorized) == 500
+    assert set(memorized["Caption"]).isdisjoint(unmemorized["Caption"])
