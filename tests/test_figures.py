@@ -1,0 +1,405 @@
+"""The registry, what notebooks write, and the runner on small notebooks made here."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import matplotlib as mpl
+import nbformat
+import numpy as np
+import pandas as pd
+import psutil
+import pytest
+from PIL import Image
+from pydantic import ValidationError
+
+from nemo_kit import figures
+from nemo_kit.figures import keys, output, registry, report, runner
+
+mpl.use("Agg")
+NAME = "00_quickstart"
+DRAW = "from nemo_kit import figures\nimport pandas as pd\n" + (
+    "import matplotlib.pyplot as plt\n"
+    "fig, _ = plt.subplots()\n"
+    "figures.save(fig, pd.DataFrame({'n': [images]}), 'quickstart', out)\n"
+)
+END = f"figures.write_manifest(out, {NAME!r}, globals())"
+
+
+def notebook(folder: Path, *cells: str, name: str = NAME, **changed: Any) -> Path:
+    """A notebook with the registry's parameters cell and these code cells."""
+    values = registry.parameters(name).model_dump(mode="json") | changed
+    literals = "\n".join(f"{key} = {value!r}" for key, value in values.items())
+    first = nbformat.v4.new_code_cell(literals, metadata={"tags": ["parameters"]})
+    rest = [nbformat.v4.new_code_cell(cell) for cell in cells or (DRAW, END)]
+    folder.mkdir(parents=True, exist_ok=True)
+    nbformat.write(nbformat.v4.new_notebook(cells=[first, *rest]), folder / f"{name}.ipynb")
+    return folder
+
+
+@pytest.fixture
+def drawn(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Any]:
+    """Plans and runs ``00_quickstart`` from a folder; returns job and outcome."""
+    monkeypatch.setattr(runner, "root", lambda: tmp_path)
+    monkeypatch.setattr(keys, "package_digest", lambda: "as it is")
+
+    def draw(folder: Path, limit: float = 600, **common: Any) -> tuple[runner.Job, runner.Outcome]:
+        rows = figures.select([NAME])
+        [job] = runner.plan(rows, "quick", tmp_path / "figs", notebooks=folder, **common)
+        if not job.reason:
+            return job, runner.Outcome(0)
+        return job, runner.run(job, limit, lambda seconds, cell: None)
+
+    return draw
+
+
+# registry
+
+
+def test_every_figure_belongs_to_a_notebook_and_its_name_is_unique() -> None:
+    names = [row.name for row in figures.FIGURES]
+    assert len(set(names)) == len(names)
+    assert {row.notebook for row in figures.FIGURES} == set(figures.NOTEBOOKS)
+    wanted = {"F1", "F2a", "F2b", "F3", "F4a", "F4b", "F7a", "F7b", "F10", "F13", "T2"}
+    assert wanted <= set(names)
+
+
+def test_presets_differ_in_how_much_and_refuse_unknown_names() -> None:
+    assert registry.parameters("01_detection").memorized == 12
+    assert registry.parameters("01_detection", "lab").memorized is None
+    with pytest.raises(ValueError, match="preset must be one of quick, lab, got 'full'"):
+        registry.parameters("01_detection", "full")
+    with pytest.raises(ValueError, match=r"notebook must be one of 00_quickstart, .*, got '1'"):
+        registry.parameters("1")
+    with pytest.raises(ValidationError, match="Extra inputs are not permitted"):
+        registry.parameters("01_detection", seedz=3)
+    with pytest.raises(ValidationError, match="greater than or equal to 2"):
+        registry.parameters("01_detection", seeds=1)
+
+
+def test_every_preset_of_every_notebook_is_valid_and_plain_json() -> None:
+    for name in figures.NOTEBOOKS:
+        for preset in figures.PRESETS:
+            json.dumps(registry.parameters(name, preset).model_dump(mode="json"))
+
+
+def test_figures_are_selected_by_name_and_by_notebook() -> None:
+    assert [row.name for row in figures.select(["f2A", "T2"])] == ["F2a", "T2"]
+    assert {row.notebook for row in figures.select(["01_detection"])} == {"01_detection"}
+    assert figures.select() == figures.FIGURES
+    with pytest.raises(ValueError, match=r"only must be one of quickstart, .*; got 'F99'"):
+        figures.select(["F2a", "F99"])
+
+
+# what a notebook writes
+
+
+def test_a_figure_is_a_png_at_200_dpi_and_its_data(tmp_path: Path) -> None:
+    import matplotlib.pyplot as plt
+
+    fig, _ = plt.subplots(figsize=(2, 1))
+    frame = pd.DataFrame({"prompt": ["=SUM(A1)", 'ok, "q"', "-1"], "value": [-1.5, 2, np.nan]})
+    paths = figures.save(fig, frame, "F2a", tmp_path / "new" / "folder")
+    assert [path.name for path in paths] == ["F2a.png", "F2a.csv"]
+    assert Image.open(paths[0]).info["dpi"] == pytest.approx((200, 200), abs=0.1)
+    read = pd.read_csv(paths[1])
+    assert list(read["prompt"]) == ["'=SUM(A1)", 'ok, "q"', "'-1"]
+    assert list(read["value"].dropna()) == [-1.5, 2]
+    first = paths[0].read_bytes()
+    figures.save(fig, frame, "F2a", tmp_path / "new" / "folder")
+    assert paths[0].read_bytes() == first
+    plt.close(fig)
+
+
+def test_a_table_is_its_csv_alone(tmp_path: Path) -> None:
+    assert [p.name for p in figures.save(None, pd.DataFrame({"a": [1]}), "T2", tmp_path)] == [
+        "T2.csv"
+    ]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["T2.csv"]
+
+
+@pytest.mark.parametrize("name", ["../F1", "a b", "", ".hidden", "F1/x", "ü"])
+def test_names_that_could_leave_the_folder_are_refused(tmp_path: Path, name: str) -> None:
+    with pytest.raises(ValueError, match="name must consist of letters, digits"):
+        figures.save(None, pd.DataFrame({"a": [1]}), name, tmp_path)
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_failing_write_leaves_the_earlier_figure(tmp_path: Path) -> None:
+    class Broken:
+        def savefig(self, part: Path, **_: Any) -> None:
+            part.write_bytes(b"half")
+            raise OSError("No space left on device")
+
+    (tmp_path / "F1.png").write_bytes(b"earlier")
+    with pytest.raises(OSError, match="No space left"):
+        figures.save(Broken(), pd.DataFrame({"a": [1]}), "F1", tmp_path)
+    assert (tmp_path / "F1.png").read_bytes() == b"earlier"
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["F1.csv", "F1.png"]
+
+
+def test_the_manifest_says_what_was_drawn_from_what(tmp_path: Path) -> None:
+    class Model:
+        name, revision, device, dtype = "lab", None, "cpu", "torch.float32"
+
+    figures.save(None, pd.DataFrame({"a": [1]}), "quickstart", tmp_path)
+    values = registry.parameters(NAME, out=str(tmp_path)).model_dump() | {"other": object()}
+    path = figures.write_manifest(tmp_path, NAME, values, model=Model())
+    content = json.loads(path.read_text())
+    assert content["files"] == {"quickstart": ["quickstart.csv"]}
+    assert content["parameters"]["images"] == 4
+    assert not {"out", "store", "device", "other"} & set(content["parameters"])
+    assert content["model"]["name"] == "lab"
+    assert content["model"]["device"].startswith("cpu (")
+    assert {"python", "torch", "diffusers", "nemo_kit"} <= set(content["versions"])
+    assert set(content) >= {"commit", "finished", "seconds"}
+
+
+def test_a_manifest_of_wrong_parameters_or_notebook_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(ValidationError, match="images"):
+        figures.write_manifest(tmp_path, NAME, {"images": "many"})
+    with pytest.raises(ValueError, match="notebook must be one of"):
+        figures.write_manifest(tmp_path, "05_more", {})
+
+
+# keys
+
+
+def test_a_notebooks_digest_ignores_outputs_and_metadata(tmp_path: Path) -> None:
+    path = notebook(tmp_path) / f"{NAME}.ipynb"
+    before = keys.notebook_digest(path)
+    content = nbformat.read(path, 4)
+    content.cells[1].outputs = [nbformat.v4.new_output("stream", text="hello")]
+    content.cells[1].execution_count = 7
+    content.metadata["kernelspec"] = {"name": "other", "display_name": "Other"}
+    nbformat.write(content, path)
+    assert keys.notebook_digest(path) == before
+    content.cells[1].source += "\n# more"
+    nbformat.write(content, path)
+    assert keys.notebook_digest(path) != before
+
+
+def test_the_key_knows_parameters_and_model_but_not_the_place(tmp_path: Path) -> None:
+    source = notebook(tmp_path) / f"{NAME}.ipynb"
+    model = tmp_path / "model"
+    (model / "unet").mkdir(parents=True)
+    weights = model / "unet" / "weights.safetensors"
+    weights.write_bytes(b"1")
+
+    def key(**changed: Any) -> dict[str, str]:
+        return keys.content_key(source, registry.parameters(NAME, model=str(model), **changed))
+
+    before = key()
+    assert key(out="elsewhere", store="elsewhere", device="cpu") == before
+    assert [name for name, value in key(images=5).items() if value != before[name]] == [
+        "parameters"
+    ]
+    weights.write_bytes(b"2")
+    assert [name for name, value in key().items() if value != before[name]] == ["model"]
+
+
+def test_the_revision_of_a_hub_model_is_the_one_on_this_machine(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import huggingface_hub.constants as constants
+
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path))
+    assert keys.hub_revision("owner/model") == "main"
+    refs = tmp_path / "models--owner--model" / "refs"
+    refs.mkdir(parents=True)
+    (refs / "main").write_text("abc123")
+    assert keys.hub_revision("owner/model") == "abc123"
+    assert keys.hub_revision("owner/model", "fff") == "fff"
+
+
+@pytest.mark.parametrize(
+    ("cell", "message"),
+    [("seeds = range(3)", "must hold literals"), ("print(1)", "gives no name a value")],
+)
+def test_a_parameters_cell_holds_literals(tmp_path: Path, cell: str, message: str) -> None:
+    content = nbformat.v4.new_notebook(
+        cells=[nbformat.v4.new_code_cell(cell, metadata={"tags": ["parameters"]})]
+    )
+    nbformat.write(content, tmp_path / "x.ipynb")
+    with pytest.raises(ValueError, match=message):
+        keys.notebook_parameters(tmp_path / "x.ipynb")
+
+
+# runner: each test starts a kernel, about four seconds
+
+
+def test_figures_are_drawn_once_and_again_when_stale(
+    tmp_path: Path, drawn: Callable[..., Any]
+) -> None:
+    folder = notebook(tmp_path / "note {books}", "# a brace in the folder's name", DRAW, END)
+    job, outcome = drawn(folder)
+    assert (job.reason, outcome.error) == ("missing", "")
+    assert pd.read_csv(job.out / "quickstart.csv")["n"].tolist() == [4]
+    manifest = runner.read_manifest(job.out, NAME)
+    assert manifest["key"] == job.key
+    assert manifest["preset"] == "quick"
+    assert str(tmp_path) not in json.dumps(manifest)
+    assert nbformat.read(job.executed, 4).cells[-1].execution_count
+    assert sorted(path.name for path in job.out.iterdir()) == [
+        "00_quickstart.manifest.json", "quickstart.csv", "quickstart.png",
+    ]  # fmt: skip
+
+    assert drawn(folder)[0].reason == ""
+    assert drawn(folder, images=6)[0].reason == "parameters changed"
+    assert pd.read_csv(job.out / "quickstart.csv")["n"].tolist() == [6]
+    notebook(folder, DRAW + "# edited", END)
+    [planned] = runner.plan(figures.select([NAME]), "quick", job.out, notebooks=folder)
+    assert planned.reason == "notebook and parameters changed"
+    assert planned.expected == runner.read_manifest(job.out, NAME)["seconds"]
+    (job.out / "quickstart.png").unlink()
+    assert runner.staleness(job.out, NAME, runner.read_manifest(job.out, NAME)["key"]) == (
+        "quickstart.png missing"
+    )
+
+
+@pytest.mark.parametrize(
+    ("cells", "message"),
+    [
+        ((DRAW, "images = 1 / 0", END), r"ZeroDivisionError: division by zero in cell 4:\n"),
+        ((DRAW, "import os; os._exit(9)", END), "DeadKernelError"),
+        ((DRAW,), "wrote no manifest"),
+        (("from nemo_kit import figures", END), r"did not write quickstart.png, quickstart.csv"),
+    ],
+)
+def test_a_run_that_fails_says_where_and_leaves_the_earlier_figures(
+    tmp_path: Path, drawn: Callable[..., Any], cells: tuple[str, ...], message: str
+) -> None:
+    out = tmp_path / "figs"
+    out.mkdir()
+    (out / "quickstart.png").write_bytes(b"earlier")
+    job, outcome = drawn(notebook(tmp_path / "notebooks", *cells))
+    assert pd.Series([outcome.error]).str.contains(message, regex=True).all(), outcome.error
+    assert [path.name for path in out.iterdir()] == ["quickstart.png"]
+    assert (out / "quickstart.png").read_bytes() == b"earlier"
+    assert job.executed.is_file()
+    if "images = 1 / 0" in cells:
+        assert "    images = 1 / 0" in outcome.error
+        assert "runs/figures/figs/00_quickstart.ipynb" in outcome.error
+    left = {path.name for path in job.work.iterdir()}
+    assert left == {"00_quickstart.ipynb", "00_quickstart.log"}
+
+
+def test_a_notebook_past_its_limit_is_ended_with_its_kernel(
+    tmp_path: Path, drawn: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pid, clock = tmp_path / "pid", time.monotonic
+    monkeypatch.setattr(  # the limit comes once the kernel hangs, however slow its start was
+        runner.time, "monotonic", lambda: clock() + 600 * bool(pid.exists() and pid.read_text())
+    )
+    hang = f"import os, time; open({str(pid)!r}, 'w').write(str(os.getpid())); time.sleep(600)"
+    _, outcome = drawn(notebook(tmp_path / "notebooks", hang, END))
+    assert "ran past its limit of 10 minutes, in cell 3 of 4" in outcome.error
+    _wait_until_gone(int(pid.read_text()))
+
+
+def test_a_notebook_that_names_no_parameter_is_refused(
+    tmp_path: Path, drawn: Callable[..., Any]
+) -> None:
+    folder = notebook(tmp_path / "notebooks")
+    path = folder / f"{NAME}.ipynb"
+    content = nbformat.read(path, 4)
+    content.cells[0].source = content.cells[0].source.replace("guidance", "scale")
+    nbformat.write(content, path)
+    with pytest.raises(ValueError, match="does not name guidance"):
+        drawn(folder)
+
+
+def test_a_missing_notebook_says_where_it_was_looked_for(tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError, match=r"00_quickstart.ipynb is not in .*--notebooks"):
+        runner.plan(figures.select([NAME]), "quick", tmp_path, notebooks=tmp_path)
+
+
+RUN = """
+import sys
+from pathlib import Path
+from nemo_kit import figures
+from nemo_kit.figures import report, runner
+runner.root = lambda: Path(sys.argv[1])
+jobs = runner.plan(figures.select(["quickstart"]), "quick", Path(sys.argv[1]) / "figs")
+with runner.alone(jobs):
+    report.draw(jobs, 600)
+"""
+
+
+def test_a_killed_runner_leaves_no_figure_and_its_kernel_ends(tmp_path: Path) -> None:
+    pid = tmp_path / "pid"
+    wait = (f"import os, time; open({str(pid)!r}, 'w').write(str(os.getpid()))\n"
+            "while not os.path.exists(out + '/../go'): time.sleep(0.05)")  # fmt: skip
+    notebook(tmp_path / "notebooks", DRAW, wait, END)
+    process = subprocess.Popen([sys.executable, "-c", RUN, str(tmp_path)], stderr=subprocess.PIPE)
+    while not pid.exists() or not pid.read_text():
+        assert process.poll() is None
+        time.sleep(0.05)
+    with pytest.raises(ValueError, match="another run is drawing these figures"):
+        _alone(tmp_path)
+    process.send_signal(signal.SIGKILL)
+    process.communicate()
+    _alone(tmp_path)
+    assert not (tmp_path / "figs").exists()
+    (tmp_path / "runs" / "figures" / "figs" / "go").touch()
+    _wait_until_gone(int(pid.read_text()))
+    assert not (tmp_path / "figs").exists()
+
+
+def test_an_interrupted_runner_ends_the_kernel_at_once(tmp_path: Path) -> None:
+    pid = tmp_path / "pid"
+    hang = f"import os, time; open({str(pid)!r}, 'w').write(str(os.getpid())); time.sleep(600)"
+    notebook(tmp_path / "notebooks", hang, END)
+    process = subprocess.Popen([sys.executable, "-c", RUN, str(tmp_path)], stderr=subprocess.PIPE)
+    while not pid.exists() or not pid.read_text():
+        assert process.poll() is None
+        time.sleep(0.05)
+    process.send_signal(signal.SIGINT)
+    process.communicate(timeout=60)
+    _wait_until_gone(int(pid.read_text()))
+
+
+def _alone(root: Path) -> None:
+    work = root / "runs" / "figures" / "figs"
+    job = runner.Job(NAME, "quick", root, registry.parameters(NAME), root, work, {}, "")
+    with runner.alone([job]):
+        pass
+
+
+def _wait_until_gone(pid: int) -> None:
+    for _ in range(200):
+        if not psutil.pid_exists(pid) or psutil.Process(pid).status() == psutil.STATUS_ZOMBIE:
+            return
+        time.sleep(0.1)
+    pytest.fail(f"the kernel {pid} still runs")
+
+
+def test_the_table_names_figure_notebook_seconds_and_file(tmp_path: Path) -> None:
+    rows = figures.select(["F2a", "quickstart"])
+    jobs = [
+        runner.Job(name, "quick", tmp_path, registry.parameters(name), tmp_path, tmp_path, {}, why)
+        for name, why in ((NAME, ""), ("01_detection", "missing"))
+    ]
+    output.write_json(output.manifest_path(tmp_path, NAME), {"seconds": 12.3})
+    lines = report.table(rows, jobs, {"01_detection": runner.Outcome(3, "broke")}).splitlines()
+    assert lines[0].split() == ["figure", "notebook", "seconds", "file"]
+    assert lines[1].endswith(f"12  {tmp_path / 'quickstart.png'}  (up to date)")
+    assert lines[2].split()[:3] == ["F2a", "01_detection", "3"]
+    assert lines[2].endswith("failed, see above")
+    assert report.announce(jobs).splitlines()[1].endswith("calibration: missing")
+
+
+def test_default_folders_follow_preset_and_model(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(runner, "root", lambda: Path("r"))
+    assert runner.output_folder("lab") == Path("r/figures/lab")
+    assert runner.output_folder("quick") == Path("r/figures/lab-quick")
+    assert runner.output_folder("lab", "owner/a model") == Path("r/figures/a-model")
+    assert os.sep not in runner.output_folder("lab", "x/..").name.replace("..", "")
