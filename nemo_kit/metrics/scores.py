@@ -93,7 +93,7 @@ def detection_metrics(
     interpolation: below 100 negatives that means no false alarm at all.
 
     Parameters: `scores`, higher means memorized; `labels`, True for memorized; `threshold`, a
-    score at or above it counts as memorized; `level`, `resamples` and `seed` of the interval.
+    score above it counts as memorized; `level`, `resamples` and `seed` of the interval.
     Raises ValueError as `roc_curve`, or for a level outside (0, 1).
     Source: paper, section 4 (detection from the score alone).
     """
@@ -151,5 +151,5 @@ def _detection(positive: np.ndarray, negative: np.ndarray, threshold: float) -> 
     auroc = below.mean() / (2 * len(negative))
     allowed = len(negative) // 100  # false alarms that 1 % FPR permits
     tpr = np.mean(positive > ordered[len(ordered) - 1 - allowed])
-    right = np.sum(positive >= threshold) + np.sum(negative < threshold)
+    right = np.sum(positive > threshold) + np.sum(negative <= threshold)
     return np.array([auroc, tpr, right / (len(positive) + len(negative))])

@@ -1,0 +1,37 @@
+"""One function a figure: a tidy frame or an array of pictures in, a matplotlib figure out.
+
+Nothing here runs a model, and nothing touches the state of pyplot: the figures are plain objects to
+show, save or put into a widget. `nemo_kit.plots.style` holds the common look.
+"""
+
+from nemo_kit.plots.activations import extreme_neurons, furthest, z_density
+from nemo_kit.plots.detection import calibration, noise_differences, pairwise_density, roc
+from nemo_kit.plots.dose import dose_response
+from nemo_kit.plots.neurons import (
+    ground_truth,
+    neuron_histogram,
+    neurons_by_layer,
+    runtime_summary,
+    runtime_table,
+    shared_neuron_counts,
+)
+from nemo_kit.plots.pictures import interventions, workflow
+
+__all__ = [
+    "calibration",
+    "dose_response",
+    "extreme_neurons",
+    "furthest",
+    "ground_truth",
+    "interventions",
+    "neuron_histogram",
+    "neurons_by_layer",
+    "noise_differences",
+    "pairwise_density",
+    "roc",
+    "runtime_summary",
+    "runtime_table",
+    "shared_neuron_counts",
+    "workflow",
+    "z_density",
+]
