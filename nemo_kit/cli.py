@@ -146,7 +146,7 @@ def figures(
         raise ValueError(f"--model {model} needs --prompts FILE: the built-in prompts are lab's")
     rows = select(only or ())
     target = out or runner.output_folder(preset, model)
-    files = [str(path.resolve()) for path in prompts or ()]
+    files = [str(path.resolve()) for path in _existing(prompts or (), "--prompts")]
     common = {"model": _absolute(model), "revision": revision, "device": device.value}
     jobs = runner.plan(
         rows, preset.value, target, notebooks=notebooks, force=force, prompt_files=files, **common
@@ -310,10 +310,17 @@ def _texts(prompt: Sequence[str] | None, files: Sequence[Path] | None, model: st
     if files or not given:
         from nemo_kit.experiments import prompt_table
 
-        given += list(prompt_table(files or ())["prompt"])
+        given += list(prompt_table(_existing(files or (), "--prompts"))["prompt"])
     if any(not text.strip() for text in given):
         raise ValueError("a PROMPT must not be empty")
     return list(dict.fromkeys(given))
+
+
+def _existing(files: Sequence[Path], option: str) -> Sequence[Path]:
+    for path in files:
+        if not path.is_file():
+            raise FileNotFoundError(f"{option}: there is no file {path}")
+    return files
 
 
 def _statistics(path: Path | None) -> Any:
@@ -321,8 +328,7 @@ def _statistics(path: Path | None) -> Any:
         return None
     from nemo_kit.localization import ActivationStatistics
 
-    if not path.is_file():
-        raise FileNotFoundError(f"--statistics: there is no file {path}")
+    _existing([path], "--statistics")
     released = path.suffix == ".pt"
     return ActivationStatistics.from_released(path) if released else ActivationStatistics.load(path)
 

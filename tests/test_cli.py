@@ -1,0 +1,223 @@
+"""The command: help a newcomer understands, one line for bad input, results as printed."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import pytest
+
+from nemo_kit import NeuronSet, __version__, cli
+from nemo_kit.models import DiffusionModel
+
+COMMANDS = ("figures", "detect", "localize", "lab-report")
+LAB = Path(cli.__file__).parent / "lab" / "model" / "model_index.json"
+
+
+def call(monkeypatch: pytest.MonkeyPatch, *arguments: str) -> int:
+    """Exit code of the command in this process."""
+    monkeypatch.setattr(sys, "argv", ["nemo-kit", *arguments])
+    monkeypatch.setattr(cli.signal, "signal", lambda *_: None)
+    with pytest.raises(SystemExit) as ended:
+        cli.main()
+    return int(ended.value.code or 0)
+
+
+@pytest.fixture
+def toy(monkeypatch: pytest.MonkeyPatch, toy_model: DiffusionModel) -> DiffusionModel:
+    """Whatever model the command names, it gets the toy."""
+    monkeypatch.setattr("nemo_kit.models.load", lambda *_, **__: toy_model)
+    return toy_model
+
+
+def test_help_names_every_command_and_is_quick(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert call(monkeypatch, "--help") == 0
+    text = capsys.readouterr().out
+    assert all(command in text for command in COMMANDS)
+    assert call(monkeypatch) == 0
+    assert capsys.readouterr().out == text
+    code = "import sys, nemo_kit.cli; print(any(m in sys.modules for m in ('torch', 'pandas')))"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "False"
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_every_option_of_every_command_is_explained(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], command: str
+) -> None:
+    assert call(monkeypatch, command, "--help") == 0
+    lines = capsys.readouterr().out.splitlines()
+    options = [number for number, line in enumerate(lines) if line.strip().startswith("--")]
+    assert options
+    for number in options:
+        name, *rest = lines[number].split()
+        told = " ".join(rest) + (lines[number + 1] if number + 1 < len(lines) else "")
+        assert len(told.split()) > 3, name
+
+
+def test_the_version(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    assert call(monkeypatch, "--version") == 0
+    assert capsys.readouterr().out == f"nemo-kit {__version__}\n"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["walk"], "No such command 'walk'"),
+        (["figures", "--only", "F99"], "only must be one of quickstart, F2a"),
+        (["figures", "--preset", "full"], "'full' is not one of 'quick', 'lab'"),
+        (["figures", "--device", "tpu"], "'tpu' is not one of 'auto', 'cpu', 'cuda'"),
+        (["figures", "--limit", "0"], "0"),
+        (["figures", "--model", "owner/model"], "needs --prompts FILE"),
+        (["figures", "--notebooks", "/nowhere"], "is not in /nowhere"),
+        (["figures", "--prompts", "/nowhere.csv", "--model", "a/b"], "no file /nowhere.csv"),
+        (["figures", "--wrong"], "No such option"),
+        (["localize"], "localize needs a PROMPT, or --prompts FILE"),
+        (["localize", ""], "a PROMPT must not be empty"),
+        (
+            ["localize", "x", "--seeds", "1"],
+            "'--seeds': Input should be greater than or equal to 2",
+        ),
+        (["localize", "x", "--model", "no such model"], "'no such model'"),
+        (["localize", "x", "--statistics", "/nowhere.pt"], "there is no file /nowhere.pt"),
+        (["localize", "x", "--out", "x.txt"], "--out must end in .csv or .parquet, got x.txt"),
+        (["detect", "x", "--out", "/nowhere/x.csv"], "there is no folder /nowhere"),
+        (["detect", "--model", "a/b"], "a PROMPT is needed, or --prompts FILE"),
+        (["detect", "--prompts", "/nowhere.csv"], "no file /nowhere.csv"),
+        (["detect", "x", "--device", "cuda:x"], "is not one of 'auto', 'cpu', 'cuda'"),
+    ],
+)
+def test_bad_input_ends_with_code_2_and_one_clear_line(
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    arguments: list[str],
+    message: str,
+) -> None:
+    assert call(monkeypatch, *arguments) == 2
+    captured = capsys.readouterr()
+    assert captured.out == ""
+    assert captured.err.startswith("nemo-kit: ")
+    assert captured.err.count("\n") == 1
+    assert message in captured.err
+
+
+def test_a_real_process_ends_the_same_way() -> None:
+    command = [sys.executable, "-m", "nemo_kit.cli", "figures", "--only", "F99"]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stdout, done.stderr.count("\n")) == (2, "", 1)
+
+
+def test_a_bug_is_no_bad_input(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(cli, "app", lambda **_: {}["bug"])
+    with pytest.raises(KeyError):
+        cli.main()
+
+
+def test_list_says_what_there_is_and_draws_nothing(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    from test_figures import notebook
+
+    folder = notebook(tmp_path / "notebooks", name="02_activations")
+    arguments = ["--list", "--only", "F2b", "--notebooks", str(folder), "--out", str(tmp_path)]
+    assert call(monkeypatch, "figures", *arguments) == 0
+    assert capsys.readouterr().out == "02_activations     F2b extremes: missing\n"
+    assert not list(tmp_path.glob("*.json"))
+
+
+def test_figures_draws_shows_the_table_and_says_what_failed(
+    monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    from test_figures import notebook
+
+    from nemo_kit.figures import keys, runner
+
+    monkeypatch.setattr(runner, "root", lambda: tmp_path)
+    monkeypatch.setattr(keys, "package_digest", lambda: "as it is")
+    folder = notebook(tmp_path / "notebooks")
+    arguments = ["figures", "--only", "quickstart", "--notebooks", str(folder)]
+    assert call(monkeypatch, *arguments) == 0
+    shown = capfd.readouterr()
+    assert "00_quickstart drew quickstart in" in shown.err
+    assert "left" in shown.err
+    assert shown.out.splitlines()[-1].endswith("figures/lab-quick/quickstart.png")
+    assert call(monkeypatch, *arguments) == 0
+    assert capfd.readouterr().out.splitlines()[-1].endswith("quickstart.png  (up to date)")
+    notebook(folder, "raise ValueError('it broke')")
+    assert call(monkeypatch, *arguments) == 1
+    shown = capfd.readouterr()
+    assert "failed after" in shown.err
+    assert "ValueError: it broke in cell 3" in shown.err
+    assert shown.out.splitlines()[-1].endswith("failed, see above")
+    assert (tmp_path / "figures" / "lab-quick" / "quickstart.png").is_file()
+
+
+@pytest.mark.usefixtures("toy")
+def test_detect_prints_a_table_json_and_writes_files(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    (tmp_path / "p.txt").write_text("a dog\na cat\n")
+    words = ["a cat", "--prompts", str(tmp_path / "p.txt"), "--seeds", "3"]
+    assert call(monkeypatch, "detect", *words, "--out", str(tmp_path / "t.csv")) == 0
+    table = capsys.readouterr().out
+    assert table.split()[:3] == ["memorized", "score", "prompt"]
+    assert list(pd.read_csv(tmp_path / "t.csv")["prompt"]) == ["a cat", "a dog"]
+    assert call(monkeypatch, "detect", *words, "--json", "--threshold", "0") == 0
+    rows = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+    assert [row["prompt"] for row in rows] == ["a cat", "a dog"]
+    assert all(row["memorized"] and row["kept_seeds"] for row in rows)
+
+
+@pytest.mark.usefixtures("toy")
+def test_localize_prints_neurons_as_text_and_json(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    words = ["a cat", "--seeds", "3", "--threshold", "0.05"]
+    assert call(monkeypatch, "localize", *words, "--out", str(tmp_path / "t.parquet")) == 0
+    assert "n_refined" in capsys.readouterr().out
+    assert call(monkeypatch, "localize", *words, "--json") == 0
+    [row] = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+    assert NeuronSet({int(k): v for k, v in row["refined"].items()}) == NeuronSet.from_json(
+        pd.read_parquet(tmp_path / "t.parquet")["refined"][0]
+    )
+    assert isinstance(row["settings"], dict)
+    assert call(monkeypatch, "localize", *words, "--seeds", "2", "--json") == 0
+
+
+@pytest.mark.usefixtures("toy")
+def test_statistics_come_from_either_kind_of_file(
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    tmp_path: Path,
+    toy_model: DiffusionModel,
+) -> None:
+    import torch
+
+    known: Any = toy_model.calibration.statistics
+    known.save(tmp_path / "s.safetensors")
+    torch.save((list(known.means), list(known.stds)), tmp_path / "s.pt")
+    words = ["localize", "a cat", "--seeds", "3", "--threshold", "0.05", "--json", "--statistics"]
+    refined = []
+    for name in ("s.safetensors", "s.pt"):
+        assert call(monkeypatch, *words, str(tmp_path / name)) == 0
+        refined.append(json.loads(capsys.readouterr().out)["refined"])
+    assert refined[0] == refined[1]
+    (tmp_path / "bad.pt").write_bytes(b"no tensors")
+    assert call(monkeypatch, *words, str(tmp_path / "bad.pt")) == 2
+    assert "bad.pt is not the released" in capsys.readouterr().err
+
+
+@pytest.mark.skipif(not LAB.is_file(), reason="the embedded model is not there: make lab")
+def test_localize_on_the_embedded_model() -> None:
+    from nemo_kit import lab
+
+    prompt = lab.prompts("non_memorized")["prompt"][0]
+    command = [sys.executable, "-m", "nemo_kit.cli", "localize", prompt, "--json"]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    assert json.loads(done.stdout)["prompt"] == prompt
