@@ -54,6 +54,8 @@ class Score:
     def per_seed(self, sets: Sequence[NeuronSet]) -> Tensor:
         """The similarity of each set and seed: [sets, seeds], float32 on the CPU."""
         seeds = len(self.unblocked)
+        if not sets:
+            return torch.zeros(0, seeds)
         if self.settings.data_range == "batch":  # as the code: a set's own seeds are the batch
             return torch.stack([self._scores(range(seeds), [one] * seeds) for one in sets])
         places = [place for _ in sets for place in range(seeds)]

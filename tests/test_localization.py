@@ -1,0 +1,451 @@
+"""Detection, calibration, candidates and NeMo as a whole, on the random-weight model."""
+
+from __future__ import annotations
+
+import itertools
+import json
+import math
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import pytest
+import torch
+from conftest import TOY_PROMPTS, TOY_SIMILARITY
+from toys import count_hooks
+
+from nemo_kit.calibration import ActivationStatistics
+from nemo_kit.localization import (
+    SEARCHES,
+    DetectionSettings,
+    Localization,
+    LocalizationSettings,
+    Search,
+    calibrate,
+    candidates,
+    detect,
+    localize,
+    mean_activations,
+    prompt_differences,
+    refine,
+    select_initial,
+    z_scores,
+)
+from nemo_kit.localization.candidates import text_activations
+from nemo_kit.models import DiffusionModel
+from nemo_kit.neurons import NeuronSet, read_results_csv, write_results_csv
+from nemo_kit.similarity import SimilaritySettings, noise_differences, pairwise
+
+SEEDS = [1, 2, 3]
+QUICK = LocalizationSettings(theta=2, theta_step=0.5, theta_min=1, k_step=2)
+LOW = 0.3  # a threshold that every prompt of the random-weight model exceeds
+
+
+# Algorithm 1
+
+
+def test_prompt_differences_are_one_prediction(toy_model: DiffusionModel) -> None:
+    found = prompt_differences(toy_model, ["a", "b"], SEEDS)
+    assert found.shape == (2, 3, 4, 16, 16)
+    assert toy_model.samples_evaluated == 6
+    noise = toy_model.noise([2])
+    epsilon = toy_model.predict_noise(noise, 961, toy_model.embed("b"))  # timesteps(50)[1]
+    torch.testing.assert_close(found[1, 1], noise_differences(epsilon, noise)[0])
+
+
+def test_the_papers_prediction_is_at_the_first_timestep(toy_model: DiffusionModel) -> None:
+    found = prompt_differences(toy_model, "a", [2], settings=DetectionSettings.paper())
+    noise = toy_model.noise([2])
+    epsilon = toy_model.predict_noise(noise, 981, toy_model.embed("a"))
+    torch.testing.assert_close(found[0], noise_differences(epsilon, noise))
+
+
+@pytest.mark.parametrize("swapped", [False, True])
+def test_guided_differences(toy_model: DiffusionModel, swapped: bool) -> None:
+    settings = DetectionSettings(guidance=7, swapped=swapped)
+    found = prompt_differences(toy_model, "a", [2], settings=settings)
+    assert toy_model.samples_evaluated == 2
+    noise = toy_model.noise([2])
+    parts = [toy_model.predict_noise(noise, 961, toy_model.embed(t)) for t in ("a", "")]
+    text, empty = reversed(parts) if swapped else parts
+    expected = noise_differences(empty + 7 * (text - empty), noise)
+    torch.testing.assert_close(found[0], expected, rtol=1e-3, atol=1e-4)
+
+
+def test_differences_with_neurons_deactivated(toy_model: DiffusionModel) -> None:
+    plain = prompt_differences(toy_model, "a", SEEDS)
+    blocked = prompt_differences(toy_model, "a", SEEDS, NeuronSet({1: range(8)}))
+    same = prompt_differences(toy_model, "a", SEEDS, NeuronSet({1: range(8)}), factor=1.0)
+    assert not torch.allclose(plain, blocked, atol=1e-3)
+    torch.testing.assert_close(plain, same)
+
+
+def test_detection_by_hand(toy_model: DiffusionModel) -> None:
+    frame = detect(toy_model, ["a", "bb", "ccc"], SEEDS, threshold=0.45)
+    assert list(frame) == [
+        "prompt", "score", "memorized", "kept_seeds", "mean_score", "threshold", "pairwise",
+    ]  # fmt: skip
+    for (_, row), drawn in zip(
+        frame.iterrows(), prompt_differences(toy_model, ["a", "bb", "ccc"], SEEDS), strict=True
+    ):
+        pairs = pairwise(drawn, TOY_SIMILARITY)
+        scores = [pairs[i, j].item() for i, j in ((0, 1), (0, 2), (1, 2))]
+        assert row["pairwise"] == pytest.approx(scores, abs=1e-5)
+        assert row["score"] == max(row["pairwise"])
+        assert row["mean_score"] == pytest.approx(sum(scores) / 3, abs=1e-5)
+        best = [max(scores[0], scores[1]), max(scores[0], scores[2]), max(scores[1:])]
+        assert row["kept_seeds"] == [s for s, b in zip(SEEDS, best, strict=True) if b > 0.45]
+        assert row["memorized"] == (max(scores) > 0.45)
+
+
+def test_detection_uses_the_models_calibration(toy_model: DiffusionModel) -> None:
+    frame = detect(toy_model, "a", SEEDS)
+    assert frame["threshold"][0] == toy_model.calibration.threshold
+
+
+@pytest.mark.parametrize("batch_size", [1, 2, 4, 100])
+def test_detection_in_any_batch_size(toy_model: DiffusionModel, batch_size: int) -> None:
+    expected = detect(toy_model, ["a", "b", "c"], SEEDS)
+    calls: list[tuple] = []
+    found = detect(
+        toy_model,
+        ["a", "b", "c"],
+        SEEDS,
+        batch_size=batch_size,
+        progress=lambda *c: calls.append(c),
+    )
+    pd.testing.assert_frame_equal(found, expected, rtol=1e-4)
+    assert calls[-1] == ("detect", 3, 3)
+
+
+def test_calibration_by_hand(toy_model: DiffusionModel) -> None:
+    texts = TOY_PROMPTS[:4]
+    scores = torch.tensor(
+        detect(toy_model, texts, SEEDS, threshold=0)["pairwise"].tolist()
+    ).double()
+    found = calibrate(toy_model, texts, SEEDS)
+    assert found.mean == pytest.approx(scores.mean().item(), abs=1e-5)
+    assert found.std == pytest.approx(scores.flatten().std().item(), abs=1e-5)
+    assert found.threshold == pytest.approx(found.mean + found.std)
+    assert (found.prompts, found.seeds, found.similarity) == (4, (1, 2, 3), TOY_SIMILARITY)
+    maxima = DetectionSettings(threshold_from="maxima", deviations=2)
+    found = calibrate(toy_model, texts, SEEDS, settings=maxima)
+    assert found.mean == pytest.approx(scores.amax(1).mean().item(), abs=1e-5)
+    assert found.threshold == pytest.approx(found.mean + 2 * found.std)
+    expected = text_activations(toy_model, texts)
+    for layer, activation in expected.items():
+        torch.testing.assert_close(found.statistics.means[layer - 1], activation.mean(0))
+        torch.testing.assert_close(found.statistics.stds[layer - 1], activation.std(0))
+
+
+def test_guided_calibration_is_the_scripts(toy_model: DiffusionModel) -> None:
+    released = calibrate(toy_model, TOY_PROMPTS[:3], SEEDS, settings=DetectionSettings.released())
+    guided = DetectionSettings(guidance=7, swapped=True)
+    scores = detect(toy_model, TOY_PROMPTS[:3], SEEDS, 0, settings=guided)["pairwise"]
+    assert released.mean == pytest.approx(torch.tensor(scores.tolist()).mean().item(), abs=1e-4)
+    assert released.detection == DetectionSettings.released()
+
+
+# Algorithm 2
+
+
+def test_activations_and_z_scores_by_hand() -> None:
+    values = {1: torch.tensor([[[1.0, -2.0, 0.0], [3.0, 4.0, 0.0]]])}
+    activations = mean_activations(values)
+    torch.testing.assert_close(activations[1], torch.tensor([[2.0, 3.0, 0.0]]))
+    statistics = ActivationStatistics(
+        (torch.tensor([1.0, 5.0, 0.0]),), (torch.tensor([0.5, 1.0, 0.0]),)
+    )
+    z = z_scores({1: activations[1][0]}, statistics)
+    torch.testing.assert_close(z[1], torch.tensor([2.0, -2.0, 0.0]))
+    steady = ActivationStatistics((torch.tensor([1.0, 5.0, 0.0]),), (torch.zeros(3),))
+    assert z_scores({1: activations[1][0]}, steady)[1].tolist() == [math.inf, -math.inf, 0.0]
+
+
+def test_candidates_by_hand() -> None:
+    activations = {1: torch.tensor([0.1, 0.9, 0.5]), 2: torch.tensor([3.0, 1.0])}
+    z = {1: torch.tensor([5.5, 0.0, -6.0]), 2: torch.tensor([5.0, -math.inf])}
+    assert candidates(activations, z, 5, 0) == NeuronSet({1: [0, 2], 2: [1]})
+    assert candidates(activations, z, 5, 0, two_sided=False) == NeuronSet({1: [0]})
+    assert candidates(activations, z, 5.5, 1) == NeuronSet({1: [1, 2], 2: [0, 1]})
+    assert candidates(activations, z, math.inf, 99) == NeuronSet({1: [0, 1, 2], 2: [0, 1]})
+
+
+def test_activations_need_no_denoiser_call(toy_model: DiffusionModel) -> None:
+    found = text_activations(toy_model, ["a", "b"])
+    assert {layer: list(a.shape) for layer, a in found.items()} == {
+        1: [2, 8], 2: [2, 8], 3: [2, 16], 4: [2, 16], 5: [2, 16], 6: [2, 16], 7: [2, 16],
+    }  # fmt: skip
+    assert toy_model.samples_evaluated == 0
+
+
+GOOD = {1: torch.ones(2)}
+STATISTICS = ActivationStatistics((torch.ones(2),), (torch.ones(2),))
+NAN = {1: torch.tensor([1.0, math.nan])}
+
+
+@pytest.mark.parametrize(
+    ("call", "text"),
+    [
+        (lambda: mean_activations({1: torch.ones(2, 2)}), r"layer 1 must be \[N, tokens, width\]"),
+        (lambda: mean_activations({1: torch.full((1, 2, 2), math.nan)}), "layer 1 holds NaN"),
+        (lambda: z_scores(NAN, STATISTICS), "activations: layer 1 holds NaN or infinity"),
+        (lambda: z_scores({1: torch.ones(3)}, STATISTICS), "the statistics have 2 there"),
+        (lambda: z_scores({2: torch.ones(2)}, STATISTICS), "the statistics have none there"),
+        (lambda: candidates(GOOD, NAN, 5, 0), "z: layer 1 holds NaN"),
+        (lambda: candidates(NAN, GOOD, 5, 0), "activations: layer 1 holds NaN"),
+        (lambda: candidates({1: torch.ones(3)}, GOOD, 5, 0), "layer 1 must both be"),
+        (lambda: candidates(GOOD, GOOD, -1, 0), "theta must be a number of at least 0, got -1"),
+        (lambda: candidates(GOOD, GOOD, math.nan, 0), "theta must be a number of at least 0"),
+        (lambda: candidates(GOOD, GOOD, 5, -1), "k must be an integer of at least 0, got -1"),
+    ],
+)  # fmt: skip
+def test_bad_activations(call: Any, text: str) -> None:
+    with pytest.raises(ValueError, match=text):
+        call()
+
+
+# Algorithms 1 to 4
+
+
+@pytest.fixture
+def found(toy_model: DiffusionModel) -> Localization:
+    return localize(toy_model, "a red cup", SEEDS, threshold=LOW, settings=QUICK)
+
+
+def test_what_localize_returns(found: Localization, toy_model: DiffusionModel) -> None:
+    assert found.memorized
+    assert found.kept_seeds == (1, 2, 3)
+    assert found.score > LOW
+    assert found.refined
+    assert len(found.refined) < len(found.initial)
+    assert found.refined - found.initial == NeuronSet()
+    assert found.refined_score <= found.refinement_threshold
+    assert found.search == "sequential"
+    assert found.settings == replace(
+        QUICK, detection=DetectionSettings(), similarity=TOY_SIMILARITY
+    )
+    widths = {layer.index: layer.width for layer in toy_model.searched}
+    found.initial.check(widths)
+
+
+def test_samples_and_seconds_are_counted(found: Localization, toy_model: DiffusionModel) -> None:
+    assert found.samples_evaluated == toy_model.samples_evaluated == sum(found.samples.values())
+    assert found.samples["detect"] == 3
+    assert found.samples["activations"] == 0
+    assert found.samples["select"] % 3 == found.samples["refine"] % 3 == 0
+    assert found.samples["refine"] >= 3 * len(found.initial.layers)
+    assert found.seconds == pytest.approx(sum(found.times.values()))
+    assert all(seconds > 0 for seconds in found.times.values())
+
+
+def test_only_kept_seeds_are_evaluated(toy_model: DiffusionModel) -> None:
+    scores = detect(toy_model, "a red cup", range(1, 6), threshold=0)["pairwise"][0]
+    threshold = sorted(scores)[-1] - 1e-4  # the best pair alone is above
+    found = localize(toy_model, "a red cup", range(1, 6), threshold=threshold, settings=QUICK)
+    assert len(found.kept_seeds) == 2
+    assert found.samples["select"] % 2 == found.samples["refine"] % 2 == 0
+
+
+def test_a_prompt_that_is_not_memorized(toy_model: DiffusionModel) -> None:
+    found = localize(toy_model, "a", SEEDS, threshold=0.99)
+    assert not found.memorized
+    assert found.kept_seeds == ()
+    assert not found.initial
+    assert not found.refined
+    assert found.theta is found.k is found.refined_score is None
+    assert found.samples == {"detect": 3, "activations": 0, "select": 0, "refine": 0}
+
+
+def test_the_refined_score_is_what_a_fresh_score_gives(
+    found: Localization, toy_model: DiffusionModel
+) -> None:
+    plain = prompt_differences(toy_model, "a red cup", SEEDS)[0]
+    blocked = prompt_differences(toy_model, "a red cup", SEEDS, found.refined)[0]
+    both = torch.stack([plain, blocked], dim=1)  # [seeds, 2, C, H, W]
+    scores = [pairwise(pair, TOY_SIMILARITY)[0, 1].item() for pair in both]
+    assert found.refined_score == pytest.approx(max(scores), abs=1e-4)
+
+
+@pytest.mark.parametrize("batch_size", [1, 4])
+def test_batch_size_changes_nothing(
+    found: Localization, toy_model: DiffusionModel, batch_size: int
+) -> None:
+    settings = replace(QUICK, batch_size=batch_size)
+    other = localize(toy_model, "a red cup", SEEDS, threshold=LOW, settings=settings)
+    assert (other.initial, other.refined) == (found.initial, found.refined)
+    assert other.samples == found.samples
+
+
+def test_without_refinement(found: Localization, toy_model: DiffusionModel) -> None:
+    settings = replace(QUICK, refine=False)
+    other = localize(toy_model, "a red cup", SEEDS, threshold=LOW, settings=settings)
+    assert other.refined == other.initial == found.initial
+    assert other.refined_score == other.initial_score
+    assert other.samples["refine"] == 0
+
+
+def test_options_reach_the_search(toy_model: DiffusionModel) -> None:
+    def run(**changes: Any) -> Localization:
+        settings = replace(QUICK, **changes)
+        return localize(toy_model, "a red cup", SEEDS, threshold=LOW, settings=settings)
+
+    plain = run()
+    assert run(factor=1.0).initial_score == pytest.approx(1.0)
+    assert run(k_step=0, refine=False).k == 0
+    assert run(score_theta_min=False, refine=False).theta == plain.theta + 0.5
+    assert len(run(two_sided=False, refine=False).initial) < len(plain.initial)
+    guided = DetectionSettings(guidance=7)
+    halves = {h: run(detection=guided, halves=h, refine=False) for h in ("conditional", "both")}
+    assert halves["conditional"].initial_score != halves["both"].initial_score
+    assert halves["both"].samples["detect"] == 6
+
+
+def test_presets_run_on_small_latents(toy_model: DiffusionModel) -> None:
+    for preset in (LocalizationSettings.released, LocalizationSettings.paper):
+        settings = replace(preset(TOY_SIMILARITY), theta=1.5, refine=False)
+        found = localize(toy_model, "a", SEEDS, threshold=0.1, settings=settings)
+        assert found.settings.name == settings.name
+        assert json.loads(found.to_row()["settings"])["name"] == settings.name
+
+
+def test_progress_reports_every_stage_and_may_cancel(toy_model: DiffusionModel) -> None:
+    calls: list[tuple] = []
+    localize(
+        toy_model, "a", SEEDS, threshold=LOW, settings=QUICK, progress=lambda *c: calls.append(c)
+    )
+    stages = [stage for stage, _ in itertools.groupby(call[0] for call in calls)]
+    assert stages == ["detect", "activations", "select", "refine"]
+    last = calls[-1]
+    assert last[1] == last[2]
+
+    def cancel(stage: str, done: int, total: int | None) -> None:
+        if stage == "refine" and done == 2:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        localize(toy_model, "a", SEEDS, threshold=LOW, settings=QUICK, progress=cancel)
+    assert count_hooks(toy_model.denoiser) == 0
+
+
+def test_a_row_is_flat(found: Localization, toy_model: DiffusionModel, tmp_path: Path) -> None:
+    skipped = localize(toy_model, "a", SEEDS, threshold=0.99)
+    rows = [one.to_row() for one in (found, skipped)]
+    frame = pd.DataFrame(rows)
+    frame.to_parquet(tmp_path / "rows.parquet")
+    assert NeuronSet.from_json(frame["refined"][0]) == found.refined
+    assert json.loads(frame["kept_seeds"][0]) == [1, 2, 3]
+    assert frame["n_refined"].tolist() == [len(found.refined), 0]
+    assert frame["theta"].isna().tolist() == [False, True]
+    assert frame["samples_detect"].tolist() == [3, 3]
+    assert rows[0].keys() == rows[1].keys()
+
+
+def test_results_in_the_released_form(
+    found: Localization, toy_model: DiffusionModel, tmp_path: Path
+) -> None:
+    skipped = localize(toy_model, "a", SEEDS, threshold=0.99)
+    path = tmp_path / "results.csv"
+    write_results_csv(path, pd.DataFrame([found.to_released("https://a"), skipped.to_released()]))
+    back = read_results_csv(path)
+    assert back["Refined Neurons"].tolist() == [found.refined, NeuronSet()]
+    assert back["Initial SSIM"].tolist() == [pytest.approx(found.initial_score), 0.0]
+
+
+def test_another_search_mode_can_be_added(toy_model: DiffusionModel, monkeypatch: Any) -> None:
+    used: list[str] = []
+
+    def select(*arguments: Any, **options: Any) -> Any:
+        used.append("select")
+        return select_initial(*arguments, **options)
+
+    monkeypatch.setitem(SEARCHES, "mine", Search(select, refine))
+    found = localize(toy_model, "a", SEEDS, search="mine", threshold=LOW, settings=QUICK)
+    assert found.search == "mine"
+    assert used == ["select"]
+
+
+def test_sd2_models_are_localized_too(sd2_model: DiffusionModel) -> None:
+    own = calibrate(sd2_model, TOY_PROMPTS[:4], SEEDS, similarity=TOY_SIMILARITY)
+    settings = replace(QUICK, similarity=TOY_SIMILARITY, theta=1.5)
+    found = localize(
+        sd2_model, "a", SEEDS, statistics=own.statistics, threshold=-1.0, settings=settings
+    )
+    assert found.memorized
+    assert found.initial
+
+
+@pytest.mark.parametrize(
+    ("changes", "error", "text"),
+    [
+        ({"prompt": ""}, ValueError, "prompts must not be empty"),
+        ({"prompt": ["a", "b"]}, TypeError, "prompt must be one text, got"),
+        ({"prompt": None}, TypeError, "prompt must be one text, got None"),
+        ({"seeds": [1]}, ValueError, "seeds must hold at least 2, got 1"),
+        ({"seeds": [1, 1]}, ValueError, "seeds must differ from one another"),
+        ({"search": "quick"}, ValueError, "search must be one of"),
+        ({"threshold": math.nan}, ValueError, "threshold must be a finite number, got nan"),
+        ({"statistics": STATISTICS}, ValueError, "do not fit the model's"),
+        ({"settings": LocalizationSettings(similarity=SimilaritySettings.sd())}, ValueError,
+         "kernel 11 with 3 scales needs larger latents than 16×16"),
+    ],
+)  # fmt: skip
+def test_bad_arguments(
+    toy_model: DiffusionModel, changes: dict, error: type[Exception], text: str
+) -> None:
+    options = {"prompt": "a", "seeds": SEEDS, "threshold": LOW} | changes
+    with pytest.raises(error, match=text):
+        localize(toy_model, **options)
+    assert toy_model.samples_evaluated == 0
+
+
+def test_bad_arguments_of_detection_and_calibration(toy_model: DiffusionModel) -> None:
+    for call in (detect, calibrate):
+        for prompts, error in (([], ValueError), (["a", ""], ValueError), (["a", 1], TypeError)):
+            with pytest.raises(error, match="prompts must"):
+                call(toy_model, prompts, SEEDS)
+        with pytest.raises(ValueError, match="seeds must"):
+            call(toy_model, ["a", "b"], [1])
+        with pytest.raises(ValueError, match="batch_size must be an integer of at least 1"):
+            call(toy_model, ["a", "b"], SEEDS, batch_size=0)
+    with pytest.raises(ValueError, match="prompts must hold at least 2 for a deviation, got 1"):
+        calibrate(toy_model, ["a"], SEEDS)
+    with pytest.raises(ValueError, match="index 99 in layer 1 is out of range"):
+        prompt_differences(toy_model, "a", SEEDS, NeuronSet({1: [99]}))
+
+
+def test_a_model_without_calibration(sd2_model: DiffusionModel) -> None:
+    assert sd2_model.calibration is None
+    settings = replace(QUICK, similarity=TOY_SIMILARITY)
+    with pytest.raises(ValueError, match=r"threshold: the model .* has none; give threshold=…"):
+        detect(sd2_model, "a", SEEDS)
+    with pytest.raises(ValueError, match=r"statistics: the model .* has none; give statistics=…"):
+        localize(sd2_model, "a", SEEDS, threshold=LOW, settings=settings)
+
+
+def test_a_threshold_of_other_settings_is_refused(toy_model: DiffusionModel) -> None:
+    with pytest.raises(ValueError, match=r"was calibrated with DetectionSettings\(steps=50"):
+        detect(toy_model, "a", SEEDS, settings=DetectionSettings.paper())
+
+
+def test_localization_does_not_import_diffusers() -> None:
+    code = "import nemo_kit.localization, sys; print('diffusers' in sys.modules)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "False"
+
+
+def test_public_names_are_imported_only_when_asked_for() -> None:
+    code = (
+        "import nemo_kit, sys; print('torch' in sys.modules, nemo_kit.__version__, dir(nemo_kit))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.startswith("False 0.1.0")
+    import nemo_kit
+
+    for name in nemo_kit.__all__:
+        assert getattr(nemo_kit, name) is not None
+    with pytest.raises(AttributeError, match="nemo_kit has no 'find'; it has NeuronSet"):
+        _ = nemo_kit.find

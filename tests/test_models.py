@@ -1,0 +1,210 @@
+"""Models: loading, and each operation against the parts it stands for."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+import diffusers
+import numpy as np
+import pytest
+import torch
+from conftest import TOY_SIMILARITY
+from diffusers import DDIMScheduler, StableDiffusionPipeline
+
+from nemo_kit.calibration import Calibration
+from nemo_kit.hooks import capture
+from nemo_kit.models import DiffusionModel, load
+
+
+@pytest.fixture(params=["toy_model", "sd2_model"])
+def model(request: pytest.FixtureRequest) -> DiffusionModel:
+    found = request.getfixturevalue(request.param)
+    found.samples_evaluated = 0
+    return found
+
+
+def test_a_loaded_model(toy_model: DiffusionModel, toy_folder: Path) -> None:
+    assert toy_model.name == str(toy_folder)
+    assert toy_model.revision is None
+    assert toy_model.dtype == torch.float32  # on the CPU
+    assert toy_model.latent_shape == (4, 16, 16)
+    assert isinstance(toy_model.scheduler, DDIMScheduler)
+    assert [layer.index for layer in toy_model.searched] == [1, 2, 3, 4, 5, 6, 7]
+    assert len(toy_model.value_layers) == len(toy_model.key_layers) == 16
+    assert not any(p.requires_grad for p in toy_model.denoiser.parameters())
+    assert repr(toy_model).startswith("DiffusionModel(")
+
+
+def test_embeddings_are_the_pipelines(toy_model: DiffusionModel, toy_folder: Path) -> None:
+    pipeline = StableDiffusionPipeline.from_pretrained(toy_folder, safety_checker=None)
+    text = "a caption far longer than the twelve tokens of this model"
+    expected, empty = pipeline.encode_prompt(text, "cpu", 1, True)
+    torch.testing.assert_close(toy_model.embed([text, ""]), torch.cat([expected, empty]))
+    assert toy_model.embed(["a"] * 130).shape == (130, 12, 16)
+
+
+def test_noise_depends_on_the_seed_alone(model: DiffusionModel) -> None:
+    noise = model.noise([3, 1, 3])
+    assert noise.shape == (3, 4, 16, 16)
+    assert torch.equal(noise[0], noise[2])
+    generator = torch.Generator().manual_seed(1)
+    assert torch.equal(noise[1], torch.randn((4, 16, 16), generator=generator))
+
+
+def test_timesteps_are_those_of_ddim(model: DiffusionModel) -> None:
+    assert model.timesteps(50)[:2].tolist() == [981, 961]
+
+
+def predict(model: DiffusionModel, seeds: list[int], text: str = "a cat") -> torch.Tensor:
+    embeddings = model.embed([text] * len(seeds))
+    return model.predict_noise(model.noise(seeds), model.timesteps(50)[1], embeddings)
+
+
+def test_samples_are_counted(model: DiffusionModel) -> None:
+    predict(model, [1, 2, 3])
+    predict(model, [1])
+    assert model.samples_evaluated == 4
+
+
+def test_epsilon_is_the_denoisers_output(toy_model: DiffusionModel) -> None:
+    noise, text = toy_model.noise([1]), toy_model.embed("a cat")
+    expected = toy_model.denoiser(noise, 961, encoder_hidden_states=text).sample
+    torch.testing.assert_close(predict(toy_model, [1]), expected)
+
+
+@pytest.mark.parametrize("kind", ["v_prediction", "sample"])
+def test_other_predictions_become_epsilon(
+    sd2_model: DiffusionModel, kind: str, monkeypatch: Any
+) -> None:
+    """Held against the scheduler: one DDIM step from ε equals the step from the raw output."""
+    timestep, x = sd2_model.timesteps(50)[1], sd2_model.noise([5])
+    text, config = sd2_model.embed("a cat"), sd2_model.scheduler.config
+    own = DDIMScheduler.from_config(config, prediction_type=kind)
+    own.set_timesteps(50)
+    monkeypatch.setattr(sd2_model, "scheduler", own)
+    epsilon, raw = sd2_model.predict_noise(x, timestep, text), sd2_model.predict(x, timestep, text)
+    assert not torch.allclose(epsilon, raw)
+    other = DDIMScheduler.from_config(config, prediction_type="epsilon")
+    other.set_timesteps(50)
+    steps = [s.step(o, timestep, x).prev_sample for s, o in ((own, raw), (other, epsilon))]
+    torch.testing.assert_close(steps[0], steps[1], rtol=1e-3, atol=1e-3)
+
+
+def test_the_sd2_model_predicts_v(sd2_model: DiffusionModel) -> None:
+    assert sd2_model.scheduler.config.prediction_type == "v_prediction"
+    assert sd2_model.denoiser.config.use_linear_projection
+
+
+def test_value_activations_are_what_a_hook_sees(model: DiffusionModel) -> None:
+    texts = ["a cat", "a red cup"]
+    found = model.value_activations(model.embed(texts))
+    assert model.samples_evaluated == 0
+    assert sorted(found) == list(range(1, 17))
+    noise = model.noise([1, 2])
+    with capture(model.denoiser, model.value_layers) as seen, torch.no_grad():
+        model.predict_noise(noise, 961, model.embed(texts))
+    for layer, values in found.items():
+        assert torch.equal(values, seen[layer])
+    only = model.value_activations(model.embed(texts), model.searched)
+    assert sorted(only) == list(range(1, 8))
+
+
+def test_decode_gives_images(model: DiffusionModel) -> None:
+    images = model.decode(model.noise(range(9)))
+    assert images.shape == (9, 32, 32, 3)
+    assert images.dtype == np.uint8
+    assert np.array_equal(images[8:], model.decode(model.noise([8])))
+
+
+@pytest.mark.parametrize("prompts", [[], ["a", 5], None])
+def test_bad_prompts(toy_model: DiffusionModel, prompts: Any) -> None:
+    with pytest.raises((TypeError, ValueError), match="prompts must"):
+        toy_model.embed(prompts)
+
+
+def test_bad_numbers(toy_model: DiffusionModel) -> None:
+    x, text = toy_model.noise([1, 2]), toy_model.embed("a")
+    with pytest.raises(ValueError, match=r"got \[2, 4, 16, 16\] for 1"):
+        toy_model.predict_noise(x, 961, text)
+    with pytest.raises(ValueError, match=r"latents must be \[N, 4, 16, 16\] for N embeddings"):
+        toy_model.predict_noise(x[:1, :, :8], 961, text)
+    with pytest.raises(ValueError, match="latents must be finite"):
+        toy_model.decode(torch.full((1, 4, 16, 16), torch.nan))
+    with pytest.raises(ValueError, match="seeds must be integers"):
+        toy_model.noise([0.5])
+
+
+def test_unknown_names(tmp_path: Path) -> None:
+    allowed = 'name must be "lab", a folder with a diffusers model, or a hub id'
+    for name in ("labb", "", 5, "a/b/c", "../x", "http://a/b"):
+        with pytest.raises(ValueError, match=allowed):
+            load(name)  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match=r"has no model_index\.json"):
+        load(str(tmp_path))
+    with pytest.raises(ValueError, match="'nobody/nothing-here' could not be opened"):
+        load("nobody/nothing-here")
+
+
+def test_bad_devices(toy_folder: Path) -> None:
+    with pytest.raises(ValueError, match='device must be "auto", "cpu" or "cuda", got \'tpu9\''):
+        load(str(toy_folder), device="tpu9")
+    if not torch.cuda.is_available():
+        with pytest.raises(ValueError, match="torch sees no CUDA device"):
+            load(str(toy_folder), device="cuda")
+
+
+def test_dtype_is_applied_to_all_parts(toy_folder: Path) -> None:
+    model = load(str(toy_folder), device="cpu", dtype=torch.bfloat16)
+    assert {m.dtype for m in (model.denoiser, model.vae, model.text_encoder)} == {torch.bfloat16}
+    assert predict(model, [1]).dtype == torch.float32
+
+
+def test_a_folder_brings_its_calibration(toy_folder: Path, toy_model: DiffusionModel) -> None:
+    assert load(str(toy_folder), device="cpu").calibration is None
+    assert isinstance(toy_model.calibration, Calibration)
+    toy_model.calibration.save(toy_folder / "nemo")
+    try:
+        found = load(str(toy_folder), device="cpu").calibration
+    finally:
+        for file in (toy_folder / "nemo").iterdir():
+            file.unlink()
+        (toy_folder / "nemo").rmdir()
+    assert found is not None
+    assert found.threshold == toy_model.calibration.threshold
+    assert found.similarity == TOY_SIMILARITY
+
+
+def test_only_from_pretrained_with_plain_arguments(toy_folder: Path, monkeypatch: Any) -> None:
+    seen: dict[str, Any] = {}
+    original = StableDiffusionPipeline.from_pretrained
+
+    def spy(path: object, **options: Any) -> Any:
+        seen.update(options)
+        return original(toy_folder, safety_checker=None, requires_safety_checker=False)
+
+    monkeypatch.setattr(diffusers.StableDiffusionPipeline, "from_pretrained", spy)
+    model = load("owner/model", device="cpu", revision="0123abc")
+    assert model.revision == seen["revision"] == "0123abc"
+    assert seen["safety_checker"] is None
+    assert set(seen) == {"dtype", "revision", "safety_checker", "requires_safety_checker"}
+
+
+def test_code_in_a_models_folder_is_not_run(toy_folder: Path, tmp_path: Path) -> None:
+    for part in toy_folder.iterdir():
+        os.symlink(part, tmp_path / part.name)
+    (tmp_path / "unet").unlink()
+    (tmp_path / "unet").mkdir()
+    for file in (toy_folder / "unet").iterdir():
+        os.symlink(file, tmp_path / "unet" / file.name)
+    (tmp_path / "unet" / "evil.py").write_text(
+        f"open({str(tmp_path / 'ran')!r}, 'w')\nclass Evil: pass"
+    )
+    index = json.loads((toy_folder / "model_index.json").read_text())
+    (tmp_path / "model_index.json").unlink()
+    (tmp_path / "model_index.json").write_text(json.dumps(index | {"unet": ["evil", "Evil"]}))
+    with pytest.raises(ValueError, match="could not be opened"):
+        load(str(tmp_path), device="cpu")
+    assert not (tmp_path / "ran").exists()

@@ -1,0 +1,83 @@
+"""`score(sets)`: batching of sets × seeds over a drawn function, without a model."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import Tensor
+
+from nemo_kit.localization import Score
+from nemo_kit.neurons import NeuronSet
+from nemo_kit.similarity import SimilaritySettings, noise_differences, similarity
+
+SMALL = SimilaritySettings(kernel=3)
+SETS = [NeuronSet(), NeuronSet({1: [0]}), NeuronSet({1: [0], 2: [3]}), NeuronSet({7: [1, 2]})]
+torch.manual_seed(0)
+BASE = torch.randn(3, 4, 16, 16)
+OTHER = torch.randn(3, 4, 16, 16)
+
+
+class Drawer:
+    """Blocking n neurons mixes in n parts of unrelated noise."""
+
+    def __init__(self) -> None:
+        self.calls: list[int] = []
+
+    def __call__(self, places: list[int], sets: list[NeuronSet]) -> Tensor:
+        assert len(places) == len(sets)
+        self.calls.append(len(places))
+        parts = torch.tensor([float(len(one)) for one in sets])[:, None, None, None]
+        mixed = BASE[places] + parts * OTHER[places]
+        return noise_differences(mixed, torch.zeros_like(mixed))
+
+
+def scorer(batch_size: int = 32, settings: SimilaritySettings = SMALL) -> tuple[Score, Drawer]:
+    drawer = Drawer()
+    unblocked = noise_differences(BASE, torch.zeros_like(BASE))
+    return Score(drawer, unblocked, settings, batch_size), drawer
+
+
+def test_the_score_is_the_maximum_over_seeds() -> None:
+    score, drawer = scorer()
+    for one, per_seed in zip(SETS, score.per_seed(SETS), strict=True):
+        expected = similarity(score.unblocked, drawer([0, 1, 2], [one] * 3), SMALL)
+        torch.testing.assert_close(per_seed, expected)
+        torch.testing.assert_close(score([one]), expected.max()[None])
+    assert score(SETS)[0] == pytest.approx(1.0)
+
+
+@pytest.mark.parametrize("settings", [SMALL, SimilaritySettings(kernel=3, data_range="batch")])
+@pytest.mark.parametrize("batch_size", [1, 2, 3, 5, 100])
+def test_any_batch_size_gives_the_same(batch_size: int, settings: SimilaritySettings) -> None:
+    whole, _ = scorer(settings=settings)
+    score, drawer = scorer(batch_size, settings)
+    torch.testing.assert_close(score(SETS), whole(SETS))
+    assert max(drawer.calls) <= batch_size
+    assert score.samples == sum(drawer.calls) == len(SETS) * 3
+
+
+def test_sets_share_a_call() -> None:
+    score, drawer = scorer(batch_size=12)
+    score(SETS)
+    assert drawer.calls == [12]
+
+
+def test_no_sets() -> None:
+    score, _ = scorer()
+    assert score([]).shape == (0,)
+    assert score.samples == 0
+
+
+def test_nan_is_refused() -> None:
+    unblocked = noise_differences(BASE, torch.zeros_like(BASE))
+    score = Score(lambda places, sets: unblocked[places] * torch.nan, unblocked, SMALL)
+    with pytest.raises(ValueError, match="must be finite, got NaN"):
+        score(SETS)
+
+
+def test_bad_arguments() -> None:
+    for wrong in (torch.rand(4, 16, 16), torch.rand(0, 4, 16, 16)):
+        with pytest.raises(ValueError, match=r"unblocked must be \[seeds, C, H, W\] with a seed"):
+            Score(Drawer(), wrong)
+    with pytest.raises(ValueError, match="batch_size must be an integer of at least 1, got 0"):
+        Score(Drawer(), torch.rand(1, 4, 16, 16), SMALL, 0)
