@@ -85,7 +85,7 @@ def wanted_by(requirement: Requirement) -> list[Requirement]:
 
 def gpu_only(name: str) -> bool:
     """What only the GPU build of torch brings, which pins it itself."""
-    return name.startswith(("nvidia-", "cuda-")) or name in {"triton", "setuptools"}
+    return name.startswith(("nvidia-", "cuda-")) or name == "triton"
 
 
 def test_pins_hold_for_every_build() -> None:
