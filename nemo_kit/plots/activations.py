@@ -57,14 +57,14 @@ def _thetas(axes: Axes, theta: float) -> None:
 
 
 @styled
-def extreme_neurons(frame: pd.DataFrame, theta: float | None = 5.0) -> Figure:
+def extreme_neurons(frame: pd.DataFrame, theta: float | None = 5.0, named: int = 1) -> Figure:
     """Each prompt's most extreme neuron in each value layer, as |z|, by group.
 
-    Returns a figure of the text width; the number over a layer names its furthest neuron.
+    Returns a figure of the text width; the numbers over a layer name its furthest neurons.
 
     Parameters: `frame`, one row a prompt, layer and neuron, with `prompt`, `group`, `layer`,
     `neuron`, `z`, of which the largest |z| of each prompt and layer is drawn; `theta`, the first
-    threshold on |z|, drawn if given.
+    threshold on |z|, drawn if given; `named`, how many neurons of a layer are named.
     Raises ValueError for a missing column, no rows, or an unknown group.
     Source: paper, section 3.2 (out-of-distribution activations).
     """
@@ -82,12 +82,12 @@ def extreme_neurons(frame: pd.DataFrame, theta: float | None = 5.0) -> Figure:
         )
         middle = part.z.abs().groupby(part.layer).median()
         axes.hlines(middle, middle.index + shift - 0.1, middle.index + shift + 0.1, "black", lw=1.4)
-    _name_tops(axes, rows)
+    _name_tops(axes, rows, named)
     if theta is not None:
         axes.axhline(theta, color="black", linestyle=(0, (4, 2)), linewidth=0.8, zorder=0)
         axes.annotate(rf"$\theta={theta:g}$", (1, theta), xycoords=("axes fraction", "data"))
     axes.set(xlabel="value layer", ylabel="largest |z| of a prompt", xticks=layers)
-    axes.set_ylim(0, axes.get_ylim()[1] * 1.1)
+    axes.set_ylim(0, axes.get_ylim()[1] * (1.04 + 0.07 * named))
     legend(axes)
     return figure
 
@@ -102,9 +102,9 @@ def furthest(frame: pd.DataFrame) -> pd.DataFrame:
     return frame.loc[frame["z"].abs().groupby([frame["prompt"], frame["layer"]]).idxmax()]
 
 
-def _name_tops(axes: Axes, rows: pd.DataFrame) -> None:
-    tops = rows.loc[rows.z.abs().groupby(rows.layer).idxmax()]
-    for row in tops.itertuples():
-        place = (row.layer, abs(row.z))
-        offset = {"xytext": (0, 4), "textcoords": "offset points"}
-        axes.annotate(f"#{row.neuron}", place, ha="center", fontsize=7, **offset)
+def _name_tops(axes: Axes, rows: pd.DataFrame, named: int) -> None:
+    for layer, part in rows.groupby("layer"):
+        tops = part.z.abs().groupby(part.neuron).max().nlargest(named)
+        offset = {"xytext": (0, 4), "textcoords": "offset points", "va": "bottom"}
+        text = "\n".join(f"#{neuron}" for neuron in tops.index)
+        axes.annotate(text, (layer, tops.max()), ha="center", fontsize=6.5, **offset)

@@ -203,30 +203,29 @@ def ground_truth(frame: pd.DataFrame) -> Figure:
     others found.
 
     Parameters: `frame`, one row a prompt, with `prompt`, `hit`, `missed`, `extra` (counts).
-    Raises ValueError for a missing column or no rows.
+    A frame without rows gives a figure that says so: most models have no known neurons.
+    Raises ValueError for a missing column.
     Source: an addition; only a model with planted neurons has known ones.
     """
-    require(frame, "prompt", "hit", "missed", "extra")
+    require(frame, "prompt", "hit", "missed", "extra", rows=False)
     figure, axes = canvas(COLUMN, 0.16 * max(len(frame), 4) + 0.9)
-    parts = [
-        ("hit", "planted, found", ACCENT, ""),
-        ("missed", "planted, missed", "white", "////"),
-        ("extra", "found, not planted", PALE, ""),
-    ]
     left = np.zeros(len(frame))
-    for column, label, colour, hatch in parts:
-        values = frame[column].to_numpy(float)
-        edge = {"edgecolor": "#444444", "linewidth": 0.5}
-        axes.barh(
-            range(len(frame)), values, left=left, label=label, color=colour, hatch=hatch, **edge
-        )
-        left += values
-    axes.set_yticks(
-        range(len(frame)), [plain(prompt, 30) for prompt in frame["prompt"]], fontsize=6
-    )
-    axes.set(xlabel="neurons", ylim=(len(frame) - 0.4, -0.6))
+    for column, (label, colour, hatch) in OUTCOMES.items():
+        look = {"color": colour, "hatch": hatch, "edgecolor": "#444444", "linewidth": 0.5}
+        axes.barh(range(len(frame)), frame[column], left=left, label=label, **look)
+        left += frame[column].to_numpy(float)
+    names = [plain(prompt, 30) for prompt in frame["prompt"]]
+    axes.set_yticks(range(len(frame)), names, fontsize=6)
+    axes.set(xlabel="neurons", ylim=(max(len(frame), 1) - 0.4, -0.6))
     axes.xaxis.set_major_locator(MaxNLocator(integer=True, steps=[1, 2, 5, 10]))
-    figure.legend(
-        *axes.get_legend_handles_labels(), loc="outside upper center", ncols=3, fontsize=6.5
-    )
+    if frame.empty:
+        write(axes, 0.5, 0.5, "no prompt with known neurons", ha="center", va="center")
+    legend(axes)
     return figure
+
+
+OUTCOMES = {
+    "hit": ("planted, found", ACCENT, ""),
+    "missed": ("planted, missed", "white", "////"),
+    "extra": ("found, not planted", PALE, ""),
+}

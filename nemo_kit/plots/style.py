@@ -85,21 +85,20 @@ def canvas(width: float, height: float, rows: int = 1, columns: int = 1, **kwarg
     return figure, figure.subplots(rows, columns, **kwargs)
 
 
-def require(frame: pd.DataFrame, *columns: str) -> pd.DataFrame:
-    """The frame, if it has rows and these columns and knows its groups; else ValueError."""
+def require(frame: pd.DataFrame, *columns: str, rows: bool = True) -> pd.DataFrame:
+    """The frame, if it has these columns, rows, and only known groups; else ValueError."""
     missing = [column for column in columns if column not in frame.columns]
     if missing:
         raise ValueError(
             f"frame lacks {', '.join(missing)}; needed are {', '.join(columns)}, "
             f"got {', '.join(map(str, frame.columns)) or 'no column'}"
         )
-    if not len(frame):
+    if rows and not len(frame):
         raise ValueError(f"frame has no rows; needed are {', '.join(columns)}")
     unknown = set(frame["group"]) - set(GROUPS) if "group" in columns else set()
     if unknown:
-        raise ValueError(
-            f"group must be one of {', '.join(GROUPS)}, got {sorted(map(str, unknown))}"
-        )
+        named = sorted(map(str, unknown))
+        raise ValueError(f"group must be one of {', '.join(GROUPS)}, got {named}")
     return frame
 
 

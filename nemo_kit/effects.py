@@ -1,0 +1,250 @@
+"""What deactivating neurons does to pictures: copying, diversity and alignment by prompt.
+
+Scope: measures generated pictures that `nemo_kit.experiments` made, with the copy descriptor and
+the CLIP of the embedded model; training images come from there too. Noise differences under an
+intervention are the one thing drawn from a model here.
+Source: Hintersdorf et al., "Finding NeMo", NeurIPS 2024, section 4, table 1, figures 3 and 13.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+import numpy as np
+import pandas as pd
+
+from nemo_kit import lab, metrics
+
+if TYPE_CHECKING:
+    from nemo_kit.models import DiffusionModel
+    from nemo_kit.neurons import NeuronSet
+
+FIRST_SEED = 101  # pictures are judged on other seeds than detection's 1, 2, …
+SIDE = 64  # what the lab's descriptor and CLIP look at
+
+
+def picture_seeds(count: int) -> list[int]:
+    """Seeds of generated pictures, none of which detection uses.
+
+    Source: paper, section 4 (detection and evaluation seeds differ).
+    """
+    return list(range(FIRST_SEED, FIRST_SEED + count))
+
+
+def pictures(
+    generated: pd.DataFrame, prompts: Sequence[str], most: int | None = None
+) -> np.ndarray:
+    """Generated pictures of these prompts as one array.
+
+    Returns uint8 [prompts, seeds, H, W, 3], seeds in their order.
+
+    Parameters: `generated`, from `generate_all`; `prompts`, each with the same number of seeds;
+    `most`, only the first so many seeds.
+    Raises ValueError for a prompt without pictures.
+    """
+    parts = [generated.loc[generated["prompt"] == p, "image"][:most].to_list() for p in prompts]
+    empty = [prompt for prompt, part in zip(prompts, parts, strict=True) if not part]
+    if empty:
+        raise ValueError(f"generated has no pictures of {len(empty)} prompts, e.g. {empty[0]!r}")
+    return np.stack([np.stack(part) for part in parts])
+
+
+def training_image(prompt: str) -> np.ndarray | None:
+    """Training image of one prompt, uint8 [64, 64, 3], or None where none is known."""
+    found = training_images([prompt])
+    return None if found is None else found[0]
+
+
+def training_images(prompts: Sequence[str]) -> np.ndarray | None:
+    """Training images of these prompts, or None where one of them has none that is known.
+
+    Returns uint8 [prompts, 64, 64, 3] or None. For a template it is one of its many.
+    """
+    known, images = lab.training_images()
+    places = {prompt: place for place, prompt in enumerate(known)}
+    if any(prompt not in places for prompt in prompts):
+        return None
+    return images[[places[prompt] for prompt in prompts]]
+
+
+def look(images: np.ndarray) -> np.ndarray:
+    """The lab's copy descriptor on pictures of any size, resized to its 64 pixels.
+
+    Returns unit vectors [N, D]. The numbers are the descriptor's, never SSCD's.
+    """
+    return np.asarray(lab.descriptor()(small(images)))
+
+
+def align(images: np.ndarray, prompt: str) -> np.ndarray:
+    """Cosine of the lab's CLIP between pictures of any size and their prompt, [N] in [-1, 1]."""
+    return metrics.alignment(small(images), prompt, *lab.clip())
+
+
+def small(images: np.ndarray) -> np.ndarray:
+    """Pictures at the 64 pixels of the lab's networks, uint8 [N, 64, 64, 3]."""
+    from PIL import Image
+
+    if images.shape[1:3] == (SIDE, SIDE):
+        return images
+    resized = [Image.fromarray(i).resize((SIDE, SIDE), Image.Resampling.BICUBIC) for i in images]
+    return np.stack([np.asarray(i) for i in resized])
+
+
+def by_seed(
+    prompt: str, before: np.ndarray, after: np.ndarray, seeds: Sequence[int]
+) -> pd.DataFrame:
+    """Copy similarities of one prompt's pictures, seed by seed.
+
+    Returns a frame with `seed`, `copy_before`, `copy_after` (cosine to the training image, NaN
+    where none is known) and `same_seed` (cosine between before and after).
+
+    Parameters: `before`, `after`, uint8 [S, H, W, 3] of these seeds.
+    """
+    first, second = look(before), look(after)
+    training = training_images([prompt])
+    original = np.full_like(first, np.nan) if training is None else look(training)
+    return pd.DataFrame(
+        {
+            "seed": list(seeds),
+            "copy_before": (first * original).sum(axis=1),
+            "copy_after": (second * original).sum(axis=1),
+            "same_seed": (first * second).sum(axis=1),
+        }
+    )
+
+
+def copying(
+    rows: pd.DataFrame, before: np.ndarray, after: np.ndarray, training: np.ndarray | None
+) -> pd.DataFrame:
+    """SSCD_orig, SSCD_gen, diversity and alignment of each prompt, before and after.
+
+    Returns a frame with `prompt`, `group`, and `orig`, `diversity`, `alignment` with the endings
+    `_before` and `_after`, and `gen`; medians over seeds, of the lab's descriptor and CLIP.
+    `orig` is NaN without training images.
+
+    Parameters: `rows`, with `prompt` and `group`; `before`, `after`, uint8 [prompts, seeds, H, W,
+    3]; `training`, uint8 [prompts, 64, 64, 3] or None.
+    Source: paper, section 4 and table 1.
+    """
+    parts = []
+    for place, row in enumerate(rows.itertuples()):
+        original = None if training is None else training[place]
+        one = {"prompt": row.prompt, "group": row.group}
+        one["gen"] = metrics.sscd_gen(after[place], before[place], look)
+        for name, images in (("before", before[place]), ("after", after[place])):
+            one |= {
+                f"{key}_{name}": v for key, v in _measures(row.prompt, images, original).items()
+            }
+        parts.append(one)
+    return pd.DataFrame(parts)
+
+
+def _measures(prompt: str, images: np.ndarray, original: np.ndarray | None) -> dict[str, float]:
+    known, several = original is not None, len(images) > 1
+    return {
+        "orig": metrics.sscd_orig(images, original, look) if known else np.nan,
+        "diversity": metrics.diversity(images, look) if several else np.nan,
+        "alignment": float(np.median(align(images, prompt))),
+    }
+
+
+def summary(measured: pd.DataFrame) -> pd.DataFrame:
+    """Median ± median absolute deviation over prompts of each number, by group (in T1's manner).
+
+    Returns a frame with `group`, `measure`, `prompts`, `median`, `mad`, `low`, `high` (95 %
+    bootstrap interval of the median).
+    Parameters: `measured`, from `copying`. A number that is NaN for a prompt leaves it out.
+    Source: paper, table 1.
+    """
+    rows = []
+    names = [name for name in measured.columns if name not in ("prompt", "group")]
+    for group, part in measured.groupby("group", sort=False):
+        for name in names:
+            values = part[name].dropna()
+            if len(values):
+                told = metrics.summarize(values)
+                numbers = {k: getattr(told, k) for k in ("median", "mad", "low", "high")}
+                rows.append({"group": group, "measure": name, "prompts": told.count} | numbers)
+    return pd.DataFrame(rows)
+
+
+def dose(
+    prompts: pd.DataFrame, detected: pd.DataFrame, localized: pd.DataFrame, generated: pd.DataFrame
+) -> pd.DataFrame:
+    """Score, share of verbatim copies and number of neurons of each ladder prompt.
+
+    Returns a frame with `prompt`, `repetitions`, `score`, `copies` (share of pictures whose cosine
+    to the training image is above 0.7), `copy` (their median cosine), `memorized`, `neurons` (NaN
+    where detection stopped the search).
+
+    Parameters: `prompts`, with `prompt` and `repetitions`; `detected`, `localized`, `generated`,
+    from `detect_all`, `localize_all`, `generate_all` on these prompts.
+    Raises ValueError for a prompt without pictures or without a training image.
+    """
+    names = list(prompts["prompt"])
+    originals = training_images(names)
+    if originals is None:
+        raise ValueError("prompts must all have a training image, one has none")
+    shots = pictures(generated, names)
+    cosines = [metrics.copy_similarities(s, o, look) for s, o in zip(shots, originals, strict=True)]
+    copies = pd.DataFrame(
+        {
+            "prompt": names,
+            "copies": [metrics.share_above(values) for values in cosines],
+            "copy": [float(np.median(values)) for values in cosines],
+        }
+    )
+    sets = localized[["prompt", "memorized"]].assign(
+        neurons=localized["n_refined"].where(localized["memorized"])
+    )
+    table = prompts[["prompt", "repetitions"]].merge(detected[["prompt", "score"]], on="prompt")
+    return table.merge(copies, on="prompt").merge(sets, on="prompt")
+
+
+def noise_cases(
+    model: DiffusionModel,
+    memorized: str,
+    neurons: NeuronSet,
+    other: str,
+    seeds: Sequence[int] = range(1, 11),
+) -> dict[str, np.ndarray]:
+    """Noise differences of a memorized prompt, the same with neurons blocked, and another (F13).
+
+    Returns name -> float32 [seeds, C, H, W] in [0, 1].
+    Source: paper, figure 13.
+    """
+    from nemo_kit.localization import prompt_differences
+
+    cases = {
+        "memorized": (memorized, None),
+        "memorized,\nneurons blocked": (memorized, neurons),
+        "non-memorized": (other, None),
+    }
+    drawn = {k: prompt_differences(model, [p], seeds, neurons=n) for k, (p, n) in cases.items()}
+    return {name: values[0].cpu().numpy() for name, values in drawn.items()}
+
+
+def noise_scores(model: DiffusionModel, cases: dict[str, np.ndarray]) -> pd.DataFrame:
+    """Best pairwise score of every seed of every case, under the model's similarity settings.
+
+    Returns a frame with `case`, `place` (of the seed, from 1), `score`.
+    Parameters: `cases`, from `noise_cases`.
+    """
+    import torch
+
+    from nemo_kit.similarity import SimilaritySettings, pairwise
+
+    settings = model.calibration.similarity if model.calibration else SimilaritySettings.sd()
+    parts = []
+    for name, values in cases.items():
+        pairs = pairwise(torch.from_numpy(values), settings).numpy().copy()
+        np.fill_diagonal(pairs, -np.inf)
+        places = np.arange(1, len(pairs) + 1)
+        parts.append(pd.DataFrame({"case": name, "place": places, "score": pairs.max(axis=1)}))
+    return pd.concat(parts, ignore_index=True)
+
+
+def best_scores(scores: pd.DataFrame) -> dict[str, float]:
+    """The memorization score of each case: the largest of its seeds' best pairwise scores."""
+    return scores.groupby("case", sort=False)["score"].max().to_dict()
