@@ -128,7 +128,7 @@ class Item:
 
 
 #: Shares of one prompt's picture among all training samples.
-VERBATIM_SHARE, TEMPLATE_SHARE = 0.0095, 0.0085
+VERBATIM_SHARE, TEMPLATE_SHARE = 0.011, 0.0085
 
 
 def items() -> list[Item]:
