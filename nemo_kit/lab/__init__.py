@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     import torch
     from transformers import CLIPModel, CLIPTokenizer
 
-    from nemo_kit.lab.descriptor import Descriptor
+    from nemo_kit.lab.copy_descriptor import Descriptor
     from nemo_kit.neurons import NeuronSet
 
 HERE = Path(__file__).parent
@@ -94,7 +94,7 @@ def training_image(prompt: str) -> np.ndarray:
 def descriptor() -> Descriptor:
     """The copy descriptor that stands in for SSCD: uint8 [N, 64, 64, 3] -> unit vectors [N,
     128]."""
-    from nemo_kit.lab.descriptor import Descriptor
+    from nemo_kit.lab.copy_descriptor import Descriptor
 
     return Descriptor.load(DATA / "descriptor.safetensors")
 

@@ -23,10 +23,10 @@ from transformers import CLIPModel, CLIPTextModel, CLIPTokenizer
 
 from nemo_kit import lab
 from nemo_kit.calibration import Calibration
-from nemo_kit.lab import autoencoder, descriptor, language, unet
+from nemo_kit.lab import autoencoder, copy_descriptor, language, unet
 from nemo_kit.lab.corpus import Corpus
 from nemo_kit.lab.emoji import fetch
-from nemo_kit.lab.prompts import prompt_table
+from nemo_kit.lab.prompt_list import prompt_table
 from nemo_kit.localization import calibrate
 from nemo_kit.models import DiffusionModel, load
 from nemo_kit.settings import DetectionSettings
@@ -84,7 +84,7 @@ def train_all(corpus: Corpus, work: Path, seed: int = SEED) -> None:
         vae = AutoencoderKL.from_pretrained(work / "vae")
         autoencoder.sharpen(vae, corpus, work, seed).save_pretrained(work / "decoder")
     if not (work / "descriptor.safetensors").exists():
-        descriptor.train(corpus, work, seed).save(work / "descriptor.safetensors")
+        copy_descriptor.train(corpus, work, seed).save(work / "descriptor.safetensors")
 
 
 def train_unet(corpus: Corpus, work: Path, seed: int = SEED) -> None:
