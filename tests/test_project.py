@@ -118,6 +118,18 @@ def test_the_version_is_one() -> None:
     assert f"## {__version__}" in (ROOT / "CHANGELOG.md").read_text()
 
 
+def test_git_and_so_the_wheel_carry_the_embedded_model() -> None:
+    """hatchling packs what git does not ignore."""
+    if not (ROOT / ".git").exists():
+        pytest.skip("not a clone")
+    lab = ("model/unet/diffusion_pytorch_model.safetensors", "model/nemo/calibration.json",
+           "data/prompts.csv", "data/images/x.png", "data/descriptor.safetensors")  # fmt: skip
+    paths = [f"nemo_kit/lab/{name}" for name in lab] + ["figures/lab/F1.png", "figures/lab/F1.csv"]
+    done = subprocess.run(["git", "check-ignore", *paths], cwd=ROOT, capture_output=True,
+                          text=True, check=False)  # fmt: skip
+    assert done.stdout == ""
+
+
 def test_ci_runs_the_tests_and_the_linter() -> None:
     script = ROOT / ".ci" / "run"
     assert script.stat().st_mode & 0o111
