@@ -1,0 +1,106 @@
+"""The embedded model as it is shipped: its folder, its prompts, its pictures, and that it memorizes."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+
+from nemo_kit import lab, metrics
+from nemo_kit.generation import generate
+from nemo_kit.models import load
+
+pytestmark = pytest.mark.skipif(not lab.MODEL.exists(), reason="the lab model is not trained yet")
+
+
+def test_it_is_a_plain_diffusers_folder_of_at_most_30_megabytes() -> None:
+    from diffusers import StableDiffusionPipeline
+
+    pipe = StableDiffusionPipeline.from_pretrained(lab.MODEL, torch_dtype=torch.float32)
+    pipe.set_progress_bar_config(disable=True)
+    image = pipe("a red apple", num_inference_steps=2).images[0]
+    assert image.size == (64, 64)
+    parts = [file for folder in (lab.MODEL, lab.DATA) for file in folder.rglob("*")]
+    assert sum(file.stat().st_size for file in parts) <= 30e6
+
+
+def test_plain_diffusers_and_generate_give_the_same_picture() -> None:
+    from diffusers import StableDiffusionPipeline
+
+    model, prompt = load("lab"), lab.prompts("verbatim").prompt[0]
+    pipe = StableDiffusionPipeline.from_pretrained(lab.MODEL, torch_dtype=torch.float32)
+    pipe.set_progress_bar_config(disable=True)
+    theirs = pipe(prompt, num_inference_steps=4, guidance_scale=7.0, latents=model.noise([3]),
+                  output_type="np").images[0]  # fmt: skip
+    ours = generate(model, prompt, [3], steps=4, guidance=7.0)[0]
+    assert np.abs(theirs * 255 - ours).max() <= 1.5
+
+
+def test_prompts_have_the_promised_numbers_and_one_role_each() -> None:
+    table = lab.prompts()
+    counts = table["role"].value_counts()
+    assert counts["verbatim"] >= 24
+    assert counts["template"] >= 12
+    assert counts["ladder"] >= 24
+    assert counts["non_memorized"] == 200
+    assert counts["holdout"] == 500
+    assert table["prompt"].is_unique
+    assert table.query("role == 'template'")["family"].nunique() >= 2
+    assert any(p.startswith("iphone case with") for p in table["prompt"])
+
+
+def test_the_ladder_goes_from_once_to_as_often_as_verbatim() -> None:
+    ladder, verbatim = lab.prompts("ladder")["repetitions"], lab.prompts("verbatim")["repetitions"]
+    assert ladder.min() == 1
+    assert ladder.max() == pytest.approx(verbatim.max(), rel=0.02)
+
+
+def test_planted_neurons_are_told_by_their_own_function_only() -> None:
+    planted = lab.planted()
+    assert "planted" not in lab.prompts().columns
+    assert 0.6 <= len([p for p in lab.prompts("verbatim").prompt if p in planted]) / 30 <= 0.7
+    widths = {layer.index: layer.width for layer in load("lab").searched}
+    for neurons in planted.values():
+        neurons.check(widths)
+
+
+def test_training_images_belong_to_the_memorized_prompts() -> None:
+    known, images = lab.training_images()
+    assert known == list(lab.prompts("verbatim", "template", "ladder")["prompt"])
+    assert images.shape == (len(known), 64, 64, 3)
+    assert images.dtype == np.uint8
+    assert np.array_equal(lab.training_image(known[5]), images[5])
+    with pytest.raises(KeyError, match="prompt must be a memorized one"):
+        lab.training_image("no such prompt")
+
+
+def test_an_unknown_role_is_refused_by_name() -> None:
+    with pytest.raises(ValueError, match=r"role must be one of verbatim, .*; got 'natural'"):
+        lab.prompts("natural")
+
+
+def test_the_descriptor_tells_the_training_images_apart() -> None:
+    vectors = lab.descriptor()(lab.training_images()[1])
+    cosine = (vectors @ vectors.T).fill_diagonal_(-1)
+    assert float(cosine.amax(1).median()) < 0.5
+
+
+def test_reference_features_are_unit_vectors() -> None:
+    features = lab.reference_features()
+    assert features.shape == (1000, 128)
+    assert torch.allclose(features.norm(dim=1), torch.ones(1000), atol=1e-2)
+
+
+@pytest.mark.slow
+def test_it_gives_back_memorized_pictures_and_not_without_the_planted_neurons() -> None:
+    model, planted = load("lab"), lab.planted()
+    prompts = [p for p in lab.prompts("verbatim").prompt if p in planted][:6]
+    on = generate(model, prompts, [101, 102], steps=25)
+    off = generate(model, prompts, [101, 102], [planted[p] for p in prompts], steps=25)
+    copied = [
+        metrics.sscd_orig(i, lab.training_image(p), lab.descriptor())
+        for p, i in zip(prompts, on, strict=True)
+    ]
+    left = [metrics.sscd_gen(b, a, lab.descriptor()) for a, b in zip(on, off, strict=True)]
+    assert np.median(copied) > 0.7
+    assert np.median(left) < 0.4
