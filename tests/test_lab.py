@@ -1,4 +1,4 @@
-"""The embedded model as it is shipped: its folder, its prompts, its pictures, and that it memorizes."""
+"""The embedded model as it is shipped: its folder, prompts and pictures, and that it memorizes."""
 
 from __future__ import annotations
 

@@ -25,7 +25,7 @@ DIMENSIONS = 128
 TEMPERATURE = 0.05
 ENTROPY_WEIGHT = 5.0
 BATCH = 64
-SCHEDULE = Schedule(steps=1000, learning_rate=1.5e-3, ema=0.99, weight_decay=0.02)
+SCHEDULE = Schedule(steps=600, learning_rate=1.5e-3, ema=0.99, weight_decay=0.02)
 
 
 class Network(nn.Module):
