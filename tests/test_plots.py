@@ -7,6 +7,7 @@ import matplotlib as mpl
 import numpy as np
 import pandas as pd
 import pytest
+from matplotlib import pyplot
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
@@ -189,6 +190,12 @@ def test_figures_are_the_same_bytes_twice(tmp_path: object) -> None:
     for path in files:
         plots.extreme_neurons(activations()).savefig(path)
     assert files[0].read_bytes() == files[1].read_bytes()
+
+
+def test_a_notebook_shows_the_figure_without_pyplot() -> None:
+    figure = plots.neuron_histogram(counts())
+    assert figure._repr_png_().startswith(b"\x89PNG")
+    assert not pyplot.get_fignums()
 
 
 # ------------------------------------------------------------------------------- detection

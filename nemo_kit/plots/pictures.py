@@ -14,6 +14,7 @@ from nemo_kit.plots.style import (
     ACCENT,
     PALE,
     TEXT,
+    Drawing,
     plain,
     require,
     row_of,
@@ -81,7 +82,7 @@ class Page:
         self.row = self.side + self.line + 0.06
         self.height = self.head + rows * self.row + 0.02
         self.training = training
-        self.figure = Figure(figsize=(TEXT, self.height))
+        self.figure = Drawing(figsize=(TEXT, self.height))
 
     def axes(self, row: int, left: float, pictures: int) -> Axes:
         """Axes for a strip of pictures in a row, `left` inches from the edge."""
@@ -141,7 +142,7 @@ def workflow(
         raise ValueError(f"stage must be other, candidate or refined, got {sorted(unknown)}")
     pictures = [tile(strips("before", before)[:4]), tile(strips("after", after)[:4])]
     first = pictures[0] if training is None else strips("training", training)
-    figure = Figure(figsize=(TEXT, 2.15), layout="constrained")
+    figure = Drawing(figsize=(TEXT, 2.15), layout="constrained")
     grid = figure.subplots(1, 4, width_ratios=(1, 1, 1.75, 1))
     count = int((frame.stage == "refined").sum())
     titles = ["training image", "1  generated", "", f"3  {count} neuron{'s' * (count != 1)} off"]

@@ -8,6 +8,7 @@ print: 3.3 in is one column, 6.9 in the text width.
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import wraps
+from io import BytesIO
 from typing import Any, ParamSpec
 
 import matplotlib as mpl
@@ -79,9 +80,18 @@ def styled(draw: Callable[P, Figure]) -> Callable[P, Figure]:
     return inside
 
 
+class Drawing(Figure):
+    """A figure outside pyplot that a notebook shows the way it is saved."""
+
+    def _repr_png_(self) -> bytes:
+        picture = BytesIO()
+        self.savefig(picture, format="png", dpi=150, bbox_inches="tight")
+        return picture.getvalue()
+
+
 def canvas(width: float, height: float, rows: int = 1, columns: int = 1, **kwargs: Any) -> Any:
     """A figure outside pyplot, laid out so that nothing is clipped, and its axes."""
-    figure = Figure(figsize=(width, height), layout="constrained")
+    figure = Drawing(figsize=(width, height), layout="constrained")
     return figure, figure.subplots(rows, columns, **kwargs)
 
 

@@ -1,0 +1,136 @@
+"""Measures of pictures, with a descriptor and training images whose cosines are known."""
+
+from __future__ import annotations
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+
+from nemo_kit import effects, lab
+from nemo_kit.models import DiffusionModel
+from nemo_kit.neurons import NeuronSet
+
+RED, GREEN, BLUE = np.eye(3, dtype=np.uint8) * 200
+
+
+def solid(*colours: np.ndarray, side: int = 64) -> np.ndarray:
+    """Pictures of one colour each, uint8 [N, side, side, 3]."""
+    return np.stack([np.broadcast_to(c, (side, side, 3)) for c in colours]).astype(np.uint8)
+
+
+@pytest.fixture(autouse=True)
+def _known_lab(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A lab of two training images, one red and one green, whose descriptor is the mean colour."""
+
+    def descriptor(images: np.ndarray) -> torch.Tensor:
+        assert images.shape[1:] == (64, 64, 3)
+        vectors = torch.from_numpy(images.reshape(len(images), -1, 3).mean(axis=1))
+        return torch.nn.functional.normalize(vectors, dim=1)
+
+    monkeypatch.setattr(lab, "training_images", lambda: (["red", "green"], solid(RED, GREEN)))
+    monkeypatch.setattr(lab, "descriptor", lambda: descriptor)
+    monkeypatch.setattr(effects, "align", lambda images, prompt: np.arange(len(images)) / 10)
+
+
+def generated() -> pd.DataFrame:
+    return pd.DataFrame(
+        {
+            "prompt": ["red", "red", "green", "green"],
+            "seed": [101, 102] * 2,
+            "image": list(solid(RED, BLUE, GREEN, GREEN)),
+        }
+    )
+
+
+def test_picture_seeds_are_none_of_detection_s() -> None:
+    assert effects.picture_seeds(3) == [101, 102, 103]
+    assert not set(effects.picture_seeds(50)) & set(range(1, 101))
+
+
+def test_pictures_follow_the_prompts_asked_for() -> None:
+    got = effects.pictures(generated(), ["green", "red"])
+    assert got.shape == (2, 2, 64, 64, 3)
+    assert got[:, :, 0, 0].tolist() == [[[0, 200, 0]] * 2, [[200, 0, 0], [0, 0, 200]]]
+    assert effects.pictures(generated(), ["red"], most=1).shape[1] == 1
+    with pytest.raises(ValueError, match=r"no pictures of 1 prompts, e\.g\. 'blue'"):
+        effects.pictures(generated(), ["red", "blue"])
+
+
+def test_training_images_are_all_there_or_none() -> None:
+    assert effects.training_images(["green", "red"])[:, 0, 0].tolist() == [[0, 200, 0], [200, 0, 0]]
+    assert effects.training_images(["red", "blue"]) is None
+    assert effects.training_image("red")[0, 0].tolist() == [200, 0, 0]
+    assert effects.training_image("blue") is None
+
+
+def test_pictures_of_another_size_are_looked_at_resized() -> None:
+    assert effects.look(solid(RED, side=128)) == pytest.approx(np.array([[1, 0, 0]]))
+
+
+def test_by_seed() -> None:
+    got = effects.by_seed("red", solid(RED, RED), solid(RED, BLUE), [101, 102])
+    assert got["seed"].tolist() == [101, 102]
+    assert got["copy_before"].tolist() == pytest.approx([1, 1])
+    assert got["copy_after"].tolist() == pytest.approx([1, 0])
+    assert got["same_seed"].tolist() == pytest.approx([1, 0])
+    unknown = effects.by_seed("blue", solid(RED), solid(RED), [101])
+    assert unknown["copy_before"].isna().all()
+
+
+def test_copying_by_hand() -> None:
+    rows = pd.DataFrame({"prompt": ["red", "green"], "group": ["VM", "TM"]})
+    before = np.stack([solid(RED, RED, RED), solid(GREEN, GREEN, RED)])
+    after = np.stack([solid(BLUE, GREEN, RED), solid(GREEN, GREEN, RED)])
+    got = effects.copying(rows, before, after, solid(RED, GREEN)).set_index("prompt")
+    assert got.loc["red", ["orig_before", "orig_after", "gen"]].tolist() == pytest.approx([1, 0, 0])
+    assert got.loc["red", ["diversity_before", "diversity_after"]].tolist() == pytest.approx([1, 0])
+    assert got.loc["green", ["orig_before", "gen"]].tolist() == pytest.approx([1, 1])
+    assert got["alignment_after"].tolist() == pytest.approx([0.1, 0.1])
+
+
+def test_copying_without_training_images_or_a_second_seed() -> None:
+    rows = pd.DataFrame({"prompt": ["x"], "group": ["VM"]})
+    got = effects.copying(rows, solid(RED)[None], solid(RED)[None], None).iloc[0]
+    assert np.isnan(got["orig_before"])
+    assert np.isnan(got["diversity_after"])
+    assert got["gen"] == pytest.approx(1)
+
+
+def test_summary_leaves_out_what_is_unknown() -> None:
+    measured = pd.DataFrame(
+        {"prompt": list("abc"), "group": ["VM", "VM", "TM"], "gen": [0.2, 0.4, 0.9], "orig": np.nan}
+    )
+    got = effects.summary(measured)
+    assert got[["group", "measure", "prompts", "median", "mad"]].to_numpy().tolist() == [
+        ["VM", "gen", 2, pytest.approx(0.3), pytest.approx(0.1)], ["TM", "gen", 1, 0.9, 0]
+    ]  # fmt: skip
+
+
+def test_dose_by_hand() -> None:
+    prompts = pd.DataFrame({"prompt": ["red", "green"], "repetitions": [1, 50]})
+    detected = pd.DataFrame({"prompt": ["green", "red"], "score": [0.8, 0.1]})
+    localized = pd.DataFrame(
+        {"prompt": ["red", "green"], "memorized": [False, True], "n_refined": [0, 3]}
+    )
+    got = effects.dose(prompts, detected, localized, generated()).set_index("prompt")
+    assert got["score"].to_dict() == {"red": 0.1, "green": 0.8}
+    assert got["copies"].to_dict() == {"red": 0.5, "green": 1}  # of red, blue; and twice green
+    assert np.isnan(got.loc["red", "neurons"])  # detection stopped the search
+    assert got.loc["green", "neurons"] == 3
+    with pytest.raises(ValueError, match="must all have a training image"):
+        effects.dose(prompts.assign(prompt=["red", "x"]), detected, localized, generated())
+
+
+def test_noise_cases_and_their_scores(toy_model: DiffusionModel) -> None:
+    every = NeuronSet({p.index: range(p.width) for p in toy_model.searched})
+    cases = effects.noise_cases(toy_model, "cat", every, "red cup", seeds=[1, 2, 3])
+    assert list(cases) == ["memorized", "memorized,\nneurons blocked", "non-memorized"]
+    assert {values.shape for values in cases.values()} == {(3, 4, 16, 16)}
+    assert not np.array_equal(cases["memorized"], cases["memorized,\nneurons blocked"])
+    scores = effects.noise_scores(toy_model, cases)
+    assert scores["place"].tolist() == [1, 2, 3] * 3
+    best = effects.best_scores(scores)
+    assert best["memorized"] == scores["score"][:3].max()
+    own = scores[scores["case"] == "memorized"]["score"].sort_values()
+    assert own.iloc[-1] == own.iloc[-2]  # the two seeds of the best pair share its score
