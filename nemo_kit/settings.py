@@ -29,7 +29,7 @@ class DetectionSettings:
     steps: int = 50  # DDIM steps that define the timesteps; one prediction is made
     timestep_index: int = 1  # difference 1: the code scores timesteps[1] on x_T; the paper T, 0
     guidance: float = 0.0  # detection is unguided; table 4 has an ablation with guidance 7
-    swapped: bool = False  # guidance with text and empty prompt exchanged; see the next but one
+    swapped: bool = False  # True: guidance with text and empty prompt exchanged (difference 3)
     calibration_guidance: float = 0.0  # difference 3: the calibration script uses 7
     calibration_swapped: bool = False  # difference 3: … with text and empty prompt swapped
     threshold_from: Threshold = "pairs"  # difference 4: all pairwise scores; "maxima": § 3.1

@@ -49,13 +49,17 @@ def unet(**changes: Any) -> UNet2DConditionModel:
 
 
 def amplify(model: UNet2DConditionModel) -> None:
-    """Let the text count: a random net otherwise hardly reacts to it."""
+    """Make the prediction one of the text, so that prompts look memorized.
+
+    The noise hardly counts, the down and mid value layers do: pairwise scores lie near 0.65, and
+    near 0.25 with all neurons of these layers deactivated.
+    """
     with torch.no_grad():
-        model.conv_in.weight *= 0.02
-        model.conv_out.weight *= 20
+        model.conv_in.weight *= 0.005
+        model.conv_out.weight *= 200
         for name, module in model.named_modules():
-            if name.endswith("attn2.to_v"):
-                module.weight *= 6
+            if name.endswith("attn2.to_v") and not name.startswith("up_blocks"):
+                module.weight *= 12
 
 
 SD2 = {"use_linear_projection": True, "attention_head_dim": [2, 4, 4, 4]}
