@@ -225,7 +225,7 @@ def test_most_shared_takes_all_neurons_of_exactly_these_prompts() -> None:
     neurons, prompts = frames.most_shared(frame)
     assert (neurons, prompts) == (both, ["a", "b"])
     with pytest.raises(ValueError, match="no prompt with refined neurons"):
-        frames.most_shared(localized().assign(refined=NeuronSet()))
+        frames.most_shared(localized().assign(refined=[NeuronSet()] * 4))
 
 
 def test_neuron_names() -> None:
