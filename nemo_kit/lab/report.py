@@ -35,6 +35,7 @@ class Report:
     store: Path
     model: DiffusionModel = field(default_factory=lambda: load("lab"))
     steps: int = 50
+    ordinary_prompts: int = 80  # of the non-memorized ones, three pictures each
 
     def images(
         self,
@@ -106,8 +107,8 @@ class Report:
     def ordinary(self) -> pd.DataFrame:
         """One row a non-memorized prompt: largest similarity to any training image, diversity,
         alignment."""
-        prompts = self.prompts("non_memorized")
-        made = self.images(prompts, seeds=list(SEEDS)[:4])
+        prompts = self.prompts("non_memorized")[: self.ordinary_prompts]
+        made = self.images(prompts, seeds=list(SEEDS)[:3])
         return pd.DataFrame([self._ordinary_row(prompt, made[prompt]) for prompt in prompts])
 
     def _ordinary_row(self, prompt: str, images: np.ndarray) -> dict[str, float | str]:
@@ -228,10 +229,10 @@ class Report:
         """CLIP-FID and alignment of non-memorized prompts, undisturbed and with every planted
         neuron at zero."""
         every = NeuronSet.of({pair for found in lab.planted().values() for pair in found})
-        prompts = self.prompts("non_memorized")
+        prompts = self.prompts("non_memorized")[: self.ordinary_prompts]
         rows = []
         for name, neurons in (("undisturbed", None), ("all planted neurons off", every)):
-            made = self.images(prompts, neurons, seeds=list(SEEDS)[:4])
+            made = self.images(prompts, neurons, seeds=list(SEEDS)[:3])
             images = np.concatenate(list(made.values()))
             texts = [p for p, found in made.items() for _ in found]
             features, _ = metrics.clip_embeddings(images, texts, *lab.clip())
