@@ -55,7 +55,7 @@ def costs() -> pd.DataFrame:
 
 
 def shared() -> pd.DataFrame:
-    return pd.DataFrame({"layer": [3, 1], "neuron": [7, 2], "prompts": [1, 5]})
+    return pd.DataFrame({"layer": [3, 1], "neuron": [7, 2], "prompts": [2, 5]})
 
 
 def truth() -> pd.DataFrame:
@@ -351,9 +351,15 @@ def test_runtime_table_writes_the_summary() -> None:
 
 def test_shared_neurons_come_most_frequent_first() -> None:
     axes = drawn(plots.shared_neuron_counts(shared()))
-    assert [patch.get_width() for patch in axes.patches] == [5, 1]
+    assert [patch.get_width() for patch in axes.patches] == [5, 2]
     assert [t.get_text() for t in axes.get_yticklabels()] == ["layer 1, #2", "layer 3, #7"]
     assert len(drawn(plots.shared_neuron_counts(shared(), most=1)).patches) == 1
+
+
+def test_neurons_of_one_prompt_are_drawn_only_where_none_is_shared() -> None:
+    some = shared().assign(prompts=[1, 5])
+    assert len(drawn(plots.shared_neuron_counts(some)).patches) == 1
+    assert len(drawn(plots.shared_neuron_counts(some.assign(prompts=1))).patches) == 2
 
 
 def test_ground_truth_stacks_hits_misses_and_extras() -> None:

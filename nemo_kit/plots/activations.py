@@ -43,9 +43,9 @@ def z_density(frame: pd.DataFrame, layer: int = 1, theta: float | None = 5.0) ->
 
 
 def z_bins(z: pd.Series) -> np.ndarray:
-    """Edges that cover all z: half a deviation wide, wider where that would be over 80 bins."""
+    """Edges that cover all z: half a deviation wide, wider where that would be over 48 bins."""
     low, high = np.floor(z.min()), np.ceil(z.max()) + 1e-9
-    return np.linspace(low, high, int(np.clip(2 * round(high - low), 2, 80)) + 1)
+    return np.linspace(low, high, int(np.clip(2 * round(high - low), 2, 48)) + 1)
 
 
 def _thetas(axes: Axes, theta: float) -> None:

@@ -177,7 +177,8 @@ def _booktabs(axes: Axes, cells: list[list[str]], heads: list[str]) -> None:
 def shared_neuron_counts(frame: pd.DataFrame, most: int = 15) -> Figure:
     """The neurons that serve most prompts, with the number of prompts.
 
-    Returns a figure one column wide.
+    Returns a figure one column wide. Neurons of a single prompt are left out where others are
+    shared.
 
     Parameters: `frame`, one row a neuron, with `layer`, `neuron`, `prompts`; `most`, how many
     neurons to draw, the most frequent.
@@ -185,7 +186,8 @@ def shared_neuron_counts(frame: pd.DataFrame, most: int = 15) -> Figure:
     Source: paper, section 4 (neurons shared by many prompts).
     """
     require(frame, "layer", "neuron", "prompts")
-    rows = frame.sort_values(["prompts", "layer", "neuron"], ascending=[False, True, True])[:most]
+    rows = frame[frame["prompts"] > 1] if (frame["prompts"] > 1).any() else frame
+    rows = rows.sort_values(["prompts", "layer", "neuron"], ascending=[False, True, True])[:most]
     figure, axes = canvas(COLUMN, 0.17 * max(len(rows), 4) + 0.7)
     axes.barh(range(len(rows)), rows["prompts"], color=ACCENT, height=0.7)
     names = [f"layer {row.layer}, #{row.neuron}" for row in rows.itertuples()]
