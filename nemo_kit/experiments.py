@@ -206,6 +206,7 @@ def model_key(model: DiffusionModel) -> dict[str, Any]:
         "model": str(model.name),
         "weights": [value_digest(dict(part.state_dict())) for part in parts],
         "dtype": str(model.dtype),
+        "guidance": model.guidance,
         "calibration": value_digest(model.calibration),
         "version": [__version__, method_digest()],
     }

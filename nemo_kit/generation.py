@@ -32,7 +32,7 @@ def generate(
     seeds: Iterable[int],
     neurons: NeuronSet | Sequence[NeuronSet] | None = None,
     factor: float = 0.0,
-    guidance: float = 7.0,
+    guidance: float | None = None,
     steps: int = 50,
     halves: Halves = "conditional",
     batch_size: int | None = None,
@@ -42,7 +42,8 @@ def generate(
 
     Returns uint8 [prompts, seeds, H, W, 3]; for one text [seeds, H, W, 3].
     Parameters: `neurons`, one set for all prompts or one for each, scaled by `factor` (0
-    deactivates); `guidance`, 0 or 1 for none; `steps`, of DDIM; `halves`, "conditional" acts on
+    deactivates); `guidance`, 0 or 1 for none, by default the model's own (7 as in the
+    paper, 3 for the embedded one); `steps`, of DDIM; `halves`, "conditional" acts on
     the prompt alone, "both" on the empty prompt too, as the released code does (difference 8);
     `batch_size`, images at once, by default 16; `progress`, called with (stage, done, total).
     Raises TypeError or ValueError for bad prompts, seeds, neurons and numbers, FloatingPointError
@@ -50,6 +51,7 @@ def generate(
     Source: section 4.
     """
     texts, numbers = check_texts(prompts), check_seeds(seeds)
+    guidance = model.guidance if guidance is None else guidance
     _check(guidance, steps, batch_size)
     check_choice("halves", halves, get_args(Halves))
     sets = _set_by_prompt(neurons, len(texts))

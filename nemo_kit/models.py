@@ -7,6 +7,7 @@ Source: "Finding NeMo" (arXiv 2406.02366), section 2 (the model's parts) and sec
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
@@ -25,6 +26,7 @@ from nemo_kit.layers import Projection, key_layers, searched, value_layers
 
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
 _ALLOWED = 'name must be "lab", a folder with a diffusers model, or a hub id "owner/model"'
+GENERATION_FILE = "generation.json"
 _TEXTS_AT_ONCE = 64
 _IMAGES_AT_ONCE = 8
 
@@ -34,7 +36,8 @@ class DiffusionModel:
 
     Parameters: the parts of a pipeline, all on `device`; see `load`, which makes one.
     Attributes: `value_layers`, `key_layers` (all), `searched` (value layers of down and mid),
-    `calibration` (or None), `samples_evaluated` (samples the denoiser has processed so far).
+    `calibration` (or None), `guidance` (of its images: 7 as in the paper, unless the folder says
+    another), `samples_evaluated` (samples the denoiser has processed so far).
     """
 
     def __init__(
@@ -50,7 +53,9 @@ class DiffusionModel:
         dtype: torch.dtype,
         revision: str | None = None,
         calibration: Calibration | None = None,
+        guidance: float = 7.0,
     ) -> None:
+        self.guidance = guidance
         self.name, self.revision = name, revision
         self.denoiser, self.text_encoder, self.vae = denoiser, text_encoder, vae
         self.tokenizer, self.scheduler = tokenizer, scheduler
@@ -214,6 +219,7 @@ def load(
         dtype=kind,
         revision=revision,
         calibration=_calibration(name, path),
+        guidance=_guidance(path),
     )
 
 
@@ -308,3 +314,14 @@ def _calibration(name: str, path: str | Path) -> Calibration | None:
         found = Calibration.load(folder)
         return replace(found, source=found.source or str(folder))
     return published(name)
+
+
+def _guidance(path: str | Path) -> float:
+    """What `nemo/generation.json` in the folder says, else the paper's 7."""
+    file = Path(path) / "nemo" / GENERATION_FILE
+    if not (isinstance(path, Path) and file.is_file()):
+        return 7.0
+    try:
+        return float(json.loads(file.read_text("utf-8"))["guidance"])
+    except (KeyError, TypeError, ValueError) as error:
+        raise ValueError(f'{file} must hold {{"guidance": number}}: {error!r}') from error

@@ -38,7 +38,7 @@ class Quickstart(Parameters):
     seeds: Count = 10  # of detection
     images: Count = 4  # generations shown, each with and without the neurons
     steps: Count = 25
-    guidance: float = Field(7.0, ge=1.0)
+    guidance: float | None = Field(None, ge=1.0)  # None: the model's own
 
 
 class Detection(Parameters):
@@ -68,7 +68,7 @@ class LocalizationRun(Parameters):
     images: Count = 4  # seeds of the generations
     grid: Count = 3  # prompts of each type in the grid of F3
     steps: Count = 20
-    guidance: float = Field(7.0, ge=1.0)
+    guidance: float | None = Field(None, ge=1.0)  # None: the model's own
 
 
 class DoseResponse(Parameters):
@@ -78,7 +78,7 @@ class DoseResponse(Parameters):
     seeds: Annotated[int, Field(ge=2)] = 10
     images: Count = 4
     steps: Count = 20
-    guidance: float = Field(7.0, ge=1.0)
+    guidance: float | None = Field(None, ge=1.0)  # None: the model's own
 
 
 @dataclass(frozen=True)

@@ -45,7 +45,7 @@ class Report:
     ) -> dict[str, np.ndarray]:
         """Generations of each prompt, uint8 [seeds, 64, 64, 3]."""
         frame = generate_all(
-            self.model, prompts, seeds, neurons, store=self.store, steps=self.steps, guidance=7.0
+            self.model, prompts, seeds, neurons, store=self.store, steps=self.steps, guidance=None
         )
         return {p: np.stack(list(rows["image"])) for p, rows in frame.groupby("prompt", sort=False)}
 
