@@ -242,7 +242,7 @@ def test_calibration_draws_counts_lines_and_shares() -> None:
     assert sum(patch.get_height() for patch in left.patches) == 2
     places = [line.get_xdata()[0] for line in left.lines]
     assert places == pytest.approx([0.1, 0.2, 0.4, 0.3])
-    assert left.get_xlabel() == "memorization score of a prompt (MS-SSIM)"
+    assert left.get_xlabel() == "memorization score of a prompt (SSIM)"
     share = next(line for line in right.lines if line.get_label() == "VM (n = 2)")
     at = dict(zip(share.get_xdata().round(3), share.get_ydata(), strict=True))
     assert [at[0.65], at[0.75], at[0.95]] == pytest.approx([1, 2 / 3, 0])

@@ -119,7 +119,7 @@ NOTEBOOKS: dict[str, Notebook] = {
     ),
     "03_localization": Notebook(
         LocalizationRun,
-        {"memorized": None, "non_memorized": None, "grid": 4, **_PICTURES},
+        {"memorized": None, "non_memorized": 40, "grid": 4, **_PICTURES},
         {"quick": 300, "lab": 1800},
     ),
     "04_dose_response": Notebook(

@@ -10,6 +10,7 @@ import pandas as pd
 import seaborn as sns
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
 
 from nemo_kit.metrics import roc_curve
 from nemo_kit.plots.style import (
@@ -45,7 +46,7 @@ def pairwise_density(frame: pd.DataFrame, threshold: float | None = None) -> Fig
     for name, look, rows in groups(frame):
         _density(axes, rows["score"], look, count_text(rows, name))
     axes.set(
-        xlabel="memorization score of a pair of seeds (MS-SSIM)", ylabel="density", xlim=(0, 1)
+        xlabel="memorization score of a pair of seeds (SSIM)", ylabel="density", xlim=(0, 1)
     )
     axes.set_ylim(0, axes.get_ylim()[1] * 1.08)
     if threshold is not None:
@@ -134,7 +135,7 @@ def calibration(
         raise ValueError("frame needs rows of group hold-out, got none")
     figure, (left, right) = canvas(TEXT, 2.3, 1, 2)
     _hold_out(left, held, mean, std, threshold)
-    left.set(xlabel=f"memorization score of a {unit} (MS-SSIM)", ylabel="number")
+    left.set(xlabel=f"memorization score of a {unit} (SSIM)", ylabel="number")
     for name, look, rows in groups(rest):
         scores = np.sort(rows["score"])
         share = 1 - np.searchsorted(scores, GRID, side="right") / len(scores)
@@ -152,10 +153,12 @@ GRID = np.linspace(0, 1, 501)
 
 def _hold_out(axes: Axes, held: pd.DataFrame, mean: float, std: float, threshold: float) -> None:
     low, high = held["score"].min(), held["score"].max()
-    bins = np.linspace(min(low, mean - std), max(high, mean + 2 * std) + 1e-6, 31)
+    count = int(np.clip(2 * np.sqrt(len(held)), 8, 31))
+    bins = np.linspace(min(low, mean - std), max(high, mean + 2 * std) + 1e-6, count)
     look = {"color": "#DDA9C4", "edgecolor": "white", "linewidth": 0.4}
     axes.hist(held["score"], bins=bins, **look)
     axes.set_ylim(0, axes.get_ylim()[1] * 1.2)
+    axes.yaxis.set_major_locator(MaxNLocator(4, integer=True))
     for shift, text in ((-1, r"$\mu-\sigma$"), (0, r"$\mu$"), (2, r"$\mu+2\sigma$")):
         vertical(axes, mean + shift * std, text, "#777777")
     vertical(axes, threshold, r"$\tau$")
