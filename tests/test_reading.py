@@ -16,6 +16,7 @@ import torch
 from conftest import TOY_PROMPTS, TOY_SIMILARITY
 from torch import Tensor
 from torchmetrics.functional.image import multiscale_structural_similarity_index_measure as ms_ssim
+from torchmetrics.functional.image import structural_similarity_index_measure as ssim
 
 from nemo_kit.localization import LocalizationSettings, calibrate, detect, localize
 from nemo_kit.models import DiffusionModel, load
@@ -34,6 +35,7 @@ class Reading:
     text_encoder: Any
     tokenizer: Any
     schedule: Any
+    kind: str
     kernel: int
     betas: tuple[float, ...]
     means: list[Tensor]
@@ -89,6 +91,8 @@ class Reading:
 
     def alike(self, a: Tensor, b: Tensor) -> float:
         sigma = 1.5 * self.kernel / 11  # so that torchmetrics' window is `kernel` wide
+        if self.kind == "ssim":
+            return ssim(a, b, sigma=sigma, kernel_size=self.kernel).item()
         return ms_ssim(a, b, sigma=sigma, kernel_size=self.kernel, betas=self.betas).item()
 
     def algorithm_1(self, text: Tensor, seeds: list[int]) -> tuple[list[int], float]:
@@ -159,13 +163,13 @@ class Reading:
 def reading(model: DiffusionModel, threshold: float) -> Reading:
     calibration = model.calibration
     assert calibration is not None
-    assert calibration.similarity.kind == "ms_ssim"
     assert calibration.detection.timestep_index == 1
     return Reading(
         unet=model.denoiser,
         text_encoder=model.text_encoder,
         tokenizer=model.tokenizer,
         schedule=model.scheduler.config,
+        kind=calibration.similarity.kind,
         kernel=calibration.similarity.kernel,
         betas=calibration.similarity.betas,
         means=list(calibration.statistics.means),
