@@ -105,7 +105,7 @@ class Figure:
         return (f"{self.name}.png", f"{self.name}.csv") if self.picture else (f"{self.name}.csv",)
 
 
-_PICTURES = {"images": 4, "steps": 50}
+_PICTURES = {"images": 4, "steps": 25}
 
 NOTEBOOKS: dict[str, Notebook] = {
     "00_quickstart": Notebook(Quickstart, {"steps": 50}, {"quick": 20, "lab": 30}),
