@@ -27,6 +27,7 @@ GROUP_OF_ROLE = {
     "non_memorized": "non-memorized",
     "holdout": "hold-out",
 }
+MEASURES = {"ms_ssim": "MS-SSIM", "ssim": "SSIM"}  # names of the similarity settings' kinds
 UNITS = {"pairs": "pair of seeds", "maxima": "prompt"}  # what a threshold is computed from
 ALGORITHMS = {
     "detect": "1 noise differences",

@@ -237,12 +237,14 @@ def test_roc_needs_non_memorized_prompts() -> None:
 
 
 def test_calibration_draws_counts_lines_and_shares() -> None:
-    figure = plots.calibration(held(), mean=0.2, std=0.1, threshold=0.3, unit="prompt")
+    figure = plots.calibration(
+        held(), mean=0.2, std=0.1, threshold=0.3, unit="prompt", measure="MS-SSIM"
+    )
     left, right = figure.axes
     assert sum(patch.get_height() for patch in left.patches) == 2
     places = [line.get_xdata()[0] for line in left.lines]
     assert places == pytest.approx([0.1, 0.2, 0.4, 0.3])
-    assert left.get_xlabel() == "memorization score of a prompt (SSIM)"
+    assert left.get_xlabel() == "memorization score of a prompt (MS-SSIM)"
     share = next(line for line in right.lines if line.get_label() == "VM (n = 2)")
     at = dict(zip(share.get_xdata().round(3), share.get_ydata(), strict=True))
     assert [at[0.65], at[0.75], at[0.95]] == pytest.approx([1, 2 / 3, 0])

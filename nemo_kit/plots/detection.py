@@ -31,13 +31,15 @@ from nemo_kit.plots.style import (
 
 
 @styled
-def pairwise_density(frame: pd.DataFrame, threshold: float | None = None) -> Figure:
+def pairwise_density(
+    frame: pd.DataFrame, threshold: float | None = None, measure: str = "similarity"
+) -> Figure:
     """Density of the pairwise score by group, with the threshold τ (F2a).
 
     Returns a figure one column wide.
 
     Parameters: `frame`, one row a pair of seeds, with `prompt`, `group`, `score` in [0, 1];
-    `threshold`, drawn as a line if given.
+    `threshold`, drawn as a line if given; `measure`, the similarity's name, for the axis.
     Raises ValueError for a missing column, no rows, or an unknown group.
     Source: paper, figure 2a.
     """
@@ -45,9 +47,8 @@ def pairwise_density(frame: pd.DataFrame, threshold: float | None = None) -> Fig
     figure, axes = canvas(COLUMN, 2.4)
     for name, look, rows in groups(frame):
         _density(axes, rows["score"], look, count_text(rows, name))
-    axes.set(
-        xlabel="memorization score of a pair of seeds (SSIM)", ylabel="density", xlim=(0, 1)
-    )
+    label = f"memorization score of a pair of seeds ({measure})"
+    axes.set(xlabel=label, ylabel="density", xlim=(0, 1))
     axes.set_ylim(0, axes.get_ylim()[1] * 1.08)
     if threshold is not None:
         vertical(axes, threshold, rf"$\tau$ = {threshold:.3f}")
@@ -115,7 +116,12 @@ def _roc_line(
 
 @styled
 def calibration(
-    frame: pd.DataFrame, mean: float, std: float, threshold: float, unit: str = "pair of seeds"
+    frame: pd.DataFrame,
+    mean: float,
+    std: float,
+    threshold: float,
+    unit: str = "pair of seeds",
+    measure: str = "similarity",
 ) -> Figure:
     """How τ comes about: hold-out scores with their mean and deviation, and what each τ flags.
 
@@ -125,7 +131,7 @@ def calibration(
     Parameters: `frame`, with `prompt`, `group`, `score`: hold-out rows as the threshold is computed
     from them (a row a pair of seeds, or a prompt), the other groups one row a prompt; `mean` and
     `std` of the hold-out scores; `threshold`, τ, by the method mean + std; `unit`, what a hold-out
-    row is, for the axis.
+    row is, and `measure`, the similarity's name, for the axis.
     Raises ValueError for a missing column, an unknown group, or no hold-out prompt.
     Source: paper, section 3.1.
     """
@@ -135,7 +141,7 @@ def calibration(
         raise ValueError("frame needs rows of group hold-out, got none")
     figure, (left, right) = canvas(TEXT, 2.3, 1, 2)
     _hold_out(left, held, mean, std, threshold)
-    left.set(xlabel=f"memorization score of a {unit} (SSIM)", ylabel="number")
+    left.set(xlabel=f"memorization score of a {unit} ({measure})", ylabel="number")
     for name, look, rows in groups(rest):
         scores = np.sort(rows["score"])
         share = 1 - np.searchsorted(scores, GRID, side="right") / len(scores)
