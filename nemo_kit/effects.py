@@ -115,21 +115,25 @@ def by_seed(
 
 
 def copying(
-    rows: pd.DataFrame, before: np.ndarray, after: np.ndarray, training: np.ndarray | None
+    rows: pd.DataFrame,
+    before: np.ndarray,
+    after: np.ndarray,
+    training: np.ndarray | None = None,
 ) -> pd.DataFrame:
     """SSCD_orig, SSCD_gen, diversity and alignment of each prompt, before and after.
 
     Returns a frame with `prompt`, `group`, and `orig`, `diversity`, `alignment` with the endings
     `_before` and `_after`, and `gen`; medians over seeds, of the lab's descriptor and CLIP.
-    `orig` is NaN without training images.
+    `orig` is NaN for a prompt without a training image.
 
     Parameters: `rows`, with `prompt` and `group`; `before`, `after`, uint8 [prompts, seeds, H, W,
-    3]; `training`, uint8 [prompts, 64, 64, 3] or None.
+    3]; `training`, uint8 [prompts, 64, 64, 3], by default those the lab knows.
     Source: paper, section 4 and table 1.
     """
     parts = []
     for place, row in enumerate(rows.itertuples()):
-        original = None if training is None else training[place]
+        known = training_images([row.prompt]) if training is None else training[[place]]
+        original = None if known is None else known[0]
         one = {"prompt": row.prompt, "group": row.group}
         one["gen"] = metrics.sscd_gen(after[place], before[place], look)
         for name, images in (("before", before[place]), ("after", after[place])):

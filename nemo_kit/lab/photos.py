@@ -1,6 +1,6 @@
 """The verbatim pictures: crops of photographs that scikit-image and scikit-learn ship.
 
-Their licences are named in the model card (nemo_kit/lab/CARD.md).
+Their licences are named in NOTICE.md.
 """
 
 from __future__ import annotations
