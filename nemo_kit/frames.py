@@ -252,11 +252,14 @@ def workflow_neurons(
 
 
 def found(localized: pd.DataFrame) -> pd.DataFrame:
-    """The rows of prompts that were taken for memorized; ValueError where there is none."""
+    """The VM and TM prompts that were taken for memorized; ValueError where there is none.
+
+    Others that were flagged are false alarms: `verdicts` counts them.
+    """
     _need(localized, "prompt", "group", "memorized", "initial", "refined")
-    rows = localized[localized["memorized"]]
+    rows = localized[localized["memorized"] & localized["group"].isin(["VM", "TM"])]
     if rows.empty:
-        raise ValueError("localized has no prompt that was taken for memorized")
+        raise ValueError("localized has no VM or TM prompt that was taken for memorized")
     return rows.reset_index(drop=True)
 
 
@@ -332,22 +335,26 @@ def shared_neurons(localized: pd.DataFrame) -> pd.DataFrame:
 
 
 def most_shared(localized: pd.DataFrame, most: int = 4) -> tuple[NeuronSet, list[str]]:
-    """The neurons that serve most prompts together, and up to `most` of these prompts (F10).
+    """The neurons that are most of what several prompts need, and `most` of these prompts (F10).
 
-    Returns the most frequent neuron with all others that serve exactly the same prompts, and the
-    prompts in their order.
+    A neuron counts for each prompt with the share it is of the prompt's neurons: one that is all of
+    seven prompts' sets comes before one among dozens in ten. Returns the first by this count with
+    all others that serve exactly the same prompts, and the prompts, smallest sets first.
     Parameters: `localized`, from `localize_all`, grouped. Raises ValueError as `found`, and where
     no prompt has a neuron.
     """
     rows = found(localized)
+    sizes = dict(zip(rows["prompt"], rows["refined"].map(len), strict=True))
     owners: dict[Any, list[str]] = {}
     for row in rows.itertuples():
         for neuron in row.refined:
             owners.setdefault(neuron, []).append(row.prompt)
     if not owners:
         raise ValueError("localized has no prompt with refined neurons")
-    prompts = max(owners.values(), key=len)
-    return NeuronSet.of([n for n, who in owners.items() if who == prompts]), prompts[:most]
+    several = {n: who for n, who in owners.items() if len(who) > 1} or owners
+    prompts = max(several.values(), key=lambda who: sum(1 / sizes[prompt] for prompt in who))
+    neurons = NeuronSet.of([n for n, who in owners.items() if who == prompts])
+    return neurons, sorted(prompts, key=sizes.__getitem__)[:most]
 
 
 def neuron_names(neurons: NeuronSet) -> str:
@@ -357,17 +364,20 @@ def neuron_names(neurons: NeuronSet) -> str:
 
 
 def example(localized: pd.DataFrame) -> Any:
-    """The row to show the method on: of the VM prompts with neurons the one of highest score.
+    """The row to show the method on: the VM prompt of highest score that all steps acted on.
 
-    Returns a named tuple of the row (`prompt`, `initial`, `refined`, …); a TM prompt where no VM
-    prompt has neurons. Raises ValueError as `found`, and where no prompt has neurons.
+    Returns a named tuple of the row (`prompt`, `initial`, `refined`, …): a prompt with neurons
+    where refinement dropped some, VM before TM; where there is none, a prompt with neurons.
+    Raises ValueError as `found`, and where no prompt has neurons.
     """
     rows = found(localized)
-    rows = rows[rows["refined"].map(bool)].sort_values("score", ascending=False, kind="stable")
+    rows = rows[rows["refined"].map(bool)]
     if rows.empty:
         raise ValueError("localized has no prompt with refined neurons")
-    first = rows[rows["group"] == "VM"] if (rows["group"] == "VM").any() else rows
-    return next(first.itertuples())
+    dropped = rows["initial"].map(len) > rows["refined"].map(len)
+    rank = rows.assign(dropped=dropped, own=rows["group"] == "VM")
+    order = rank.sort_values(["dropped", "own", "score"], ascending=False, kind="stable").index
+    return next(rows.loc[order].itertuples())
 
 
 def rows_for_grid(localized: pd.DataFrame, each: int) -> pd.DataFrame:

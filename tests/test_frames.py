@@ -189,8 +189,8 @@ def test_only_prompts_taken_for_memorized_are_counted() -> None:
     got = frames.neuron_counts(localized())
     assert got["initial"].tolist() == [2, 2, 3]
     assert got["refined"].tolist() == [2, 1, 1]
-    with pytest.raises(ValueError, match="no prompt that was taken for memorized"):
-        frames.found(localized()[3:])
+    with pytest.raises(ValueError, match="no VM or TM prompt that was taken for memorized"):
+        frames.found(localized()[3:].assign(memorized=True))  # a false alarm is none
 
 
 def test_neurons_by_layer_counts_empty_layers_as_zero() -> None:
@@ -215,17 +215,28 @@ def test_verdicts_by_group() -> None:
 def test_shared_neurons_and_their_prompts() -> None:
     got = frames.shared_neurons(localized())
     assert got.iloc[0].tolist() == [3, 7, 3]
-    assert frames.most_shared(localized()) == (B, ["a", "b", "c"])
-    assert frames.most_shared(localized(), most=2)[1] == ["a", "b"]
+    assert frames.most_shared(localized()) == (B, ["b", "c", "a"])  # a needs another one too
+    assert frames.most_shared(localized(), most=2)[1] == ["b", "c"]
 
 
 def test_most_shared_takes_all_neurons_of_exactly_these_prompts() -> None:
     both = NeuronSet({3: [7, 9]})
     frame = localized().assign(refined=[both | A, both, NeuronSet({2: [1]}), NeuronSet()])
     neurons, prompts = frames.most_shared(frame)
-    assert (neurons, prompts) == (both, ["a", "b"])
+    assert (neurons, prompts) == (both, ["b", "a"])
     with pytest.raises(ValueError, match="no prompt with refined neurons"):
         frames.most_shared(localized().assign(refined=[NeuronSet()] * 4))
+
+
+def test_most_shared_prefers_what_is_all_of_a_prompt_s_set() -> None:
+    many = NeuronSet({1: [0, 1, 2, 3, 4]})
+    frame = pd.DataFrame(
+        {
+            "prompt": list("abcde"), "group": "VM", "memorized": True, "initial": [many] * 5,
+            "refined": [many, many, many, B, B],
+        }
+    )  # fmt: skip
+    assert frames.most_shared(frame) == (B, ["d", "e"])  # 2 sets whole, not 3 fifths
 
 
 def test_neuron_names() -> None:
@@ -233,7 +244,8 @@ def test_neuron_names() -> None:
 
 
 def test_example_and_grid() -> None:
-    assert frames.example(localized()).prompt == "b"  # VM of the highest score
+    assert frames.example(localized()).prompt == "b"  # VM, refinement dropped a neuron
+    assert frames.example(localized()[:1]).prompt == "a"
     assert frames.example(localized()[2:]).prompt == "c"
     assert frames.rows_for_grid(localized(), 1)["prompt"].tolist() == ["a", "c"]
     none = localized().assign(refined=[NeuronSet()] * 4)

@@ -48,13 +48,13 @@ def neuron_histogram(frame: pd.DataFrame, column: str = "refined", detail: int =
     edges = [integer_bins(largest)]
     if largest > 2 * detail:
         edges.append(integer_bins(detail))
-    size = (COLUMN if len(edges) == 1 else TEXT, 1.1 * len(parts) + 0.5)
+    size = (COLUMN if len(edges) == 1 else TEXT, 1.2 * len(parts) + 0.4)
     figure, grid = canvas(*size, len(parts), len(edges), sharex="col", squeeze=False)
     for place, (name, look, rows) in enumerate(parts):
         for axes, bins in zip(grid[place], edges, strict=True):
             _counts(axes, rows[column], look, bins)
-        text = f"{count_text(rows, name)}\nmedian {rows[column].median():g}"
-        write(grid[place, 0], 0.98, 0.95, text, ha="right", va="top", fontsize=7)
+        text = f"{count_text(rows, name)}, median {rows[column].median():g}"
+        grid[place, 0].set_title(text, loc="right", fontsize=7)
         grid[place, 0].set_ylabel("prompts")
     for axes, part in zip(grid[-1], ("", f", 0 to {detail}"), strict=False):
         axes.set_xlabel(f"{column} neurons of a prompt{part}")
@@ -70,7 +70,7 @@ def integer_bins(largest: int, most: int = 60) -> np.ndarray:
 def _counts(axes: Axes, values: pd.Series, look: Look, edges: np.ndarray) -> None:
     style = {"color": look.colour, "edgecolor": "white", "linewidth": 0.4, "hatch": look.hatch}
     axes.hist(values, bins=edges, **style)
-    axes.set_xlim(edges[0], edges[-1])
+    axes.set(xlim=(edges[0], edges[-1]), ylim=(0, max(1, axes.get_ylim()[1])))
     axes.yaxis.set_major_locator(MaxNLocator(4, integer=True))
     axes.xaxis.set_major_locator(MaxNLocator(integer=True, steps=[1, 2, 5, 10]))
 
@@ -131,7 +131,7 @@ def runtime_summary(frame: pd.DataFrame) -> pd.DataFrame:
 def runtime_table(frame: pd.DataFrame) -> Figure:
     """Seconds and denoiser samples a prompt for each algorithm, VM and TM, as a table (T2).
 
-    Returns a figure 4.4 in wide; the numbers are those of `runtime_summary`.
+    Returns a figure 4.4 in wide for two groups; the numbers are those of `runtime_summary`.
 
     Parameters and errors as `runtime_summary`.
     Source: paper, table 2; samples are an addition, as they are the same on every machine.
@@ -142,7 +142,7 @@ def runtime_table(frame: pd.DataFrame) -> Figure:
     for algorithm in table.algorithm.unique():
         numbers = [_cost(table, name, algorithm) for name in names]
         cells.append([str(algorithm), *[cell for pair in numbers for cell in pair]])
-    figure, axes = canvas(4.4, 0.2 * len(cells) + 0.4)
+    figure, axes = canvas(1.8 + 1.3 * len(names), 0.2 * len(cells) + 0.4)
     heads = [f"{n} (n = {table[table.group == n].prompts.max()})" for n in names]
     _booktabs(axes, cells, heads)
     return figure
@@ -158,7 +158,8 @@ def _cost(table: pd.DataFrame, group: str, algorithm: str) -> tuple[str, str]:
 def _booktabs(axes: Axes, cells: list[list[str]], heads: list[str]) -> None:
     """Right-aligned columns between three rules, with a heading over each pair of columns."""
     lines = len(cells) + 1
-    ends = np.linspace(0.34, 1, len(cells[0]))[1:]
+    first = 1 / (1 + 0.85 * (len(cells[0]) // 2))  # width of the names
+    ends = np.linspace(first, 1, len(cells[0]))[1:]
     for order, head in enumerate(heads):
         axes.text(ends[2 * order + 1], lines - 0.5, head, ha="right", va="center", weight="bold")
     for place, row in enumerate(cells):
@@ -201,8 +202,8 @@ def shared_neuron_counts(frame: pd.DataFrame, most: int = 15) -> Figure:
 def ground_truth(frame: pd.DataFrame) -> Figure:
     """Neurons found against planted ones, prompt by prompt.
 
-    Returns a figure one column wide: bars of planted neurons found, planted ones missed, and
-    others found.
+    Returns a figure 5 in wide. Left: planted neurons, found and missed. Right: found neurons that
+    were not planted, on a scale of their own.
 
     Parameters: `frame`, one row a prompt, with `prompt`, `hit`, `missed`, `extra` (counts).
     A frame without rows gives a figure that says so: most models have no known neurons.
@@ -210,24 +211,25 @@ def ground_truth(frame: pd.DataFrame) -> Figure:
     Source: an addition; only a model with planted neurons has known ones.
     """
     require(frame, "prompt", "hit", "missed", "extra", rows=False)
-    figure, axes = canvas(COLUMN, 0.16 * max(len(frame), 4) + 0.9)
-    left = np.zeros(len(frame))
-    for column, (label, colour, hatch) in OUTCOMES.items():
-        look = {"color": colour, "hatch": hatch, "edgecolor": "#444444", "linewidth": 0.5}
-        axes.barh(range(len(frame)), frame[column], left=left, label=label, **look)
-        left += frame[column].to_numpy(float)
-    names = [plain(prompt, 30) for prompt in frame["prompt"]]
-    axes.set_yticks(range(len(frame)), names, fontsize=6)
-    axes.set(xlabel="neurons", ylim=(max(len(frame), 1) - 0.4, -0.6))
-    axes.xaxis.set_major_locator(MaxNLocator(integer=True, steps=[1, 2, 5, 10]))
+    figure, (left, right) = canvas(5.0, 0.14 * max(len(frame), 6) + 0.7, 1, 2, sharey=True)
+    _bars(left, frame, {"found": ("hit", ACCENT, ""), "missed": ("missed", "white", "////")})
+    _bars(right, frame, {"found": ("extra", PALE, "")})
+    names = [plain(prompt, 44) for prompt in frame["prompt"]]
+    left.set_yticks(range(len(frame)), names, fontsize=6)
+    left.set(xlabel="planted neurons", ylim=(max(len(frame), 1) - 0.4, -0.6))
+    right.set_xlabel("other neurons found")
     if frame.empty:
-        write(axes, 0.5, 0.5, "no prompt with known neurons", ha="center", va="center")
-    legend(axes)
+        write(left, 0.5, 0.5, "no prompt with known neurons", ha="center", va="center")
+    legend(left)
     return figure
 
 
-OUTCOMES = {
-    "hit": ("planted, found", ACCENT, ""),
-    "missed": ("planted, missed", "white", "////"),
-    "extra": ("found, not planted", PALE, ""),
-}
+def _bars(axes: Axes, frame: pd.DataFrame, parts: dict[str, tuple[str, str, str]]) -> None:
+    """Stacked horizontal bars, one row a prompt."""
+    left = np.zeros(len(frame))
+    for label, (column, colour, hatch) in parts.items():
+        look = {"color": colour, "hatch": hatch, "edgecolor": "#444444", "linewidth": 0.5}
+        axes.barh(range(len(frame)), frame[column], left=left, label=label, **look)
+        left += frame[column].to_numpy(float)
+    axes.set_xlim(0, max(1, left.max(initial=0)) * 1.05)
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True, steps=[1, 2, 5, 10]))

@@ -166,7 +166,8 @@ def _stages(axes: Axes, frame: pd.DataFrame) -> None:
     names = {"candidate": "2  candidates", "refined": "refined"}
     for stage, look in looks.items():
         rows = frame[(frame.stage == stage)]
-        label = None if stage == "other" else f"{names[stage]} ({len(rows)})"
+        count = len(rows) if stage == "refined" else int((frame.stage != "other").sum())
+        label = None if stage == "other" else f"{names[stage]} ({count})"
         axes.plot(rows.layer + jitter[rows.index], rows.z, ls="", label=label, **look)
     axes.axhline(0, color="#666666", linewidth=0.5, zorder=0)
     axes.set(xlabel="value layer", ylabel="z", xticks=sorted(frame.layer.unique()))
