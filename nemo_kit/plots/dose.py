@@ -43,8 +43,7 @@ def dose_response(frame: pd.DataFrame, threshold: float | None = None) -> Figure
     grid[2].set_ylim(0, max(1.0, 1.08 * np.nanmax([*frame["neurons"], 0])))
     if threshold is not None:
         grid[0].axhline(threshold, color="black", linestyle=(0, (4, 2)), linewidth=0.9)
-        text = {"xycoords": ("axes fraction", "data"), "va": "bottom", "fontsize": 7}
-        grid[0].annotate(rf" $\tau$ = {threshold:.3f}", (0, threshold), **text)
+        grid[0].set_title(rf"dashed: $\tau$ = {threshold:.3f}", loc="right", fontsize=7)
     return figure
 
 

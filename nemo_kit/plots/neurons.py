@@ -218,6 +218,7 @@ def ground_truth(frame: pd.DataFrame) -> Figure:
     left.set_yticks(range(len(frame)), names, fontsize=6)
     left.set(xlabel="planted neurons", ylim=(max(len(frame), 1) - 0.4, -0.6))
     right.set_xlabel("other neurons found")
+    right.tick_params(left=False)
     if frame.empty:
         write(left, 0.5, 0.5, "no prompt with known neurons", ha="center", va="center")
     legend(left)
