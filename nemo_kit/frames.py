@@ -363,20 +363,26 @@ def neuron_names(neurons: NeuronSet) -> str:
     return "\n".join(lines)
 
 
-def example(localized: pd.DataFrame) -> Any:
-    """The row to show the method on: the VM prompt of highest score that all steps acted on.
+def example(localized: pd.DataFrame, measured: pd.DataFrame | None = None) -> Any:
+    """The row to show the method on: the clearest VM prompt that all steps acted on.
 
     Returns a named tuple of the row (`prompt`, `initial`, `refined`, …): a prompt with neurons
     where refinement dropped some, VM before TM; where there is none, a prompt with neurons.
+    Parameters: `localized`, from `localize_all`, grouped; `measured`, from `effects.copying`: the
+    clearest is then the one whose pictures come closest to its training image (`orig_before`),
+    else the one of highest score.
     Raises ValueError as `found`, and where no prompt has neurons.
     """
     rows = found(localized)
     rows = rows[rows["refined"].map(bool)]
     if rows.empty:
         raise ValueError("localized has no prompt with refined neurons")
+    clear = rows["score"]
+    if measured is not None:
+        clear = rows["prompt"].map(measured.set_index("prompt")["orig_before"]).fillna(clear)
     dropped = rows["initial"].map(len) > rows["refined"].map(len)
-    rank = rows.assign(dropped=dropped, own=rows["group"] == "VM")
-    order = rank.sort_values(["dropped", "own", "score"], ascending=False, kind="stable").index
+    rank = rows.assign(dropped=dropped, own=rows["group"] == "VM", clear=clear)
+    order = rank.sort_values(["dropped", "own", "clear"], ascending=False, kind="stable").index
     return next(rows.loc[order].itertuples())
 
 

@@ -247,6 +247,9 @@ def test_example_and_grid() -> None:
     assert frames.example(localized()).prompt == "b"  # VM, refinement dropped a neuron
     assert frames.example(localized()[:1]).prompt == "a"
     assert frames.example(localized()[2:]).prompt == "c"
+    copies = pd.DataFrame({"prompt": list("abc"), "orig_before": [0.9, 0.3, 0.8]})
+    more = localized().assign(initial=[A | NeuronSet({5: [0]}), A, A, NeuronSet()])
+    assert frames.example(more, copies).prompt == "a"  # pictures closest to the training image
     assert frames.rows_for_grid(localized(), 1)["prompt"].tolist() == ["a", "c"]
     none = localized().assign(refined=[NeuronSet()] * 4)
     for function in (frames.example, lambda frame: frames.rows_for_grid(frame, 1)):
