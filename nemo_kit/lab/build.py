@@ -117,6 +117,7 @@ def pack(corpus: Corpus, work: Path, target: Path, seed: int = SEED) -> None:
     pack_pipeline(work, model_folder)
     pack_data(corpus, work, data, seed)
     model = load(str(model_folder))
+    model.name = "lab"  # the calibration names its model, not a folder of this machine
     held_out = list(prompt_table(corpus, seed).query("role == 'holdout'")["prompt"])
     calibrate_lab(model, held_out).save(model_folder / "nemo")
     (model_folder / "nemo" / GENERATION_FILE).write_text(json.dumps({"guidance": GUIDANCE}) + "\n")
