@@ -144,6 +144,7 @@ def pack_pipeline(work: Path, target: Path) -> None:
         requires_safety_checker=False,
     ).to(torch.float16)
     shutil.rmtree(target, ignore_errors=True)
+    pipe.vae.register_to_config(_name_or_path="")  # not a folder of this machine
     pipe.save_pretrained(target)
     clip.half().save_pretrained(target / "clip")
 
