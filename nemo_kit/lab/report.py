@@ -21,7 +21,7 @@ from nemo_kit.experiments import detect_all, generate_all, localize_all
 from nemo_kit.lab.corpus import SIZE
 from nemo_kit.localization.differences import Differences
 from nemo_kit.models import DiffusionModel, load
-from nemo_kit.neurons import NeuronSet
+from nemo_kit.neurons import NeuronSet, random_neurons
 from nemo_kit.similarity import similarity
 
 SEEDS = range(101, 111)  # detection uses 1 to 10
@@ -171,8 +171,9 @@ class Report:
         planted = lab.planted()
         on = self.images(planted)
         off = self.images(planted, planted)
+        widths, taken = {n.index: n.width for n in self.model.searched}, every_planted()
         random = {
-            p: random_like(found, self.model, seed)
+            p: random_neurons(found, widths, taken, seed)
             for seed, (p, found) in enumerate(planted.items())
         }
         other = self.images(planted, random)
@@ -228,7 +229,7 @@ class Report:
     def collateral(self) -> pd.DataFrame:
         """CLIP-FID and alignment of non-memorized prompts, undisturbed and with every planted
         neuron at zero."""
-        every = NeuronSet.of({pair for found in lab.planted().values() for pair in found})
+        every = every_planted()
         prompts = self.prompts("non_memorized")[: self.ordinary_prompts]
         rows = []
         for name, neurons in (("undisturbed", None), ("all planted neurons off", every)):
@@ -369,13 +370,6 @@ def background_mask() -> dict[str, np.ndarray]:
     }
 
 
-def random_like(neurons: NeuronSet, model: DiffusionModel, seed: int) -> NeuronSet:
-    """As many neurons of each layer, drawn from those planted for no prompt."""
-    taken = NeuronSet.of({pair for found in lab.planted().values() for pair in found})
-    rng = np.random.default_rng(seed)
-    pairs: list[tuple[int, int]] = []
-    for layer in model.searched:
-        free = [n for n in range(layer.width) if (layer.index, n) not in taken]
-        drawn = rng.choice(free, neurons.counts().get(layer.index, 0), replace=False)
-        pairs += [(layer.index, int(n)) for n in drawn]
-    return NeuronSet.of(pairs)
+def every_planted() -> NeuronSet:
+    """All planted neurons together."""
+    return NeuronSet.of({pair for found in lab.planted().values() for pair in found})
