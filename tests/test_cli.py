@@ -15,7 +15,7 @@ from nemo_kit import NeuronSet, __version__, cli
 from nemo_kit.models import DiffusionModel
 
 COMMANDS = ("figures", "detect", "localize", "lab-report")
-LAB = Path(cli.__file__).parent / "lab" / "model" / "model_index.json"
+LAB = Path(cli.__file__).parents[1] / "lab" / "model" / "model_index.json"
 
 
 def call(monkeypatch: pytest.MonkeyPatch, *arguments: str) -> int:

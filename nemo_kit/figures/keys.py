@@ -15,7 +15,7 @@ from nemo_kit.figures.output import PLACES
 from nemo_kit.figures.registry import Parameters
 from nemo_kit.files import PACKAGE, file_digest, folder_digest, source_digest, value_digest
 
-_SHOWN_ONLY = {"cli.py", "figures/runner.py", "figures/report.py", "figures/worker.py"}
+_SHOWN_ONLY = ("cli/", "figures/runner.py", "figures/report.py", "figures/worker.py")
 _LAB_USED = {"lab/__init__.py", "lab/descriptor.py"}
 _WEIGHTS = (".json", ".txt", ".safetensors", ".bin")
 
@@ -66,7 +66,7 @@ def package_digest() -> str:
     sources = [
         path
         for path, name in named.items()
-        if name not in _SHOWN_ONLY and (name in _LAB_USED or not name.startswith("lab/"))
+        if not name.startswith(_SHOWN_ONLY) and (name in _LAB_USED or not name.startswith("lab/"))
     ]
     return value_digest([source_digest(sources), folder_digest(PACKAGE / "lab" / "data")])
 

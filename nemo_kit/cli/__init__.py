@@ -1,0 +1,72 @@
+"""The command ``nemo-kit``, one module a group of commands.
+
+Scope: reads arguments, calls the package, prints. Bad input ends with exit code 2 and one line on
+standard error, a figure that failed with exit code 1.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+from typing import Annotated, NoReturn
+
+import typer
+
+from nemo_kit import __version__
+from nemo_kit.cli import figures, lab, method
+
+app = typer.Typer(
+    help="Find and switch off the neurons by which a diffusion model memorizes training images.",
+    epilog="Start with: nemo-kit figures --list, or nemo-kit localize 'A PROMPT'",
+    add_completion=False,
+    rich_markup_mode=None,
+    pretty_exceptions_enable=False,
+)
+
+
+@app.callback(invoke_without_command=True)
+def _root(
+    context: typer.Context,
+    version: Annotated[bool, typer.Option("--version", help="Print the version and end.")] = False,
+) -> None:
+    if version:
+        print(f"nemo-kit {__version__}")
+    elif context.invoked_subcommand is None:
+        print(context.get_help())
+
+
+for module in (figures, method, lab):
+    module.register(app)
+
+
+def main() -> NoReturn:
+    """Run the command; bad input ends with exit code 2 and one line."""
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that notebooks are ended too
+    try:
+        code = app(standalone_mode=False)
+    except (KeyboardInterrupt, typer.Abort):
+        _fail("interrupted", 130)
+    except (ValueError, TypeError, OSError) as error:
+        if os.environ.get("NEMO_KIT_TRACEBACK"):
+            raise
+        _fail(_one_line(error), 2)
+    except Exception as error:
+        if not hasattr(error, "format_message"):  # typer's own: unknown options, missing values
+            raise
+        _fail(f"{error.format_message()} (nemo-kit --help shows what there is)", 2)
+    sys.exit(code if isinstance(code, int) else 0)
+
+
+def _fail(message: str, code: int) -> NoReturn:
+    print(f"nemo-kit: {message}", file=sys.stderr)
+    sys.exit(code)
+
+
+def _one_line(error: Exception) -> str:
+    """The message on one line; pydantic's names parameter, rule and value."""
+    if hasattr(error, "errors") and callable(error.errors):
+        parts = [f"{'.'.join(map(str, e['loc']))}: {e['msg']}, got {e['input']!r}"
+                 for e in error.errors()]  # fmt: skip
+        return "; ".join(parts)
+    return " ".join(str(error).split()) or type(error).__name__

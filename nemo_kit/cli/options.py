@@ -1,0 +1,149 @@
+"""Options and small parts that several commands share: prompts, models, tables, progress.
+
+Whatever needs torch is imported inside the function that uses it, so that ``--help`` is quick.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from enum import StrEnum
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+
+class Device(StrEnum):
+    """Where the model runs."""
+
+    auto = "auto"
+    cpu = "cpu"
+    cuda = "cuda"
+
+
+ModelOption = Annotated[
+    str,
+    typer.Option(
+        "--model",
+        help='"lab" (the small model that comes with nemo_kit), a folder with a diffusers model, '
+        'or a hub id such as "CompVis/stable-diffusion-v1-4".',
+    ),
+]
+RevisionOption = Annotated[
+    str | None, typer.Option("--revision", help="Commit of a hub model; published results name it.")
+]
+DeviceOption = Annotated[
+    Device, typer.Option("--device", help='"auto" takes the GPU where there is one.')
+]
+SeedsOption = Annotated[
+    int, typer.Option("--seeds", min=2, help="How many seeds to compare: 1 to this number.")
+]
+PromptsOption = Annotated[
+    list[Path] | None,
+    typer.Option(
+        "--prompts",
+        help="File with prompts, instead of or beside those on the command line: a CSV with a "
+        "column 'prompt' or 'Caption', or a text file with one a line. May be repeated.",
+    ),
+]
+JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON, one object a prompt.")]
+ThresholdOption = Annotated[
+    float | None,
+    typer.Option("--threshold", help="Score above which a prompt counts as memorized; by default "
+                 "the one that came with the model."),
+]  # fmt: skip
+StatisticsOption = Annotated[
+    Path | None,
+    typer.Option("--statistics", help="Activation statistics for a model that has none: the "
+                 "released .pt file, or a .safetensors file written by nemo_kit."),
+]  # fmt: skip
+
+
+def load(model: str, device: Device, revision: str | None) -> Any:
+    from nemo_kit.models import load
+
+    return load(model, device=device.value, revision=revision)
+
+
+def absolute(model: str) -> str:
+    """A folder as an absolute path: notebooks run in another folder."""
+    return str(Path(model).resolve()) if model != "lab" and Path(model).is_dir() else model
+
+
+def texts(prompt: Sequence[str] | None, files: Sequence[Path] | None, model: str) -> list[str]:
+    """Prompts of the command line, then of the files; the lab's own where there are neither."""
+    given = list(prompt or ())
+    if not given and not files and model != "lab":
+        raise ValueError("a PROMPT is needed, or --prompts FILE")
+    if files or not given:
+        from nemo_kit.experiments import prompt_table
+
+        given += list(prompt_table(existing(files or (), "--prompts"))["prompt"])
+    if any(not text.strip() for text in given):
+        raise ValueError("a PROMPT must not be empty")
+    return list(dict.fromkeys(given))
+
+
+def existing(files: Sequence[Path], option: str) -> Sequence[Path]:
+    for path in files:
+        if not path.is_file():
+            raise FileNotFoundError(f"{option}: there is no file {path}")
+    return files
+
+
+def statistics(path: Path | None) -> Any:
+    if path is None:
+        return None
+    from nemo_kit.localization import ActivationStatistics
+
+    existing([path], "--statistics")
+    released = path.suffix == ".pt"
+    return ActivationStatistics.from_released(path) if released else ActivationStatistics.load(path)
+
+
+def writer(out: Path | None) -> Any:
+    """What writes the table; refuses before any work is done a file that it can't write."""
+    from nemo_kit.files import spreadsheet_safe, write_atomically
+
+    if out is None:
+        return lambda frame: None
+    if out.suffix not in {".csv", ".parquet"}:
+        raise ValueError(f"--out must end in .csv or .parquet, got {out}")
+    if not out.resolve().parent.is_dir():
+        raise ValueError(f"--out: there is no folder {out.resolve().parent}")
+    if out.suffix == ".csv":
+        return lambda frame: write_atomically(
+            out, lambda part: spreadsheet_safe(frame).to_csv(part, index=False)
+        )
+    return lambda frame: write_atomically(out, lambda part: frame.to_parquet(part, index=False))
+
+
+def bar(total: int, label: str, quiet: bool) -> Any:
+    from tqdm import tqdm
+
+    return tqdm(total=total, desc=label, unit="prompt", disable=quiet or total < 2)
+
+
+def joined(rows: list[Any]) -> pd.DataFrame:
+    import pandas as pd
+
+    return pd.DataFrame(rows) if isinstance(rows[0], dict) else pd.concat(rows, ignore_index=True)
+
+
+def show(frame: pd.DataFrame, columns: list[str], as_json: bool) -> None:
+    if as_json:
+        for row in json.loads(frame.to_json(orient="records")):
+            print(json.dumps(_opened(row), ensure_ascii=False))
+        return
+    shown = frame[[name for name in columns if name in frame]]
+    print(shown.to_string(index=False, float_format="{:.3f}".format, max_colwidth=100))
+
+
+def _opened(row: dict[str, Any]) -> dict[str, Any]:
+    """Columns that hold JSON text as JSON."""
+    nested = {"initial", "refined", "settings", "kept_seeds"}
+    return {k: json.loads(v) if k in nested and isinstance(v, str) else v for k, v in row.items()}
