@@ -1,0 +1,44 @@
+"""The checkers of the course in ``notebooks/course``: ``check("3.2", answer)``.
+
+Scope: each lesson's exercises are a module here; answers are compared by running them. The
+solutions a learner is meant to read are in ``notebooks/course/solutions``.
+"""
+
+from __future__ import annotations
+
+from functools import cache
+from importlib import import_module
+from typing import Any
+
+from nemo_kit.course.exercise import Exercise, Feedback, Open, Wrong
+
+LESSONS = range(1, 9)
+
+__all__ = ["LESSONS", "Exercise", "Feedback", "Open", "Wrong", "check", "exercises"]
+
+
+@cache
+def exercises(lesson: int) -> dict[str, Exercise]:
+    """The exercises of a lesson by number, as ``"3.2"``.
+
+    Raises ValueError for a lesson there is not.
+    """
+    if lesson not in LESSONS:
+        raise ValueError(f"lesson must be {LESSONS[0]} to {LESSONS[-1]}, got {lesson!r}")
+    return import_module(f"nemo_kit.course.lesson{lesson}").EXERCISES
+
+
+def check(exercise: str, answer: Any) -> None:
+    """Run the answer to an exercise against what is right, and say so.
+
+    Parameters: `exercise`, its number in the notebook as text; `answer`, the function or value.
+    Raises `Open` where nothing was put in yet and `Wrong` with an explanation where the answer is
+    not right; ValueError for an exercise there is not.
+    """
+    lesson, _, place = str(exercise).partition(".")
+    known = exercises(int(lesson)) if lesson.isdigit() and int(lesson) in LESSONS else {}
+    if str(exercise) not in known or not place:
+        listed = ", ".join(known) or f"a number such as 1.1, lessons {LESSONS[0]}–{LESSONS[-1]}"
+        raise ValueError(f"exercise must be one of {listed}; got {exercise!r}")
+    known[exercise].check(answer, exercise)
+    print(f"✓ {exercise} is right: {known[exercise].title}")

@@ -1,0 +1,183 @@
+"""One exercise of the course: what an answer is called with, what is right, what goes wrong often.
+
+Scope: comparing an answer with the solution by running both; an answer that equals a common mistake
+gets that mistake's explanation, never the solution.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import torch
+
+Inputs = Callable[[np.random.Generator], tuple[Any, ...]]
+TRIALS = 3  # random inputs an answer is run on
+TOLERANCE = 1e-4  # relative and absolute: float32 in another order of operations
+
+
+class Feedback(Exception):
+    """What the checker has to say; a notebook shows the message without a traceback."""
+
+    def _render_traceback_(self) -> list[str]:
+        return [str(self)]
+
+
+class Open(Feedback):
+    """The exercise has no answer yet."""
+
+
+class Wrong(Feedback):
+    """The answer is not right; the message says what is wrong with it."""
+
+
+@dataclass(frozen=True)
+class Mistake:
+    """A typical wrong answer and what to tell whoever gave it."""
+
+    answer: Any
+    explanation: str
+
+
+@dataclass(frozen=True)
+class Exercise:
+    """An exercise whose answer is a value or, with `inputs`, a function of them.
+
+    Parameters: `title`; `solution`; `mistakes`, at least two; `inputs`, draws the arguments of the
+    answer from a random generator, None where the answer is a plain value; `returns`, what the
+    answer gives, for the message where it gives something else; `harness`, makes a function of
+    the inputs from the answer where it is not one itself.
+    """
+
+    title: str
+    solution: Any
+    mistakes: Sequence[Mistake] = field(default=())
+    inputs: Inputs | None = None
+    returns: str = "a value"
+    harness: Callable[[Any], Callable] | None = None
+
+    def check(self, answer: Any, name: str) -> None:
+        """Raise `Open` or `Wrong` unless the answer is right."""
+        if answer is ... or answer is None:
+            raise Open(f"Exercise {name} ({self.title}) is open: put your answer where the … is.")
+        if self.inputs is None:
+            self._check_value(answer, name)
+            return
+        if not callable(answer):
+            raise Wrong(f"{name}: the answer must be a function, got {type(answer).__name__}.")
+        cases = [self.inputs(np.random.default_rng([7, n])) for n in range(TRIALS)]
+        results = [self._run(answer, case, name) for case in cases]
+        if not all(map(same, results, self._outcomes(self.solution, cases))):
+            raise Wrong(f"{name}: {self._explain(results, cases)}")
+
+    def _check_value(self, answer: Any, name: str) -> None:
+        if not same(answer, self.solution):
+            raise Wrong(f"{name}: {self._explain([answer], None)}")
+
+    def _run(self, answer: Callable, case: tuple, name: str) -> Any:
+        """The answer on a copy of the arguments, its errors told in a sentence."""
+        given = copied(case)
+        try:
+            result = self._function(answer)(*given)
+        except Exception as error:
+            kind = type(error).__name__
+            raise Wrong(f"{name}: your function stops with {kind}: {error}") from error
+        if result is ...:
+            raise Open(f"Exercise {name} ({self.title}) is open: put your answer where the … is.")
+        if not same(given, case):
+            raise Wrong(f"{name}: your function changes its arguments; work on copies.")
+        return result
+
+    def _function(self, answer: Any) -> Callable:
+        return answer if self.harness is None else self.harness(answer)
+
+    def _outcomes(self, answer: Any, cases: list[tuple] | None) -> list[Any]:
+        """What an answer gives for each case; a plain value is its own outcome."""
+        if cases is None:
+            return [answer]
+        return [_call(self._function(answer), case) for case in cases]
+
+    def _explain(self, results: list[Any], cases: list[tuple] | None) -> str:
+        for mistake in self.mistakes:
+            if all(map(same, results, self._outcomes(mistake.answer, cases))):
+                return mistake.explanation
+        [right, *_] = self._outcomes(self.solution, cases)
+        return shape_feedback(results[0], right) or (
+            f"not yet. {self.returns[:1].upper()}{self.returns[1:]} is expected, and the values "
+            "differ; try your answer on a case small enough to do by hand."
+        )
+
+
+def _call(function: Callable, case: tuple) -> Any:
+    """The result, or the error's type, so that mistakes may also be functions that stop."""
+    try:
+        return function(*copied(case))
+    except Exception as error:
+        return type(error)
+
+
+def copied(value: Any) -> Any:
+    """Arrays, tensors and containers of them copied; functions and the rest as they are."""
+    match value:
+        case torch.Tensor():
+            return value.clone()
+        case np.ndarray():
+            return value.copy()
+        case tuple() | list():
+            return type(value)(copied(one) for one in value)
+        case dict():
+            return {key: copied(one) for key, one in value.items()}
+    return value
+
+
+def same(got: Any, wanted: Any) -> bool:
+    """Equal up to rounding; tensors, arrays and numbers alike, containers part by part."""
+    if isinstance(wanted, Mapping):
+        return (
+            isinstance(got, Mapping)
+            and set(got) == set(wanted)
+            and all(same(got[key], wanted[key]) for key in wanted)
+        )
+    if isinstance(wanted, (tuple, list)) and not _numbers(wanted):
+        return (
+            isinstance(got, (tuple, list))
+            and len(got) == len(wanted)
+            and all(map(same, got, wanted))
+        )
+    first, second = _array(got), _array(wanted)
+    if first is None or second is None:
+        return type(got) is type(wanted) and bool(got == wanted)
+    return first.shape == second.shape and np.allclose(
+        first, second, rtol=TOLERANCE, atol=TOLERANCE, equal_nan=True
+    )
+
+
+def shape_feedback(got: Any, wanted: Any) -> str:
+    """What is wrong with the form of an answer; empty where only its values may be."""
+    first, second = _array(got), _array(wanted)
+    if second is None:
+        expected, came = type(wanted).__name__, type(got).__name__
+        return "" if expected == came else f"a {expected} is expected, got a {came}."
+    if first is None:
+        return f"numbers are expected, got {type(got).__name__}."
+    if first.shape != second.shape:
+        return f"the shape {list(second.shape)} is expected, got {list(first.shape)}."
+    return ""
+
+
+def _numbers(values: Sequence[Any]) -> bool:
+    return len(values) > 0 and all(isinstance(v, (int, float, bool, np.number)) for v in values)
+
+
+def _array(value: Any) -> np.ndarray | None:
+    """Numbers as a float64 array, None for anything else."""
+    if isinstance(value, torch.Tensor):
+        return value.detach().to(torch.float64).cpu().numpy()
+    if isinstance(value, (bool, int, float, np.number, np.ndarray)) or (
+        isinstance(value, (tuple, list)) and _numbers(value)
+    ):
+        array = np.asarray(value)
+        return array.astype(np.float64) if array.dtype.kind in "biuf" else None
+    return None

@@ -1,0 +1,130 @@
+"""Lesson 1, a diffusion model from noise to picture: noising, its inverse, one DDIM step, guidance.
+
+Source: Song, Meng, Ermon, "Denoising Diffusion Implicit Models" (ICLR 2021), equations 4 and 12;
+Salimans, Ho, "Progressive Distillation" (ICLR 2022), appendix D (v-prediction); Ho, Salimans,
+"Classifier-Free Diffusion Guidance" (2022).
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from nemo_kit.course.exercise import Exercise, Mistake
+
+
+def _latents(rng: np.random.Generator, count: int) -> list[Tensor]:
+    return [torch.from_numpy(rng.normal(size=(2, 4, 8, 8))).float() for _ in range(count)]
+
+
+def _two_and_level(rng: np.random.Generator) -> tuple:
+    return (*_latents(rng, 2), float(rng.uniform(0.2, 0.8)))
+
+
+def _add_noise(latent: Tensor, noise: Tensor, kept: float) -> Tensor:
+    return kept**0.5 * latent + (1 - kept) ** 0.5 * noise
+
+
+def _clean(noisy: Tensor, noise: Tensor, kept: float) -> Tensor:
+    return (noisy - (1 - kept) ** 0.5 * noise) / kept**0.5
+
+
+def _noise_from_v(velocity: Tensor, noisy: Tensor, kept: float) -> Tensor:
+    return kept**0.5 * velocity + (1 - kept) ** 0.5 * noisy
+
+
+def _ddim(noisy: Tensor, noise: Tensor, kept: float, kept_next: float) -> Tensor:
+    return _add_noise(_clean(noisy, noise, kept), noise, kept_next)
+
+
+def _ddim_inputs(rng: np.random.Generator) -> tuple:
+    level = float(rng.uniform(0.2, 0.5))
+    return (*_latents(rng, 2), level, level + float(rng.uniform(0.1, 0.4)))
+
+
+EXERCISES = {
+    "1.1": Exercise(
+        "noise a latent to a given level",
+        _add_noise,
+        (
+            Mistake(
+                lambda latent, noise, kept: kept * latent + (1 - kept) * noise,
+                "the variances must add up to one, not the factors: where are the roots?",
+            ),
+            Mistake(
+                lambda latent, noise, kept: _add_noise(noise, latent, kept),
+                "latent and noise have changed places: at ᾱ = 1 the latent alone must be left.",
+            ),
+        ),
+        _two_and_level,
+        "a latent of the same shape",
+    ),
+    "1.2": Exercise(
+        "the clean latent from a noisy one",
+        _clean,
+        (
+            Mistake(
+                lambda noisy, noise, kept: (noisy - (1 - kept) ** 0.5 * noise) / kept,
+                "nearly: the latent was scaled by a root, and that root has to be divided by.",
+            ),
+            Mistake(
+                lambda noisy, noise, kept: noisy - (1 - kept) ** 0.5 * noise,
+                "the noise is gone, but what is left is still scaled down.",
+            ),
+        ),
+        _two_and_level,
+        "the clean latent",
+    ),
+    "1.3": Exercise(
+        "the noise from a velocity prediction",
+        _noise_from_v,
+        (
+            Mistake(
+                lambda velocity, noisy, kept: (1 - kept) ** 0.5 * velocity + kept**0.5 * noisy,
+                "the two roots have changed places: at ᾱ = 0 the noisy latent is the noise itself.",
+            ),
+            Mistake(
+                lambda velocity, noisy, kept: velocity,
+                "the velocity is not the noise yet: both unknowns have to be solved for.",
+            ),
+        ),
+        _two_and_level,
+        "the predicted noise",
+    ),
+    "1.4": Exercise(
+        "one DDIM step",
+        _ddim,
+        (
+            Mistake(
+                lambda noisy, noise, kept, kept_next: _add_noise(
+                    _clean(noisy, noise, kept), noise, kept
+                ),
+                "the step ends where it began: which level does the next latent have?",
+            ),
+            Mistake(
+                lambda noisy, noise, kept, kept_next: _clean(noisy, noise, kept),
+                "that is the clean latent at once; DDIM noises it again, to the next level.",
+            ),
+        ),
+        _ddim_inputs,
+        "the latent at the next level",
+    ),
+    "1.5": Exercise(
+        "guidance",
+        lambda without, with_text, scale: without + scale * (with_text - without),
+        (
+            Mistake(
+                lambda without, with_text, scale: with_text + scale * (with_text - without),
+                "start from the prediction without text: at scale 1 the result must be the one "
+                "with text.",
+            ),
+            Mistake(
+                lambda without, with_text, scale: without + scale * with_text,
+                "it is the difference between the two predictions that is scaled.",
+            ),
+        ),
+        lambda rng: (*_latents(rng, 2), float(rng.uniform(2, 8))),
+        "a prediction of the same shape",
+    ),
+}

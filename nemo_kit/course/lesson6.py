@@ -1,0 +1,156 @@
+"""Lesson 6, refinement and why its order matters.
+
+Source: Hintersdorf et al., "Finding NeMo" (NeurIPS 2024), Algorithm 4.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+
+import numpy as np
+
+from nemo_kit.course.exercise import Exercise, Mistake
+
+Score = Callable[[frozenset], float]
+
+
+def _refine(score: Score, neurons: list[int], threshold: float) -> list[int]:
+    left = list(neurons)
+    for neuron in reversed(neurons):
+        trial = [n for n in left if n != neuron]
+        if score(frozenset(trial)) < threshold:
+            left = trial
+    return left
+
+
+def _forgetful(score: Score, neurons: list[int], threshold: float) -> list[int]:
+    every = frozenset(neurons)
+    return [n for n in neurons if score(every - {n}) >= threshold]
+
+
+def _first_to_last(score: Score, neurons: list[int], threshold: float) -> list[int]:
+    return sorted(_refine(score, neurons[::-1], threshold))
+
+
+def _turned(score: Score, neurons: list[int], threshold: float) -> list[int]:
+    kept = _refine(score, neurons, threshold)
+    return [n for n in neurons if n not in kept]
+
+
+def _redundant(rng: np.random.Generator) -> tuple[Score, list[int], float]:
+    """Neurons of which either of two, and one more in any case, must stay off."""
+    a, b, c = rng.choice(np.arange(1, 9), 3, replace=False).tolist()
+
+    def score(off: frozenset[int]) -> float:
+        return 0.2 if c in off and (a in off or b in off) else 0.9
+
+    return score, list(range(10)), 0.5
+
+
+Layers = dict[int, list[int]]
+
+
+def _pairs(layers: Layers) -> frozenset[tuple[int, int]]:
+    return frozenset((layer, n) for layer, neurons in layers.items() for n in neurons)
+
+
+def _layers(score: Score, layers: Layers, threshold: float, order: Iterable[int]) -> Layers:
+    left = dict(layers)
+    for layer in order:
+        trial = {k: v for k, v in left.items() if k != layer}
+        if score(_pairs(trial)) < threshold:
+            left = trial
+    return left
+
+
+def _last_first(score: Score, layers: Layers, threshold: float) -> Layers:
+    return _layers(score, layers, threshold, sorted(layers, reverse=True))
+
+
+def _first_first(score: Score, layers: Layers, threshold: float) -> Layers:
+    return _layers(score, layers, threshold, sorted(layers))
+
+
+def _alone(score: Score, layers: Layers, threshold: float) -> Layers:
+    every = _pairs(layers)
+    return {k: v for k, v in layers.items() if score(every - _pairs({k: v})) >= threshold}
+
+
+def _two_ways(rng: np.random.Generator) -> tuple[Score, Layers, float]:
+    """Layers of which either of two must stay off."""
+    first, second = sorted(rng.choice(np.arange(1, 6), 2, replace=False).tolist())
+    layers = {n: sorted(rng.choice(20, 3, replace=False).tolist()) for n in range(1, 6)}
+
+    def score(off: frozenset[tuple[int, int]]) -> float:
+        return 0.2 if {first, second} & {layer for layer, _ in off} else 0.9
+
+    return score, layers, 0.5
+
+
+EXERCISES = {
+    "6.1": Exercise(
+        "refine the neurons of one layer",
+        _refine,
+        (
+            Mistake(
+                _forgetful,
+                "every neuron is tried against all candidates; what was dropped before has to "
+                "stay dropped, or two that stand in for each other are both thrown away.",
+            ),
+            Mistake(_first_to_last, "Algorithm 4 walks from the last neuron to the first."),
+            Mistake(_turned, "these are the ones to drop: a low score means nothing was lost."),
+        ),
+        _redundant,
+        "a list of neuron numbers in the order given",
+    ),
+    "6.2": Exercise(
+        "refine whole layers first",
+        _last_first,
+        (
+            Mistake(_first_first, "the walk begins with the last layer."),
+            Mistake(_alone, "a layer that was dropped must stay dropped for the next test."),
+        ),
+        _two_ways,
+        "a dict of the layers that are left",
+    ),
+    "6.3": Exercise(
+        "how many checks at most",
+        lambda layers, neurons: layers + neurons,
+        (
+            Mistake(
+                lambda layers, neurons: layers * neurons,
+                "each layer is tried once and each neuron once; nothing is tried in pairs.",
+            ),
+            Mistake(lambda layers, neurons: neurons, "the layers are tried too, before them."),
+        ),
+        lambda rng: (int(rng.integers(2, 8)), int(rng.integers(10, 200))),
+        "one whole number",
+    ),
+    "6.4": Exercise(
+        "how far a batched chain can be trusted",
+        lambda verdicts: verdicts.index(False) + 1 if False in verdicts else len(verdicts),
+        (
+            Mistake(
+                lambda verdicts: verdicts.index(False) if False in verdicts else len(verdicts),
+                "the first failure is a verdict too: that neuron must stay off, and you know it.",
+            ),
+            Mistake(
+                sum,
+                "after a failure the next test would have been another one: later verdicts of the "
+                "chain say nothing.",
+            ),
+            Mistake(len, "after a failure the chain has gone another way than the algorithm."),
+        ),
+        lambda rng: ([True] * int(rng.integers(1, 5)) + [False, True, True, False, True],),
+        "one whole number",
+    ),
+    "6.5": Exercise(
+        "two neurons, of which either alone stops the copy",
+        1,
+        (
+            Mistake(2, "once one of them is known to be enough, is the other needed?"),
+            Mistake(0, "with both of them on again, the copy is back."),
+        ),
+        returns="one whole number",
+    ),
+}
