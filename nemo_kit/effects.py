@@ -1,20 +1,21 @@
 """What deactivating neurons does to pictures: copying, diversity and alignment by prompt.
 
 Scope: measures generated pictures that `nemo_kit.experiments` made, with the copy descriptor and
-the CLIP of the embedded model; training images come from there too. Noise differences under an
-intervention are the one thing drawn from a model here.
+the CLIP of the embedded model; training images come from `nemo_kit.originals`. Noise differences
+under an intervention are the one thing drawn from a model here.
 Source: Hintersdorf et al., "Finding NeMo", NeurIPS 2024, section 4, table 1, figures 3 and 13.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
 import pandas as pd
 
-from nemo_kit import lab, metrics
+from nemo_kit import lab, metrics, originals
 
 if TYPE_CHECKING:
     from nemo_kit.models import DiffusionModel
@@ -56,16 +57,28 @@ def training_image(prompt: str) -> np.ndarray | None:
     return None if found is None else found[0]
 
 
-def training_images(prompts: Sequence[str]) -> np.ndarray | None:
+def training_images(prompts: Sequence[str], blank: bool = False) -> np.ndarray | None:
     """Training images of these prompts, or None where one of them has none that is known.
 
-    Returns uint8 [prompts, 64, 64, 3] or None. For a template it is one of its many.
+    Returns uint8 [prompts, side, side, 3] or None. For a template it is one of its many.
+    Parameters: `blank`, grey pictures in place of missing ones, to be shown and not measured; None
+    is returned where all are missing.
     """
-    known, images = lab.training_images()
-    places = {prompt: place for place, prompt in enumerate(known)}
-    if any(prompt not in places for prompt in prompts):
+    known = set(originals.known())
+    there = [prompt in known for prompt in prompts]
+    if not any(there) or not (blank or all(there)):
         return None
-    return images[[places[prompt] for prompt in prompts]]
+    return originals.images(prompts)
+
+
+def use_training_images(prompts: pd.DataFrame, folder: str | Path | None = None) -> pd.DataFrame:
+    """Say where training images come from: a folder, or the lab model; counts of what is missing.
+
+    Returns a frame with `group`, `prompts`, `with_image`, `missing`. Holds until the next call.
+    Parameters: `prompts`, from `experiments.prompt_table`; `folder`, with one image a prompt.
+    Raises FileNotFoundError where there is no such folder.
+    """
+    return originals.use(prompts, folder)
 
 
 def look(images: np.ndarray) -> np.ndarray:
@@ -127,7 +140,7 @@ def copying(
     `orig` is NaN for a prompt without a training image.
 
     Parameters: `rows`, with `prompt` and `group`; `before`, `after`, uint8 [prompts, seeds, H, W,
-    3]; `training`, uint8 [prompts, 64, 64, 3], by default those the lab knows.
+    3]; `training`, uint8 [prompts, side, side, 3], by default those `training_images` knows.
     Source: paper, section 4 and table 1.
     """
     parts = []

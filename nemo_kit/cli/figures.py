@@ -50,6 +50,14 @@ def figures(
     model: ModelOption = "lab",
     revision: RevisionOption = None,
     prompts: PromptsOption = None,
+    training_images: Annotated[
+        Path | None,
+        typer.Option(
+            "--training-images",
+            help="Folder with training images, one a prompt, named as the column 'image' or "
+            "'Index' of the prompt file says. Missing ones are counted and left out.",
+        ),
+    ] = None,
     device: DeviceOption = Device.auto,
     out: Annotated[
         Path | None,
@@ -82,6 +90,10 @@ def figures(
     target = out or runner.output_folder(preset, model)
     files = [str(path.resolve()) for path in existing(prompts or (), "--prompts")]
     common = {"model": absolute(model), "revision": revision, "device": device.value}
+    if training_images is not None:
+        if not training_images.is_dir():
+            raise FileNotFoundError(f"--training-images: there is no folder {training_images}")
+        common["training_images"] = str(training_images.resolve())
     jobs = runner.plan(
         rows, preset.value, target, notebooks=notebooks, force=force, prompt_files=files, **common
     )

@@ -15,8 +15,17 @@ from nemo_kit.figures.output import PLACES
 from nemo_kit.figures.registry import Parameters
 from nemo_kit.files import PACKAGE, file_digest, folder_digest, source_digest, value_digest
 
-_SHOWN_ONLY = ("cli/", "figures/runner.py", "figures/report.py", "figures/worker.py")
-_LAB_USED = {"lab/__init__.py", "lab/descriptor.py"}
+_SHOWN_ONLY = (  # what runs, shows or explores, and draws nothing that a figure holds
+    "cli/",
+    "course",
+    "explorer/",
+    "figures/gallery.py",
+    "figures/report.py",
+    "figures/runner.py",
+    "figures/worker.py",
+    "progress.py",
+)
+_LAB_USED = {"lab/__init__.py", "lab/autoencoder.py", "lab/copy_descriptor.py"}
 _WEIGHTS = (".json", ".txt", ".safetensors", ".bin")
 
 
@@ -24,10 +33,12 @@ def content_key(source: Path, parameters: Parameters) -> dict[str, str]:
     """Fingerprints of one figure run: ``notebook``, ``package``, ``parameters``, ``model``.
 
     Returns a dictionary of hexadecimal digests; two runs with equal ones give the same figures up
-    to the tolerance between machines. Raises FileNotFoundError where a file it names is missing.
+    to the tolerance between machines. Raises FileNotFoundError where a file or folder is missing.
     """
     chosen = parameters.model_dump(mode="json", exclude=PLACES)
     chosen["prompt_files"] = [file_digest(Path(name)) for name in parameters.prompt_files]
+    if parameters.training_images is not None:
+        chosen["training_images"] = folder_digest(Path(parameters.training_images))
     return {
         "notebook": notebook_digest(source),
         "package": package_digest(),

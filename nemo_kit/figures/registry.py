@@ -1,20 +1,24 @@
-"""The registry: figure → notebook → parameters, with the presets ``quick`` and ``lab``.
+"""The registry: figure → notebook → parameters, with the presets ``quick``, ``lab``, ``paper``.
 
 Scope: names, and what a notebook accepts. The defaults of each parameter class are the preset
 ``quick`` and stand as literals in the notebook's parameters cell (tested), so that a notebook
-opened in JupyterLab runs as ``make figures`` runs it. ``None`` means all there are.
+opened in JupyterLab runs as ``make figures`` runs it. ``lab`` is what each row says on top, in full
+for the embedded model; ``paper`` is ``lab`` with the settings of the paper's section 4 and every
+prompt there is. ``None`` means all there are.
 Source: figure and table numbers of Hintersdorf et al., NeurIPS 2024.
 """
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable
-from dataclasses import dataclass
-from typing import Annotated, Any, Literal
+from dataclasses import dataclass, field
+from typing import Annotated, Any, Literal, get_args
 
 from pydantic import BaseModel, ConfigDict, Field
 
-PRESETS = ("quick", "lab")
+PRESETS = ("quick", "lab", "paper")
+PAPER = {"seeds": 10, "images": 10, "steps": 50, "guidance": 7.0}  # section 4
 Count = Annotated[int, Field(ge=1)]
 
 
@@ -27,6 +31,7 @@ class Parameters(BaseModel):
     revision: str | None = None  # of a hub id; None: the one that is on this machine
     device: Literal["auto", "cpu", "cuda"] = "auto"
     prompt_files: list[str] = []  # CSV or text files; empty: the prompts of the lab model
+    training_images: str | None = None  # folder of them; None: those of the lab model
     out: str = "../figures/lab-quick"  # figures and manifest
     store: str = "../runs/store"  # results per prompt, kept between runs
 
@@ -88,6 +93,23 @@ class Notebook:
     parameters: type[Parameters]
     lab: dict[str, Any]
     expected: dict[str, float]  # seconds per preset, used until a manifest knows better
+    paper: dict[str, Any] = field(default_factory=dict)  # beyond what holds for every notebook
+    role: str = ""  # of prompts that it can't do without, and that a prompt file may lack
+
+    def changes(self, preset: str) -> dict[str, Any]:
+        """What a preset sets, by parameter; ``paper`` asks for all prompts by itself."""
+        if preset == "quick":
+            return {}
+        if preset == "lab":
+            return self.lab
+        own = set(self.parameters.model_fields) - set(Parameters.model_fields)
+        counts = {name for name in own if _may_be_none(self.parameters, name)}
+        fixed = {name: value for name, value in PAPER.items() if name in own}
+        return {**self.lab, **dict.fromkeys(counts), **fixed, **self.paper}
+
+
+def _may_be_none(kind: type[Parameters], name: str) -> bool:
+    return type(None) in get_args(kind.model_fields[name].annotation)
 
 
 @dataclass(frozen=True)
@@ -98,6 +120,24 @@ class Figure:
     notebook: str
     shows: str
     picture: bool = True  # False: a table, of which the CSV is the result
+    also: tuple[str, ...] = ()  # figures and tables of the paper that it shows besides its own
+
+    @property
+    def numbers(self) -> tuple[str, ...]:
+        """Figures and tables of the paper that it shows, as F2a or T1; empty where it is ours."""
+        own = (self.name,) if re.fullmatch(r"[FT]\d+[a-d]?", self.name) else ()
+        return own + self.also
+
+    @property
+    def paper(self) -> str:
+        """Those numbers in words: "Figure 2a", "Figures 10, 11", "Table 1"; empty for ours."""
+        kinds = {"F": "Figure", "T": "Table"}
+        parts = []
+        for letter, word in kinds.items():
+            some = [number[1:] for number in self.numbers if number[0] == letter]
+            if some:
+                parts.append(f"{word}{'s' * (len(some) > 1)} {', '.join(some)}")
+        return " and ".join(parts)
 
     @property
     def files(self) -> tuple[str, ...]:
@@ -123,7 +163,7 @@ NOTEBOOKS: dict[str, Notebook] = {
         {"quick": 300, "lab": 1800},
     ),
     "04_dose_response": Notebook(
-        DoseResponse, {"per_rate": None, **_PICTURES}, {"quick": 120, "lab": 600}
+        DoseResponse, {"per_rate": None, **_PICTURES}, {"quick": 120, "lab": 600}, role="ladder"
     ),
 }
 
@@ -164,20 +204,24 @@ def parameters(notebook: str, preset: str = "quick", **common: Any) -> Parameter
     if preset not in PRESETS:
         raise ValueError(f"preset must be one of {', '.join(PRESETS)}, got {preset!r}")
     row = NOTEBOOKS[notebook]
-    return row.parameters(**{**(row.lab if preset == "lab" else {}), **common})
+    return row.parameters(**{**row.changes(preset), **common})
 
 
 def select(only: Iterable[str] = ()) -> tuple[Figure, ...]:
-    """Figures by name, or by the name of their notebook; all of them when none is named.
+    """Figures by name, number in the paper, or notebook; all of them when none is named.
 
     Returns rows of ``FIGURES`` in its order. Raises ValueError that lists what there is.
     """
     named = {name.casefold(): name for name in only}
     wanted = set(named)
-    known = {name.casefold() for row in FIGURES for name in (row.name, row.notebook)}
+    known = {name for row in FIGURES for name in _names(row)}
     if unknown := sorted(wanted - known):
         names = ", ".join([*(row.name for row in FIGURES), *NOTEBOOKS])
         raise ValueError(f"only must be one of {names}; got {named[unknown[0]]!r}")
     if not wanted:
         return FIGURES
-    return tuple(r for r in FIGURES if {r.name.casefold(), r.notebook.casefold()} & wanted)
+    return tuple(row for row in FIGURES if _names(row) & wanted)
+
+
+def _names(row: Figure) -> set[str]:
+    return {name.casefold() for name in (row.name, row.notebook, *row.numbers)}
