@@ -1,4 +1,4 @@
-"""Images from prompts × seeds, with neurons scaled on the way.
+"""Images from prompts × seeds, under a mitigation or with neurons scaled on the way.
 
 Scope: DDIM sampling with classifier-free guidance; one denoiser call a step for both halves.
 Source: "Finding NeMo" (arXiv 2406.02366), section 4: 50 DDIM steps, guidance 7.
@@ -8,8 +8,10 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Iterable, Sequence
-from contextlib import nullcontext
-from typing import TYPE_CHECKING, Any, get_args
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from itertools import groupby, product
+from typing import TYPE_CHECKING, Any, TypeVar, get_args
 
 import numpy as np
 import torch
@@ -21,9 +23,14 @@ from nemo_kit.neurons import NeuronSet
 from nemo_kit.settings import Halves
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from nemo_kit.mitigation import Mitigation
     from nemo_kit.models import DiffusionModel
 
 Progress = Callable[[str, int, int | None], None]
+Place = tuple[int, int]  # numbers of a prompt and of a seed
+Row = TypeVar("Row")
 
 
 def generate(
@@ -37,6 +44,7 @@ def generate(
     halves: Halves = "conditional",
     batch_size: int | None = None,
     progress: Progress | None = None,
+    mitigation: Mitigation | Sequence[Mitigation] | None = None,
 ) -> np.ndarray:
     """Generate an image for every prompt and seed.
 
@@ -45,24 +53,84 @@ def generate(
     deactivates); `guidance`, 0 or 1 for none, by default the model's own (7 as in the
     paper, 3 for the embedded one); `steps`, of DDIM; `halves`, "conditional" acts on
     the prompt alone, "both" on the empty prompt too, as the released code does (difference 8);
-    `batch_size`, images at once, by default 16; `progress`, called with (stage, done, total).
-    Raises TypeError or ValueError for bad prompts, seeds, neurons and numbers, FloatingPointError
-    where the model's numbers overflow.
+    `batch_size`, images at once, by default 16; `progress`, called with (stage, done, total);
+    `mitigation`, one for all prompts or one for each, in place of `neurons` and `factor`.
+    Raises TypeError or ValueError for bad prompts, seeds, neurons, mitigations and numbers,
+    FloatingPointError where the model's numbers overflow.
     Source: section 4.
     """
     texts, numbers = check_texts(prompts), check_seeds(seeds)
     guidance = model.guidance if guidance is None else guidance
     _check(guidance, steps, batch_size)
     check_choice("halves", halves, get_args(Halves))
-    sets = _set_by_prompt(neurons, len(texts))
-    jobs = [(p, s) for p in range(len(texts)) for s in range(len(numbers))]
-    sampler = _Sampler(model, texts, numbers, sets, (factor, guidance, steps, halves))
-    size = batch_size or 16
-    batches = [jobs[i : i + size] for i in range(0, len(jobs), size)]
+    sets = _one_a_prompt("neurons", neurons, len(texts), NeuronSet)
+    ways = _mitigations(mitigation, neurons, len(texts))
+    sampler = _Sampler(model, texts, numbers, (guidance, steps, halves), (sets, factor), ways)
+    batches = _batches(ways, len(texts), len(numbers), batch_size or 16)
     sampler.progress, sampler.total = progress, steps * len(batches)
     images = np.concatenate([model.decode(sampler(batch)) for batch in batches])
     shaped = images.reshape(len(texts), len(numbers), *images.shape[1:])
     return shaped[0] if isinstance(prompts, str) else shaped
+
+
+@dataclass(frozen=True)
+class Run:
+    """One batch of a generation: what a mitigation sees and may replace.
+
+    `prompts`, `texts` (the prompts as rewritten) and `seeds` of the N samples; `noise`, the
+    initial one, [N, C, H, W]; `embeddings` of the texts, [N, tokens, dim]; `empty`, that of the
+    empty prompt, [1, tokens, dim], or None without guidance; `memo`, what mitigations keep from
+    one batch of a generation to the next.
+    """
+
+    model: DiffusionModel
+    prompts: tuple[str, ...]
+    texts: tuple[str, ...]
+    seeds: tuple[int, ...]
+    noise: Tensor
+    embeddings: Tensor
+    empty: Tensor | None
+    guidance: float
+    steps: int
+    halves: Halves
+    memo: dict[Any, Any] = field(default_factory=dict)
+
+    def rows(self, each: Sequence[Row], neutral: Row) -> list[Row]:
+        """One value for each sample of a denoiser call: [N], with guidance [2N].
+
+        The second half, the empty prompt's, is the same again where `halves` is "both", and
+        `neutral` otherwise.
+        """
+        if self.empty is None:
+            return list(each)
+        return [*each, *(each if self.halves == "both" else [neutral] * len(each))]
+
+
+@torch.no_grad()
+def denoise(run: Run, report: Callable[[Tensor], None] | None = None, last: int = 0) -> Tensor:
+    """Follow the guided DDIM trajectory from the run's noise.
+
+    Returns the latents at its end (or after `last` steps, where that is not 0), [N, C, H, W].
+    Parameters: `report`, called with the latents after each step.
+    Source: section 4.
+    """
+    scheduler = copy.deepcopy(run.model.scheduler)  # its state is not the model's
+    scheduler.set_timesteps(run.steps)
+    latents = run.noise
+    for timestep in scheduler.timesteps[: last or None]:
+        output = _guided(run, latents, timestep)
+        latents = scheduler.step(output, timestep, latents, return_dict=False)[0]
+        if report:
+            report(latents)
+    return latents
+
+
+def _guided(run: Run, latents: Tensor, timestep: Tensor) -> Tensor:
+    if run.empty is None:
+        return run.model.predict(latents, timestep, run.embeddings)
+    both = torch.cat([run.embeddings, run.empty.expand_as(run.embeddings)])
+    text, empty = run.model.predict(torch.cat([latents, latents]), timestep, both).chunk(2)
+    return empty + run.guidance * (text - empty)
 
 
 class _Sampler:
@@ -73,51 +141,66 @@ class _Sampler:
         model: DiffusionModel,
         texts: list[str],
         seeds: list[int],
-        sets: list[NeuronSet] | None,
-        options: tuple[float, float, int, Halves],
+        options: tuple[float, int, Halves],
+        scaled: tuple[list[NeuronSet] | None, float],
+        mitigations: list[Mitigation] | None,
     ) -> None:
-        self.model, self.seeds, self.sets = model, seeds, sets
-        self.factor, self.guidance, self.steps, self.halves = options
+        self.model, self.texts, self.seeds = model, texts, seeds
+        self.guidance, self.steps, self.halves = options
+        self.sets, self.factor = scaled
+        self.mitigations = mitigations
+        self.memo: dict[Any, Any] = {}
         self.embeddings = model.embed(texts)
         self.empty = model.embed("") if self.guidance not in (0, 1) else None
         self.progress: Progress | None = None
         self.done = self.total = 0
 
-    @torch.no_grad()
-    def __call__(self, places: list[tuple[int, int]]) -> Tensor:
+    def __call__(self, places: list[Place]) -> Tensor:
         """Final latents [places, C, H, W]."""
-        scheduler = copy.deepcopy(self.model.scheduler)  # its state is not the model's
-        scheduler.set_timesteps(self.steps)
-        latents = self.model.noise([self.seeds[seed] for _, seed in places])
-        embeddings = self._embeddings([prompt for prompt, _ in places])
-        with self._intervention([prompt for prompt, _ in places]):
-            for timestep in scheduler.timesteps:
-                output = self._guided(latents, timestep, embeddings)
-                latents = scheduler.step(output, timestep, latents, return_dict=False)[0]
-                self._report(latents)
-        return latents
+        with self._intervention(places) as run:
+            return denoise(run, self._report)
 
-    def _embeddings(self, prompts: list[int]) -> Tensor:
-        """[N or 2N, tokens, dim]: the prompts', then as often the empty one."""
-        chosen = self.embeddings[prompts]
-        if self.empty is None:
-            return chosen
-        return torch.cat([chosen, self.empty.expand_as(chosen)])
+    @contextmanager
+    def _intervention(self, places: list[Place]) -> Iterator[Run]:
+        run = self._run(places)
+        if self.mitigations is not None:
+            with self.mitigations[places[0][0]].apply(run) as changed:
+                yield changed
+        elif self.sets is not None:
+            rows = run.rows([self.sets[prompt] for prompt, _ in places], NeuronSet())
+            with scale_neurons(self.model.denoiser, self.model.value_layers, rows, self.factor):
+                yield run
+        else:
+            yield run
 
-    def _intervention(self, prompts: list[int]) -> Any:
-        if self.sets is None:
-            return nullcontext()
-        rows = [self.sets[prompt] for prompt in prompts]
-        if self.empty is not None:
-            rows += rows if self.halves == "both" else [NeuronSet()] * len(rows)
-        return scale_neurons(self.model.denoiser, self.model.value_layers, rows, self.factor)
+    def _run(self, places: list[Place]) -> Run:
+        prompts = [self.texts[prompt] for prompt, _ in places]
+        seeds = [self.seeds[seed] for _, seed in places]
+        texts = self._rewritten(places, prompts, seeds)
+        return Run(
+            model=self.model,
+            prompts=tuple(prompts),
+            texts=tuple(texts),
+            seeds=tuple(seeds),
+            noise=self.model.noise(seeds),
+            embeddings=self._embeddings(places, prompts, texts),
+            empty=self.empty,
+            guidance=self.guidance,
+            steps=self.steps,
+            halves=self.halves,
+            memo=self.memo,
+        )
 
-    def _guided(self, latents: Tensor, timestep: Tensor, embeddings: Tensor) -> Tensor:
-        if self.empty is None:
-            return self.model.predict(latents, timestep, embeddings)
-        doubled = torch.cat([latents, latents])
-        text, empty = self.model.predict(doubled, timestep, embeddings).chunk(2)
-        return empty + self.guidance * (text - empty)
+    def _rewritten(self, places: list[Place], prompts: list[str], seeds: list[int]) -> list[str]:
+        if self.mitigations is None:
+            return prompts
+        way = self.mitigations[places[0][0]]
+        return [way.rewrite(self.model, p, s) for p, s in zip(prompts, seeds, strict=True)]
+
+    def _embeddings(self, places: list[Place], prompts: list[str], texts: list[str]) -> Tensor:
+        if texts == prompts:
+            return self.embeddings[[prompt for prompt, _ in places]]
+        return self.model.embed(texts)
 
     def _report(self, latents: Tensor) -> None:
         if not torch.isfinite(latents).all():
@@ -129,16 +212,42 @@ class _Sampler:
             self.progress("generate", self.done, self.total)
 
 
-def _set_by_prompt(neurons: object, prompts: int) -> list[NeuronSet] | None:
-    if neurons is None:
+def _batches(
+    ways: list[Mitigation] | None, prompts: int, seeds: int, size: int
+) -> list[list[Place]]:
+    """The places in order, none of a batch under another mitigation than the rest of it."""
+    places = list(product(range(prompts), range(seeds)))
+    groups = groupby(places, key=lambda place: ways and id(ways[place[0]]))
+    jobs = [list(group) for _, group in groups]
+    return [group[i : i + size] for group in jobs for i in range(0, len(group), size)]
+
+
+def _mitigations(given: object, neurons: object, prompts: int) -> list[Mitigation] | None:
+    if given is None:
         return None
-    if isinstance(neurons, NeuronSet):
-        return [neurons] * prompts
-    found = list(neurons) if isinstance(neurons, Iterable) else [neurons]
-    if not all(isinstance(one, NeuronSet) for one in found):
-        raise TypeError(f"neurons must be a NeuronSet or one for each prompt, got {neurons!r:.80}")
+    from nemo_kit.mitigation import Mitigation
+
+    if neurons is not None:
+        raise ValueError(
+            "neurons and mitigation can't both be given; NeMo(neurons) is a mitigation"
+        )
+    return _one_a_prompt("mitigation", given, prompts, Mitigation)
+
+
+def _one_a_prompt(name: str, given: object, prompts: int, kind: type[Row]) -> list[Row] | None:
+    """The value for each prompt, from one for all or a list of as many."""
+    if given is None:
+        return None
+    if isinstance(given, kind):
+        return [given] * prompts
+    found = list(given) if isinstance(given, Iterable) else [given]
+    if not all(isinstance(one, kind) for one in found):
+        raise TypeError(
+            f"{name} must be a {kind.__name__} or one for each prompt, got {given!r:.80}"
+        )
     if len(found) != prompts:
-        raise ValueError(f"neurons holds {len(found)} sets, but there are {prompts} prompts")
+        things = "sets" if kind is NeuronSet else "mitigations"
+        raise ValueError(f"{name} holds {len(found)} {things}, but there are {prompts} prompts")
     return found
 
 

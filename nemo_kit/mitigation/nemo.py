@@ -1,0 +1,123 @@
+"""Mitigations that scale value neurons: NeMo, its candidates, and random neurons as control.
+
+Source: "Finding NeMo" (arXiv 2406.02366), section 4 and tables 1 and 4.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from functools import reduce
+from operator import or_
+from typing import TYPE_CHECKING, ClassVar
+
+from nemo_kit.checks import check_number, check_whole
+from nemo_kit.hooks import scale_neurons
+from nemo_kit.mitigation.base import Mitigation
+from nemo_kit.mitigation.draws import draw_seed
+from nemo_kit.neurons import NeuronSet, random_neurons
+
+if TYPE_CHECKING:
+    from nemo_kit.generation import Run
+    from nemo_kit.models import DiffusionModel
+
+Neurons = NeuronSet | Mapping[str, NeuronSet]
+_SOURCE = "Hintersdorf et al., Finding NeMo, NeurIPS 2024 (arXiv 2406.02366)"
+
+
+@dataclass(frozen=True)
+class NeMo(Mitigation):
+    """Deactivate the refined neurons, or scale them.
+
+    Parameters: `neurons`, one set for all prompts, or prompt -> set (a prompt without one is
+    undisturbed); `factor`, 0 deactivates, 1 changes nothing (table 4: −1 to 0.75).
+    Raises TypeError for other neurons, ValueError for a factor that is not finite.
+    Source: section 3.2; tables 1 and 4.
+    """
+
+    name: str = field(init=False, default="NeMo")
+    neurons: Neurons
+    factor: float = 0.0
+    source: ClassVar[str] = _SOURCE
+    permanent: ClassVar[bool] = True
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "neurons", check_neurons("neurons", self.neurons))
+        check_number("factor", self.factor)
+
+    def chosen(self, model: DiffusionModel, prompt: str) -> NeuronSet:
+        """The neurons that are scaled for a prompt."""
+        return set_of(self.neurons, prompt)
+
+    @contextmanager
+    def apply(self, run: Run) -> Iterator[Run]:
+        """Scale each sample's own neurons, in the halves that the run names."""
+        rows = run.rows([self.chosen(run.model, prompt) for prompt in run.prompts], NeuronSet())
+        with scale_neurons(run.model.denoiser, run.model.value_layers, rows, self.factor):
+            yield run
+
+
+@dataclass(frozen=True)
+class InitialCandidates(NeMo):
+    """Deactivate the candidates of the initial selection, without refinement.
+
+    Parameters: `neurons`, the sets `Localization.initial`; else as `NeMo`.
+    Source: table 4, "no refinement".
+    """
+
+    name: str = field(init=False, default="initial candidates")
+
+
+@dataclass(frozen=True)
+class RandomNeurons(NeMo):
+    """As many random neurons in each layer as NeMo found, none of them found for any prompt.
+
+    Parameters: `neurons`, what NeMo found, for the numbers in each layer; `found`, neurons never
+    drawn (all that were found for any prompt), by default those of `neurons`; `seed`, of the
+    draw, to be repeated over five; each prompt has a draw of its own.
+    Raises as `NeMo`; ValueError, on use, where a layer has too few neurons left.
+    Source: section 4; difference 7: the released code draws found ones too.
+    """
+
+    name: str = field(init=False, default="random neurons")
+    found: NeuronSet | None = None
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.found is not None:
+            check_neurons("found", self.found, mapping=False)
+        check_whole("seed", self.seed, 0)
+
+    def chosen(self, model: DiffusionModel, prompt: str) -> NeuronSet:
+        """The neurons drawn for a prompt."""
+        like = set_of(self.neurons, prompt)
+        barred = union(self.neurons) | (self.found or NeuronSet())
+        widths = {layer.index: layer.width for layer in model.value_layers}
+        return random_neurons(like, widths, barred, draw_seed(self.seed, prompt))
+
+
+def union(neurons: Neurons) -> NeuronSet:
+    """All neurons of one set, or of all prompts' sets."""
+    if isinstance(neurons, NeuronSet):
+        return neurons
+    return reduce(or_, neurons.values(), NeuronSet())
+
+
+def set_of(neurons: Neurons, prompt: str) -> NeuronSet:
+    """The set that holds for a prompt, empty where it has none."""
+    return neurons if isinstance(neurons, NeuronSet) else neurons.get(prompt, NeuronSet())
+
+
+def check_neurons(name: str, neurons: object, mapping: bool = True) -> Neurons:
+    """The neurons (a copy of a mapping); raises TypeError that names the parameter."""
+    if isinstance(neurons, NeuronSet):
+        return neurons
+    allowed = "a NeuronSet" + (" or a mapping from prompt to NeuronSet" if mapping else "")
+    if not mapping or not isinstance(neurons, Mapping):
+        raise TypeError(f"{name} must be {allowed}, got {neurons!r:.80}")
+    for prompt, one in neurons.items():
+        if not isinstance(prompt, str) or not isinstance(one, NeuronSet):
+            raise TypeError(f"{name} must be {allowed}, got {prompt!r:.40}: {one!r:.40}")
+    return dict(neurons)
