@@ -13,6 +13,7 @@ import os
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import fields, is_dataclass
 from pathlib import Path
+from secrets import token_hex
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -26,7 +27,7 @@ def write_atomically(path: Path, write: Callable[[Path], Any]) -> None:
 
     Raises what ``write`` raises (OSError on a full disk); ``path`` is then as it was before.
     """
-    part = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    part = path.with_name(f".{path.name}.{token_hex(6)}.tmp")  # apart on every machine
     try:
         write(part)
         with part.open("rb+") as file:
@@ -96,7 +97,8 @@ def plain(value: Any) -> Any:
 
 def _plain_object(value: Any) -> Any:
     if is_dataclass(value) and not isinstance(value, type):
-        return {field.name: plain(getattr(value, field.name)) for field in fields(value)}
+        kind = {"__class__": type(value).__name__}  # equal fields of two classes differ
+        return kind | {field.name: plain(getattr(value, field.name)) for field in fields(value)}
     if hasattr(value, "to_json"):  # a NeuronSet
         return json.loads(value.to_json())
     if isinstance(value, (set, frozenset)):

@@ -1,12 +1,13 @@
-"""Reads the released code's prompt files as they are.
+"""Prompt files: the released code's CSV as they are, plain CSV, and text files.
 
-Scope: `;`-separated, first column an unnamed index; `Caption`, `URL`, `type` (VM or TM), and what
-else there is. Captions may hold quotes, HTML and emoji.
+Scope: reading. The released ones are `;`-separated, first column an unnamed index; `Caption`,
+`URL`, `type` (VM or TM), and what else there is. Captions may hold quotes, HTML and emoji.
 Source: the prompt lists of "Finding NeMo" (arXiv 2406.02366), after Webster (2023).
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import pandas as pd
@@ -32,3 +33,55 @@ def read_prompts(path: str | Path) -> pd.DataFrame:
     if "type" not in frame:
         frame["type"] = ""
     return frame.reset_index(drop=True)
+
+
+def prompt_table(files: Sequence[str | Path] = ()) -> pd.DataFrame:
+    """Prompts to work on: those of the lab model, or those of the files given.
+
+    Returns the columns of ``lab.prompts()``: prompt, type ("VM", "TM", ""), role, family, image,
+    repetitions; each prompt once. A file is a CSV of the released code (``;``, ``Caption``,
+    ``type``), a CSV with a column ``prompt`` and any of the others, or a text file with one prompt
+    a line.
+    Raises ValueError that names a file which can't be read so, FileNotFoundError for a missing one.
+    """
+    if not files:
+        from nemo_kit import lab
+
+        return lab.prompts()
+    return prompt_rows(files).drop(columns="url").drop_duplicates("prompt", ignore_index=True)
+
+
+def prompt_rows(files: Sequence[str | Path]) -> pd.DataFrame:
+    """Every row of the files, as `prompt_table` reads them, with its `url` ("" where it has none).
+
+    Returns the columns of `prompt_table` and url, prompts as often as they are in the files: what
+    a released result CSV has a row for.
+    Raises ValueError or FileNotFoundError as `prompt_table`.
+    """
+    frames = [_complete(_read(Path(name))) for name in files]
+    return pd.concat(frames, ignore_index=True)
+
+
+def _read(path: Path) -> pd.DataFrame:
+    if path.suffix != ".csv":
+        lines = path.read_text(encoding="utf-8").splitlines()
+        return pd.DataFrame({"prompt": [line.strip() for line in lines if line.strip()]})
+    with path.open(encoding="utf-8") as file:
+        head = file.readline()
+    if "Caption" in head:
+        return read_prompts(path).rename(columns={"Caption": "prompt", "URL": "url"})
+    frame = pd.read_csv(path, keep_default_na=False)
+    if "prompt" not in frame:
+        raise ValueError(f"{path} needs a column 'prompt' (or 'Caption'), got {list(frame)}")
+    return frame.astype({"prompt": str})
+
+
+def _complete(frame: pd.DataFrame) -> pd.DataFrame:
+    """The lab's columns; a role follows from the type where the file names none."""
+    roles = {"VM": "verbatim", "TM": "template"}
+    types = frame["type"] if "type" in frame else pd.Series("", index=frame.index)
+    defaults = {"type": types, "role": types.map(lambda t: roles.get(t, "non_memorized"))}
+    images = frame["Index"].astype(str) if "Index" in frame else ""  # of the released code
+    defaults |= {"family": "", "image": images, "repetitions": 0, "url": ""}
+    full = frame.assign(**{k: v for k, v in defaults.items() if k not in frame})
+    return full[["prompt", "type", "role", "family", "image", "repetitions", "url"]]

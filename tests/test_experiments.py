@@ -137,7 +137,8 @@ def test_a_failing_write_stops_the_run_and_leaves_no_half_shard(
     monkeypatch.setattr(files.os, "fsync", full)
     with pytest.raises(OSError, match="No space left"):
         sweep(tmp_path, PROMPTS)
-    assert [path.suffix for path in tmp_path.rglob("*") if path.is_file()] == [".parquet"]
+    assert not [path for path in tmp_path.rglob("*") if path.suffix == ".tmp"]
+    assert len(shards(tmp_path)) == 1
     monkeypatch.undo()
     assert sweep(tmp_path, PROMPTS).reused == 1
 
@@ -147,8 +148,7 @@ def test_a_full_disk_is_no_failure_of_a_prompt(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(
-        experiments,
-        "write_atomically",
+        "nemo_kit.experiments.store.write_atomically",
         lambda path, write: Path("/dev/full").write_text("x" * 9999),
     )
     with pytest.raises(OSError, match="space"):

@@ -1,0 +1,31 @@
+"""Runs over prompts that survive: one shard a prompt, found again by the content of its key.
+
+Scope: a function for each item, here, in worker processes or on a cluster, into a store of parquet
+files; whatever is killed, torn or full, the same call goes on where it stopped.
+- `sweep`: `run`, for any function of one item
+- `method`: `detect_all`, `localize_all`, `generate_all`
+- `store`: shards; `work`: what is sent to a worker; `executors`: where it runs
+- `released`: the released code's result CSV
+- `plan`: what a sweep over N prompts will take, from a few measured ones
+"""
+
+from nemo_kit.experiments.method import detect_all, generate_all, localize_all
+from nemo_kit.experiments.released import read_released, write_released
+from nemo_kit.experiments.sweep import Sweep, run
+from nemo_kit.experiments.work import ModelRef, method_digest, model_key
+from nemo_kit.prompts import prompt_rows, prompt_table
+
+__all__ = [
+    "ModelRef",
+    "Sweep",
+    "detect_all",
+    "generate_all",
+    "localize_all",
+    "method_digest",
+    "model_key",
+    "prompt_rows",
+    "prompt_table",
+    "read_released",
+    "run",
+    "write_released",
+]

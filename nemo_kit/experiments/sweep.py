@@ -1,0 +1,130 @@
+"""`run`: a function over items into a store, resumable, anywhere.
+
+Scope: finds what the store holds, has the rest worked on, gathers all rows. A run that was killed
+goes on where it stopped; an item that fails is recorded with its error and does not stop the rest;
+runs that share a store share the work.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+from filelock import FileLock, Timeout
+from tqdm import tqdm
+
+from nemo_kit.experiments.executors import finished
+from nemo_kit.experiments.store import Rows, Shard, read_shard, read_written, shard_paths
+from nemo_kit.experiments.work import Unit
+
+
+@dataclass(frozen=True)
+class Sweep:
+    """What a run over items gave.
+
+    ``frame``: rows of all items that succeeded, in the order of the items; ``failed``: item and
+    error of the others; ``computed`` and ``reused``: how many items were worked on in this run, and
+    how many were found done, before or by another run on the same store meanwhile.
+    """
+
+    frame: pd.DataFrame
+    failed: pd.DataFrame
+    computed: int
+    reused: int
+
+
+def run(
+    function: Callable[[Any], Rows],
+    items: Iterable[Any],
+    store: str | Path,
+    key: Mapping[str, Any],
+    *,
+    name: str,
+    executor: object = None,
+    workers: int = 1,
+    retry_failed: bool = False,
+    progress: bool = True,
+) -> Sweep:
+    """Call ``function(item)`` for each item that the store doesn't hold, and gather all rows.
+
+    Returns a ``Sweep``; an item given twice is computed and listed once. ``function`` returns a
+    row, a list of rows or a frame. ``key`` holds all that its results depend on besides the item
+    (seeds, settings, model), ``name`` is the folder in the store and part of the key. A recorded
+    failure is tried again only with ``retry_failed``.
+    ``executor``: any ``concurrent.futures.Executor``, a dask ``Client`` or the address of a dask
+    scheduler; ``workers``: processes on this machine, 1 for this one. Away from this process,
+    ``function`` must be importable and the store in a folder that all workers share.
+    Raises RuntimeError when every item failed or workers can't work, OSError when a shard can't be
+    written, TypeError for a function that can't be sent; what was computed until then stays.
+    """
+    folder = Path(store)
+    paths = shard_paths(items, folder, name, key)
+    found = {path: read_shard(path) for path in paths}
+    todo = [p for p, shard in found.items() if shard is None or (retry_failed and shard.error)]
+    units = [Unit(name, function, paths[path], path, retry_failed) for path in todo]
+    computed = 0
+    with _turn(folder / name, units) as ordered:
+        done = finished(ordered, executor, workers)
+        label = f"{name}, {len(paths) - len(todo)} found" if len(todo) < len(paths) else name
+        hidden = not (progress and todo)
+        bar = tqdm(done, desc=label, unit="prompt", total=len(todo), disable=hidden)
+        for unit, now in bar:
+            found[unit.path] = read_written(unit.path)
+            computed += now
+    return _gather(paths, found, computed)
+
+
+@contextmanager
+def _turn(folder: Path, units: list[Unit]) -> Iterator[list[Unit]]:
+    """The units, backwards where another run is at work on this folder: they meet half way."""
+    if not units:
+        yield units
+        return
+    folder.mkdir(parents=True, exist_ok=True)
+    lock = FileLock(folder / ".first.lock")
+    try:
+        lock.acquire(timeout=0)
+    except (Timeout, OSError, NotImplementedError):  # taken, or a file system without locks
+        yield units[::-1]
+        return
+    try:
+        yield units
+    finally:
+        lock.release()
+
+
+def _gather(paths: Mapping[Path, Any], found: Mapping[Path, Shard | None], computed: int) -> Sweep:
+    done = [found[path] or Shard(pd.DataFrame(), "missing") for path in paths]
+    good = [shard.frame for shard in done if not shard.error]
+    failed = [
+        {"item": title(item), "error": shard.error}
+        for item, shard in zip(paths.values(), done, strict=True)
+        if shard.error
+    ]
+    if failed and not good:
+        raise RuntimeError(f"all {len(failed)} prompts failed; the first with {failed[0]['error']}")
+    frame = pd.concat(good, ignore_index=True) if good else pd.DataFrame()
+    errors = pd.DataFrame(failed, columns=["item", "error"])
+    return Sweep(frame, errors, computed, len(paths) - computed)
+
+
+def title(item: Any) -> str:
+    """What an item is called in messages: its prompt, where it has one."""
+    return str(item["prompt"]) if isinstance(item, Mapping) and "prompt" in item else str(item)
+
+
+def tidy(sweep: Sweep) -> pd.DataFrame:
+    """The frame; items that failed are named in a warning."""
+    if len(sweep.failed):
+        first = sweep.failed.iloc[0]
+        warnings.warn(
+            f"{len(sweep.failed)} prompts failed and have no row (try again with "
+            f"retry_failed=True); the first, {first['item']!r}, with {first['error']}",
+            stacklevel=3,
+        )
+    return sweep.frame

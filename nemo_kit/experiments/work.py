@@ -1,0 +1,222 @@
+"""One item's work, as a value that can be sent to another process, and the model it needs there.
+
+Scope: `Unit` computes an item and stores its shard; `ModelRef` names a model by id and revision
+and opens it once a process. Nothing large is ever sent: no weights, no images.
+"""
+
+from __future__ import annotations
+
+import os
+import tempfile
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import cache
+from getpass import getuser
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pandas as pd
+
+from nemo_kit import __version__
+from nemo_kit.experiments.store import Rows, Shard, read_shard, to_frame, write_shard
+from nemo_kit.files import PACKAGE, plain, source_digest, value_digest
+
+if TYPE_CHECKING:
+    from nemo_kit.calibration import Calibration
+    from nemo_kit.models import DiffusionModel
+
+METHOD = (
+    "neurons",
+    "layers",
+    "hooks",
+    "models",
+    "similarity",
+    "settings",
+    "calibration",
+    "localization",
+    "generation",
+    "mitigation",
+)
+
+
+class WorkerError(RuntimeError):
+    """A process can't do its work, whatever the item: no fault of the item, so the run ends."""
+
+
+@dataclass(frozen=True)
+class Unit:
+    """One item to work on: `function(item)` gives its rows, `path` is where its shard belongs.
+
+    `retry`: whether a recorded failure is worked on again.
+    """
+
+    name: str
+    function: Callable[[Any], Rows]
+    item: Any
+    path: Path
+    retry: bool = False
+
+    def __call__(self) -> bool:
+        """Compute and store the item, unless its shard is there by now; whether it computed.
+
+        An error of the function is a result like any other. Raises OSError where the shard can't
+        be written, WorkerError where this process can't do any item.
+        """
+        shard = read_shard(self.path, warn=False)
+        if shard is not None and not (shard.error and self.retry):
+            return False
+        started = time.monotonic()
+        try:
+            shard = Shard(to_frame(self.function(self.item)))
+        except WorkerError:
+            raise
+        except Exception as error:
+            shard = Shard(pd.DataFrame(), f"{type(error).__name__}: {error}")
+        self._store(shard, time.monotonic() - started)
+        return True
+
+    def fail(self, error: str) -> None:
+        """Record a failure that the item could not record itself."""
+        self._store(Shard(pd.DataFrame(), error), 0.0)
+
+    def _store(self, shard: Shard, seconds: float) -> None:
+        about = {"item": plain(self.item), "seconds": round(seconds, 3), "process": os.getpid()}
+        write_shard(self.path, shard, about)
+
+
+@dataclass(frozen=True, eq=False)
+class ModelRef:
+    """A model by id and revision, with what a process needs to open the very same.
+
+    `name`, `revision`, `device`, `dtype` go to `models.load`; `calibration` and `guidance` are set
+    on what it gives; `key` is `model_key` of the model meant, which the opened one must agree with.
+    Use `ModelRef.of(model)`.
+    """
+
+    name: str
+    revision: str | None
+    device: str
+    dtype: str
+    calibration: Calibration | None
+    guidance: float
+    key: dict[str, Any]
+
+    @classmethod
+    def of(cls, model: DiffusionModel, device: str | None = None) -> ModelRef:
+        """The reference to a model that is open here.
+
+        Parameters: `device`, where workers put it if not where it is now: a machine without a GPU
+        opens the model with `load(…, "cpu", torch.float16)` and gives "cuda" here.
+        """
+        folder = Path(model.name)
+        return cls(
+            name=str(folder.resolve()) if folder.is_dir() and model.name != "lab" else model.name,
+            revision=model.revision,
+            device=device or model.device.type,
+            dtype=str(model.dtype).removeprefix("torch."),
+            calibration=model.calibration,
+            guidance=model.guidance,
+            key=model_key(model),
+        )
+
+    @contextmanager
+    def borrow(self) -> Iterator[DiffusionModel]:
+        """The model in this process, opened at the first call; threads take turns.
+
+        Raises WorkerError where it can't be opened, or what opens is not the model meant.
+        """
+        with _LOCK:
+            wanted = value_digest(self.key)
+            if wanted not in _OPENED:
+                _OPENED.clear()  # one model a process
+                _OPENED[wanted] = self._open()
+            yield _OPENED[wanted]
+
+    def _open(self) -> DiffusionModel:
+        import torch
+
+        from nemo_kit import models
+
+        try:
+            place = free_gpu() if self.device == "cuda" else self.device
+            model = models.load(self.name, place, getattr(torch, self.dtype), self.revision)
+        except Exception as error:
+            raise WorkerError(f"a worker can't open the model {self.name!r}: {error}") from error
+        model.calibration, model.guidance = self.calibration, self.guidance
+        if model_key(model) != self.key:
+            raise WorkerError(
+                f"the model that a worker opens as {self.name!r} is not the one given: was it "
+                "changed in memory, or does the worker have another version? Save it to a folder, "
+                "or work in this process (workers=1)"
+            )
+        return model
+
+
+_LOCK = threading.RLock()
+_OPENED: dict[str, Any] = {}
+_CLAIMS: list[Any] = []
+
+
+@contextmanager
+def opened(model: DiffusionModel | ModelRef) -> Iterator[DiffusionModel]:
+    """The model itself, or the one that the reference names."""
+    if isinstance(model, ModelRef):
+        with model.borrow() as found:
+            yield found
+    else:
+        yield model
+
+
+@cache
+def free_gpu() -> str:
+    """A CUDA device that no other worker on this machine has taken: one process a GPU.
+
+    Returns "cuda:N". The claim is a lock file, which ends with the process; where all are taken,
+    processes share by turns.
+    """
+    import torch
+    from filelock import FileLock, Timeout
+
+    count = torch.cuda.device_count()
+    names = os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",")
+    for number in range(count):
+        name = names[number] if len(names) == count and names[number] else str(number)
+        lock = FileLock(Path(tempfile.gettempdir()) / f"nemo_kit-{getuser()}-gpu-{name}.lock")
+        try:
+            lock.acquire(timeout=0)
+        except Timeout:
+            continue
+        _CLAIMS.append(lock)
+        return f"cuda:{number}"
+    return f"cuda:{os.getpid() % max(1, count)}"
+
+
+def model_key(model: DiffusionModel) -> dict[str, Any]:
+    """What results depend on besides prompt, seeds and settings, as plain values for a key.
+
+    Returns digests of the weights as they are in memory (also after an edit), of tokenizer,
+    scheduler and calibration, the number type, and the version and sources of the package's
+    method. The name is none of it: a folder may move.
+    """
+    parts = (model.denoiser, model.text_encoder, model.vae)
+    scheduler = {k: v for k, v in dict(model.scheduler.config).items() if not k.startswith("_")}
+    return {
+        "weights": [value_digest(dict(part.state_dict())) for part in parts],
+        "tokenizer": value_digest(model.tokenizer.get_vocab()),
+        "scheduler": value_digest(scheduler),
+        "dtype": str(model.dtype),
+        "guidance": model.guidance,
+        "calibration": value_digest(model.calibration),
+        "version": [__version__, method_digest()],
+    }
+
+
+@cache
+def method_digest() -> str:
+    """Digest of the sources that results depend on; the version alone stays behind edits."""
+    files = [path for name in METHOD for path in [PACKAGE / f"{name}.py"] if path.is_file()]
+    folders = [path for name in METHOD for path in (PACKAGE / name).rglob("*.py")]
+    return source_digest([*files, *folders])
