@@ -1,6 +1,8 @@
 # make figures               the figures of the embedded model, small setting (PRESET=quick)
 # make figures PRESET=lab    the same in full, as committed in figures/lab
 # make test, make lint       what .ci/run runs
+# make test-browser          the explorer in a real JupyterLab and Chromium (make test: where one is)
+# make lab-up                JupyterLab, opened on the explorer
 # make lab                   train the embedded model again from its corpus
 # make lab-report            what the embedded model reaches, measured
 # make clean                 remove what runs left behind; make distclean: .venv too
@@ -18,7 +20,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-.PHONY: figures test lint lab lab-report clean distclean
+.PHONY: figures test test-browser chromium lab-up lint lab lab-report clean distclean
 .DELETE_ON_ERROR:
 
 figures: $(STAMP)
@@ -26,6 +28,15 @@ figures: $(STAMP)
 
 test: $(STAMP)
 	HF_HUB_OFFLINE=1 $(BIN)/python -m pytest $(ARGS)
+
+test-browser: $(STAMP) chromium
+	HF_HUB_OFFLINE=1 $(BIN)/python -m pytest tests/browser $(ARGS)
+
+chromium:
+	@$(find_chromium)
+
+lab-up: $(STAMP)
+	$(BIN)/jupyter lab notebooks/explorer.ipynb $(ARGS)
 
 lint: $(STAMP)
 	$(BIN)/ruff check .
@@ -70,4 +81,18 @@ if [ -z "$$python" ]; then \
   echo "nemo_kit needs Python 3.11 or newer; found: $$(python3 --version 2>&1 || echo none)." \
     "Name another with make PYTHON=/path/to/python3.11" >&2; exit 1; \
 fi
+endef
+
+# Chromium is Debian's package; the flags it runs with are in tests/browser/conftest.py.
+define find_chromium
+found() { [ -n "$$CHROMIUM" ] || command -v chromium >/dev/null || command -v chromium-browser >/dev/null; }; \
+if ! found && [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null; then \
+  echo "installing Chromium"; \
+  { apt-get update -qq && DEBIAN_FRONTEND=noninteractive apt-get install -y -qq \
+    --no-install-recommends chromium; } >/dev/null || true; \
+fi; \
+found || { \
+  echo "no Chromium here, and it could not be installed (that needs root, apt and a network):" \
+    "apt install chromium, or name one in CHROMIUM. Without it the browser tests are skipped" >&2; \
+  exit 1; }
 endef

@@ -10,13 +10,23 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from nemo_kit.explorer import explore
     from nemo_kit.generation import generate
     from nemo_kit.localization import calibrate, detect, localize
     from nemo_kit.models import load
     from nemo_kit.neurons import NeuronSet
 
 __version__ = "0.1.0"
-__all__ = ["NeuronSet", "__version__", "calibrate", "detect", "generate", "load", "localize"]
+__all__ = [
+    "NeuronSet",
+    "__version__",
+    "calibrate",
+    "detect",
+    "explore",
+    "generate",
+    "load",
+    "localize",
+]
 
 _HOMES = {
     "NeuronSet": "nemo_kit.neurons",
@@ -24,6 +34,7 @@ _HOMES = {
     "detect": "nemo_kit.localization",
     "calibrate": "nemo_kit.localization",
     "localize": "nemo_kit.localization",
+    "explore": "nemo_kit.explorer",
     "generate": "nemo_kit.generation",
 }
 

@@ -4,9 +4,12 @@ Nothing here runs a model, and nothing touches the state of pyplot: the figures 
 show, save or put into a widget. `nemo_kit.plots.style` holds the common look.
 """
 
+from nemo_kit.plots.ablation import scaling
 from nemo_kit.plots.activations import extreme_neurons, furthest, z_density
 from nemo_kit.plots.detection import calibration, noise_differences, pairwise_density, roc
 from nemo_kit.plots.dose import dose_response
+from nemo_kit.plots.explorer import noise_pictures, png, score_in_distribution, z_map
+from nemo_kit.plots.memorization_types import maximum_similarity
 from nemo_kit.plots.neurons import (
     ground_truth,
     neuron_histogram,
@@ -16,22 +19,34 @@ from nemo_kit.plots.neurons import (
     shared_neuron_counts,
 )
 from nemo_kit.plots.pictures import interventions, workflow
+from nemo_kit.plots.quality import disentanglement, quality, unseen
+from nemo_kit.plots.tables import results
 
 __all__ = [
     "calibration",
+    "disentanglement",
     "dose_response",
     "extreme_neurons",
     "furthest",
     "ground_truth",
     "interventions",
+    "maximum_similarity",
     "neuron_histogram",
     "neurons_by_layer",
     "noise_differences",
+    "noise_pictures",
     "pairwise_density",
+    "png",
+    "quality",
+    "results",
     "roc",
     "runtime_summary",
     "runtime_table",
+    "scaling",
+    "score_in_distribution",
     "shared_neuron_counts",
+    "unseen",
     "workflow",
     "z_density",
+    "z_map",
 ]

@@ -1,0 +1,194 @@
+"""Pictures of the explorer: a score against the threshold, all neurons of a prompt as a map of z.
+
+Source: Hintersdorf et al., "Finding NeMo", NeurIPS 2024, section 3 (score, threshold, z); their
+form on a screen is an addition.
+"""
+
+from __future__ import annotations
+
+from io import BytesIO
+
+import numpy as np
+import pandas as pd
+import seaborn as sns
+from matplotlib.axes import Axes
+from matplotlib.colors import Normalize
+from matplotlib.figure import Figure
+
+from nemo_kit.plots.style import ACCENT, GROUPS, canvas, groups, require, styled
+
+LIMIT = 8.0  # |z| at which the colours of the map end
+_NAMED = 3  # selected neurons named in each layer
+
+
+@styled
+def score_in_distribution(
+    score: float,
+    threshold: float | None = None,
+    mean: float | None = None,
+    std: float | None = None,
+    frame: pd.DataFrame | None = None,
+    left: float | None = None,
+    measure: str = "similarity",
+) -> Figure:
+    """One prompt's memorization score before the scores of the model's other prompts.
+
+    Returns a figure 4.6 in wide: a dot at the score, a ring at what is left of it, the threshold τ,
+    and behind them the densities of `frame`, or the calibration's mean with one and two deviations.
+
+    Parameters: `score`, in [-1, 1]; `threshold`, τ; `mean`, `std`, of the calibration; `frame`, one
+    row a prompt, with `prompt`, `group`, `score`; `left`, the score with neurons scaled; `measure`,
+    the similarity's name, for the axis.
+    Raises ValueError for a missing column or an unknown group.
+    Source: paper, section 3.1 and figure 2a.
+    """
+    figure, axes = canvas(4.6, 1.55)
+    if frame is not None and len(frame):
+        _densities(axes, require(frame, "prompt", "group", "score"))
+    elif mean is not None and std is not None:
+        _bands(axes, mean, std)
+    low = min(0.0, score, score if left is None else left)
+    axes.set(xlim=(low - 0.02, 1.02), ylim=(0, 1.3), yticks=[])
+    axes.set_xlabel(f"memorization score ({measure})")
+    axes.spines["left"].set_visible(False)
+    if threshold is not None:
+        axes.axvline(threshold, ymax=0.82, color="black", linestyle=(0, (4, 2)), linewidth=1.1)
+        axes.text(threshold, 1.1, rf"$\tau$ = {threshold:.2f}", ha="center", va="bottom")
+    _dots(axes, score, left, threshold)
+    return figure
+
+
+def _densities(axes: Axes, frame: pd.DataFrame) -> None:
+    """Densities of the groups, each scaled to its own top."""
+    grid = np.linspace(-0.1, 1.05, 300)
+    for name, look, rows in groups(frame):
+        if rows["score"].nunique() < 2:
+            continue
+        curve = _kernel_density(rows["score"].to_numpy(float), grid)
+        axes.fill_between(grid, curve / curve.max(), color=look.colour, alpha=0.18, lw=0)
+        axes.plot(grid, curve / curve.max(), color=look.colour, ls=look.line, lw=1, label=name)
+    axes.figure.legend(loc="outside upper center", ncols=4, fontsize=6.5)
+
+
+def _kernel_density(values: np.ndarray, grid: np.ndarray) -> np.ndarray:
+    from scipy.stats import gaussian_kde
+
+    return gaussian_kde(values)(grid)
+
+
+def _bands(axes: Axes, mean: float, std: float) -> None:
+    look = GROUPS["hold-out"]
+    for deviations, alpha in ((2, 0.15), (1, 0.25)):
+        axes.axvspan(
+            mean - deviations * std, mean + deviations * std, 0, 0.77, color=look.colour,
+            alpha=alpha, lw=0,
+        )  # fmt: skip
+    axes.plot([mean, mean], [0, 1], color=look.colour, lw=1.2)
+    text = "prompts not memorized:\nmean, ± σ, ± 2σ"
+    axes.text(mean - 2.2 * std, 0.8, text, ha="right", va="center", fontsize=6.5, color="#444444")
+
+
+def _dots(axes: Axes, score: float, left: float | None, threshold: float | None) -> None:
+    above = threshold is None or score > threshold
+    colour = GROUPS["VM"].colour if above else GROUPS["non-memorized"].colour
+    if left is not None:
+        arrow = {"arrowstyle": "->", "color": "#444444", "shrinkA": 7, "shrinkB": 7}
+        axes.annotate("", (left, 0.32), (score, 0.32), arrowprops=arrow)
+        axes.plot(left, 0.32, "o", ms=9, mfc="white", mec=ACCENT, mew=2, clip_on=False)
+    axes.plot(score, 0.32, "o", ms=9, color=colour, mec="white", mew=1, clip_on=False, zorder=5)
+
+
+@styled
+def z_map(frame: pd.DataFrame, focus: tuple[int, int] | None = None) -> Figure:
+    """All neurons of the searched layers, coloured by z, the selected ones marked.
+
+    Returns a figure 7 in wide, a row for each layer; every layer fills the width, whatever its
+    number of neurons. Right of a row: how many of its neurons are selected.
+
+    Parameters: `frame`, one row a neuron, with `layer`, `neuron`, `z`, `selected` (bool); `focus`,
+    (layer, neuron) to ring.
+    Raises ValueError for a missing column or no rows.
+    Source: paper, section 3.2, Algorithm 2.
+    """
+    require(frame, "layer", "neuron", "z", "selected")
+    layers = sorted(frame["layer"].unique())
+    figure, axes = canvas(7.0, 0.31 * len(layers) + 0.5)
+    drawn = None
+    for row, layer in enumerate(layers):
+        part = frame[frame["layer"] == layer].sort_values("neuron")
+        drawn = _layer_row(axes, row, part)
+        _marks(axes, row, part, focus)
+    names = [f"{layer}" for layer in layers]
+    axes.set_yticks(np.arange(len(layers)) + 0.62, names)
+    axes.set(xlim=(0, 1), ylim=(len(layers), -0.3), xticks=[], ylabel="value layer")
+    axes.set_xlabel("neurons of the layer, from the first to the last (▼ selected)")
+    axes.spines[:].set_visible(False)
+    axes.tick_params(length=0)
+    bar = figure.colorbar(drawn, ax=axes, extend="both", pad=0.07, aspect=16, shrink=0.8)
+    bar.set_label("z", rotation=0)
+    bar.set_ticks([-LIMIT, -LIMIT / 2, 0, LIMIT / 2, LIMIT])
+    bar.outline.set_linewidth(0.4)
+    return figure
+
+
+def _layer_row(axes: Axes, row: int, part: pd.DataFrame) -> object:
+    """One layer as a strip of cells between row + 0.3 and row + 0.95."""
+    edges = np.linspace(0, 1, len(part) + 1)
+    z = part["z"].clip(-LIMIT, LIMIT).to_numpy(float)[None]
+    mesh = axes.pcolormesh(
+        edges, [row + 0.3, row + 0.95], z, cmap=sns.color_palette("vlag", as_cmap=True),
+        norm=Normalize(-LIMIT, LIMIT),
+    )  # fmt: skip
+    axes.hlines([row + 0.3, row + 0.95], 0, 1, color="#888888", lw=0.4)
+    return mesh
+
+
+def _marks(axes: Axes, row: int, part: pd.DataFrame, focus: tuple[int, int] | None) -> None:
+    width, chosen = len(part), part[part["selected"]]
+    axes.plot(
+        (chosen["neuron"] + 0.5) / width, [row + 0.2] * len(chosen), "v", ms=4, color=ACCENT,
+        clip_on=False,
+    )  # fmt: skip
+    furthest = chosen.reindex(chosen["z"].abs().sort_values(ascending=False).index)[:_NAMED]
+    taken: list[float] = []
+    for neuron in furthest["neuron"]:
+        x = (neuron + 0.5) / width
+        if all(abs(x - other) > 0.06 for other in taken):
+            taken.append(x)
+            place = {"ha": "right" if x > 0.95 else "left", "va": "center", "fontsize": 6.5}
+            axes.text(x + (-0.008 if x > 0.95 else 0.008), row + 0.16, f"#{neuron}", **place)
+    axes.text(1.012, row + 0.62, f"{len(chosen)} / {width}", va="center", fontsize=7)
+    if focus is not None and focus[0] == part["layer"].iloc[0]:
+        x = (focus[1] + 0.5) / width
+        axes.plot(x, row + 0.62, "o", ms=10, mfc="none", mec="black", mew=1.1, clip_on=False)
+
+
+def noise_pictures(differences: np.ndarray) -> np.ndarray:
+    """Noise differences as pictures: the first three latent channels as red, green and blue.
+
+    Returns uint8 [N, H, W, 3].
+
+    Parameters: `differences`, [N, channels >= 3, H, W] in [0, 1].
+    Raises ValueError for other shapes and for values outside [0, 1].
+    Source: paper, figure 13.
+    """
+    values = np.asarray(differences, dtype=float)
+    if values.ndim != 4 or values.shape[1] < 3:
+        raise ValueError(
+            f"differences must be [N, 3 or more channels, H, W], got {list(values.shape)}"
+        )
+    if not (values.min() >= 0 and values.max() <= 1):
+        raise ValueError("differences must lie in [0, 1]")
+    return (values[:, :3].transpose(0, 2, 3, 1) * 255).round().astype(np.uint8)
+
+
+def png(picture: Figure | np.ndarray, dpi: int = 150) -> bytes:
+    """A figure (on a clear ground) or a picture, uint8 [H, W, 3], as the bytes of a PNG file."""
+    out = BytesIO()
+    if isinstance(picture, Figure):
+        picture.savefig(out, format="png", dpi=dpi, transparent=True, bbox_inches="tight")
+    else:
+        from PIL import Image
+
+        Image.fromarray(picture).save(out, format="png", optimize=True)
+    return out.getvalue()
