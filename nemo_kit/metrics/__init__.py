@@ -1,17 +1,29 @@
 """Metrics of copying, diversity, alignment, image quality, detection and localization.
 
 Formulas over arrays, embeddings and neuron sets. Nothing here runs a diffusion model: images come
-in as uint8 arrays, and the networks that look at them come in as arguments.
+in as uint8 arrays, and the networks that look at them come in as arguments, by name.
 """
 
+from nemo_kit.metrics.clip import PAPER_CLIP, Clip, load_clip
+from nemo_kit.metrics.copying import copying_table, over_groups
 from nemo_kit.metrics.distances import (
     FeatureDistance,
     clip_fid,
     frechet_distance,
+    image_distances,
     kernel_distance,
+    real_features,
+)
+from nemo_kit.metrics.duplicates import distinct, near_duplicates
+from nemo_kit.metrics.embedders import (
+    SSCD_PROTOCOLS,
+    Embedder,
+    as_embedder,
+    inception,
+    lab_descriptor,
+    sscd,
 )
 from nemo_kit.metrics.images import (
-    Embedder,
     alignment,
     clip_embeddings,
     clip_pixels,
@@ -32,21 +44,35 @@ from nemo_kit.metrics.scores import (
 
 __all__ = [
     "COPY_THRESHOLD",
+    "PAPER_CLIP",
+    "SSCD_PROTOCOLS",
+    "Clip",
     "Embedder",
     "FeatureDistance",
     "Summary",
     "alignment",
+    "as_embedder",
     "clip_embeddings",
     "clip_fid",
     "clip_pixels",
     "copy_similarities",
+    "copying_table",
     "detection_metrics",
+    "distinct",
     "diversity",
     "frechet_distance",
+    "image_distances",
+    "inception",
     "kernel_distance",
+    "lab_descriptor",
+    "load_clip",
     "localization_quality",
+    "near_duplicates",
+    "over_groups",
+    "real_features",
     "roc_curve",
     "share_above",
+    "sscd",
     "sscd_gen",
     "sscd_orig",
     "summarize",

@@ -1,15 +1,29 @@
-"""Distances between two sets of features of one network: Fréchet distance and kernel distance.
+"""Distances between two sets of pictures or features: Fréchet distance (FID) and kernel distance.
 
+Scope: features of one network on both sides; torchmetrics computes, in float64, and the result is
+named after the network. Real pictures come as an array, a folder, or features made before.
 Source: Heusel et al. 2017 (Fréchet), Bińkowski et al. 2018 (kernel); Hintersdorf et al., "Finding
 NeMo", NeurIPS 2024, figures 5a and 8.
 """
 
-from dataclasses import dataclass
+from __future__ import annotations
+
+import warnings
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from itertools import groupby
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from nemo_kit.checks import check_whole
 from nemo_kit.metrics._checks import array
+from nemo_kit.metrics.embedders import Embedder
+
+_NAMES = {"Inception": ("FID", "KID"), "CLIP": ("CLIP-FID", "CLIP-KID")}
+_OTHER = ("Fréchet distance", "kernel distance")
+PICTURES = {".png", ".jpg", ".jpeg", ".webp", ".bmp"}
 
 
 @dataclass(frozen=True)
@@ -29,15 +43,13 @@ def frechet_distance(features: np.ndarray, reference: np.ndarray) -> float:
 
     Parameters: `features` and `reference`, [N >= 2, D] each, of one network.
     Raises ValueError for wrong shapes, non-finite numbers or different widths.
-    Source: Heusel et al. 2017, equation 6; the trace of the root is taken from the symmetric
-    product, so that it stays real where there are fewer images than features.
+    Source: Heusel et al. 2017, equation 6.
     """
+    from torchmetrics.image.fid import FrechetInceptionDistance
+
     a, b = _feature_pair(features, reference)
-    root = _root(np.cov(a, rowvar=False))
-    cross = np.linalg.eigvalsh(root @ np.cov(b, rowvar=False) @ root)
-    spread = a.var(axis=0, ddof=1).sum() + b.var(axis=0, ddof=1).sum()
-    gap = np.sum((a.mean(axis=0) - b.mean(axis=0)) ** 2)
-    return float(max(gap + spread - 2 * np.sqrt(cross.clip(min=0)).sum(), 0.0))
+    metric = _filled(FrechetInceptionDistance(feature=_passing(a.shape[1])), a, b)
+    return max(metric.compute().item(), 0.0)
 
 
 def clip_fid(features: np.ndarray, reference: np.ndarray, extractor: str) -> FeatureDistance:
@@ -71,17 +83,127 @@ def kernel_distance(
     Raises ValueError as `frechet_distance`, for an empty extractor or an impossible subset size.
     Source: Bińkowski et al. 2018; paper, figure 8b.
     """
+    import torch
+    from torchmetrics.image.kid import KernelInceptionDistance
+
     a, b = _feature_pair(features, reference)
-    least = min(len(a), len(b))
-    size = min(1000, max(least // 2, 2)) if subset_size is None else subset_size
+    check_whole("subsets", subsets, 1)
+    size = _subset_size(subset_size, min(len(a), len(b)))
+    with warnings.catch_warnings(), torch.random.fork_rng(devices=[]):
+        warnings.filterwarnings("ignore", "Metric `Kernel Inception Distance` will save")
+        torch.manual_seed(seed)  # torchmetrics draws its subsets from torch's own generator
+        feature = _passing(a.shape[1])
+        metric = KernelInceptionDistance(feature=feature, subsets=subsets, subset_size=size)
+        value, deviation = (one.item() for one in _filled(metric, a, b).compute())
+    return FeatureDistance("KID", value, _named(extractor), len(a), len(b), deviation)
+
+
+def image_distances(
+    images: np.ndarray, reference: np.ndarray | str | Path, extractor: Embedder, **options: Any
+) -> list[FeatureDistance]:
+    """Fréchet and kernel distance between pictures and real ones, by one network.
+
+    Returns two `FeatureDistance`. They are called FID and KID only for Inception, CLIP-FID and
+    CLIP-KID for a CLIP, Fréchet and kernel distance for others; `extractor` is its
+    name and protocol.
+
+    Parameters: `images`, uint8 [N >= 2, H, W, 3]; `reference`, what `real_features` takes;
+    `extractor`, such as `inception(path)` or `load_clip(name).embedder`; `options`, of
+    `kernel_distance`.
+    Raises ValueError for fewer than two pictures on a side and as `real_features`.
+    Source: paper, figures 5a and 8.
+    """
+    ours, real = extractor.features(images), real_features(reference, extractor)
+    first, second = _NAMES.get(extractor.family, _OTHER)
+    label = f"{extractor.name} ({extractor.protocol})"
+    value = frechet_distance(ours, real)
+    kernel = kernel_distance(ours, real, label, **options)
+    return [
+        FeatureDistance(first, value, label, len(ours), len(real)),
+        replace(kernel, name=second),
+    ]
+
+
+def real_features(reference: np.ndarray | str | Path, extractor: Embedder) -> np.ndarray:
+    """The real side of a distance: float64 [N, D].
+
+    Parameters: `reference`, a folder of pictures of any sizes (searched below too), an array of
+    them, uint8 [N, H, W, 3], features that the same network gave, [N, D], or "lab", the features
+    that come with the embedded model, which only its own CLIP may take; `extractor`.
+    Raises ValueError for another reference, an empty folder, or a file that is no picture.
+    """
+    if isinstance(reference, str) and reference == "lab":
+        return _of_lab(extractor)
+    if isinstance(reference, (str, Path)):
+        return np.concatenate([extractor.features(part) for part in _pictures(Path(reference))])
+    if getattr(reference, "ndim", 0) == 2:
+        return array(reference)
+    return extractor.features(reference)
+
+
+def _of_lab(extractor: Embedder) -> np.ndarray:
+    from nemo_kit import lab
+
+    if extractor.name != "lab CLIP":
+        raise ValueError(
+            f"reference 'lab' holds features of the lab CLIP, not of {extractor.name!r}; "
+            "give a folder of real pictures"
+        )
+    return array(lab.reference_features())
+
+
+def _pictures(folder: Path) -> Iterator[np.ndarray]:
+    """Pictures of a folder in the order of their paths, batched where sizes are the same."""
+    from PIL import Image
+
+    files = sorted(path for path in folder.rglob("*") if path.suffix.lower() in PICTURES)
+    if not files:
+        raise ValueError(f"reference must be a folder with pictures ({PICTURES}), got {folder}")
+
+    def opened(path: Path) -> np.ndarray:
+        try:
+            return np.asarray(Image.open(path).convert("RGB"))
+        except OSError as error:
+            raise ValueError(f"reference: {path} is no picture: {error}") from error
+
+    for _, group in groupby(map(opened, files), key=np.shape):
+        yield from _batches(group)
+
+
+def _batches(images: Iterator[np.ndarray], size: int = 32) -> Iterator[np.ndarray]:
+    batch: list[np.ndarray] = []
+    for image in images:
+        batch.append(image)
+        if len(batch) == size:
+            yield np.stack(batch)
+            batch = []
+    if batch:
+        yield np.stack(batch)
+
+
+def _passing(width: int) -> Any:
+    """A feature module that passes on what it is given: features are made once, before."""
+    import torch
+
+    module = torch.nn.Identity()
+    module.num_features = width
+    return module
+
+
+def _filled(metric: Any, features: np.ndarray, reference: np.ndarray) -> Any:
+    import torch
+
+    metric.set_dtype(torch.float64)
+    metric.update(torch.from_numpy(reference), real=True)
+    metric.update(torch.from_numpy(features), real=False)
+    return metric
+
+
+def _subset_size(wanted: int | None, least: int) -> int:
+    size = min(1000, max(least // 2, 2)) if wanted is None else wanted
     if not 2 <= size <= least:
         raise ValueError(f"subset_size must lie in 2..{least} for these features, got {size}")
-    rng = np.random.default_rng(seed)
-    draws = [
-        _squared_mmd(rng.permutation(a)[:size], rng.permutation(b)[:size]) for _ in range(subsets)
-    ]
-    value, deviation = float(np.mean(draws)), float(np.std(draws))
-    return FeatureDistance("KID", value, _named(extractor), len(a), len(b), deviation)
+    return size
 
 
 def _named(extractor: str) -> str:
@@ -99,19 +221,3 @@ def _feature_pair(features: Any, reference: Any) -> tuple[np.ndarray, np.ndarray
         widths = f"{a.shape[1]} and {b.shape[1]}"
         raise ValueError(f"features and reference must come from one network, got widths {widths}")
     return a, b
-
-
-def _root(matrix: np.ndarray) -> np.ndarray:
-    values, vectors = np.linalg.eigh(np.atleast_2d(matrix))
-    return (vectors * np.sqrt(values.clip(min=0))) @ vectors.T
-
-
-def _squared_mmd(a: np.ndarray, b: np.ndarray) -> float:
-    def kernel(x: np.ndarray, y: np.ndarray) -> np.ndarray:
-        return (x @ y.T / x.shape[1] + 1) ** 3
-
-    def within(x: np.ndarray) -> float:
-        gram = kernel(x, x)
-        return (gram.sum() - np.trace(gram)) / (len(x) * (len(x) - 1))
-
-    return float(within(a) + within(b) - 2 * kernel(a, b).mean())

@@ -13,13 +13,11 @@ import numpy as np
 
 from nemo_kit.metrics._checks import array, check_images, unit
 
-Embedder = Callable[[np.ndarray], Any]
-"""uint8 images [N, H, W, 3] -> unit vectors [N, D] (array or tensor)."""
+Look = Callable[[np.ndarray], Any]
+"""uint8 images [N, H, W, 3] -> vectors [N, D] (array or tensor); an `Embedder` is one."""
 
 
-def copy_similarities(
-    images: np.ndarray, training_image: np.ndarray, embedder: Embedder
-) -> np.ndarray:
+def copy_similarities(images: np.ndarray, training_image: np.ndarray, embedder: Look) -> np.ndarray:
     """Cosine of every image to one training image.
 
     Returns float64 [N] in [-1, 1].
@@ -33,7 +31,7 @@ def copy_similarities(
     return _embed(check_images("images", images), embedder) @ reference[0]
 
 
-def sscd_orig(images: np.ndarray, training_image: np.ndarray, embedder: Embedder) -> float:
+def sscd_orig(images: np.ndarray, training_image: np.ndarray, embedder: Look) -> float:
     """Median cosine of a prompt's images to its training image, in [-1, 1].
 
     Parameters and errors as `copy_similarities`.
@@ -42,7 +40,7 @@ def sscd_orig(images: np.ndarray, training_image: np.ndarray, embedder: Embedder
     return float(np.median(copy_similarities(images, training_image, embedder)))
 
 
-def sscd_gen(images: np.ndarray, unmitigated: np.ndarray, embedder: Embedder) -> float:
+def sscd_gen(images: np.ndarray, unmitigated: np.ndarray, embedder: Look) -> float:
     """Median cosine of images to those of the same seed without mitigation, in [-1, 1].
 
     Parameters: `images` and `unmitigated`, uint8 [N, H, W, 3], the same seeds in the same order;
@@ -60,7 +58,7 @@ def sscd_gen(images: np.ndarray, unmitigated: np.ndarray, embedder: Embedder) ->
     return float(np.median(pairs.sum(axis=1)))
 
 
-def diversity(images: np.ndarray, embedder: Embedder) -> float:
+def diversity(images: np.ndarray, embedder: Look) -> float:
     """Median cosine over pairs of a prompt's images (D_SSCD), in [-1, 1]; lower is more diverse.
 
     Parameters: `images`, uint8 [N >= 2, H, W, 3]; `embedder`, the copy descriptor.
@@ -153,5 +151,5 @@ def clip_pixels(images: np.ndarray, model: Any) -> Any:
     return torch.from_numpy(normal.transpose(0, 3, 1, 2).copy())
 
 
-def _embed(images: np.ndarray, embedder: Embedder) -> np.ndarray:
+def _embed(images: np.ndarray, embedder: Look) -> np.ndarray:
     return unit(array(embedder(images)))

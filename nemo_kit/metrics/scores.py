@@ -69,13 +69,11 @@ def roc_curve(scores: Sequence[float] | np.ndarray, labels: Sequence[bool]) -> p
     Parameters: `scores`, higher means memorized; `labels`, True for memorized.
     Raises ValueError for different lengths, non-finite scores, or only one class.
     """
+    from sklearn.metrics import roc_curve as curve
+
     scores, labels = _classes(scores, labels)
-    thresholds = np.unique(scores)[::-1]
-    fpr = _at_least(scores[~labels], thresholds)
-    tpr = _at_least(scores[labels], thresholds)
-    start = pd.DataFrame({"threshold": [np.inf], "fpr": [0.0], "tpr": [0.0]})
-    rest = pd.DataFrame({"threshold": thresholds, "fpr": fpr, "tpr": tpr})
-    return pd.concat([start, rest], ignore_index=True)
+    fpr, tpr, thresholds = curve(labels, scores, drop_intermediate=False)
+    return pd.DataFrame({"threshold": thresholds, "fpr": fpr, "tpr": tpr})
 
 
 def detection_metrics(
@@ -140,12 +138,9 @@ def _classes(scores: Any, labels: Any) -> tuple[np.ndarray, np.ndarray]:
     return scores, labels
 
 
-def _at_least(values: np.ndarray, thresholds: np.ndarray) -> np.ndarray:
-    below = np.searchsorted(np.sort(values), thresholds, side="left")
-    return 1 - below / len(values)
-
-
 def _detection(positive: np.ndarray, negative: np.ndarray, threshold: float) -> np.ndarray:
+    """AUROC, TPR at 1 % FPR, accuracy from ranks: a bootstrap by scikit-learn takes 100 times
+    as long; the tests hold the two together."""
     ordered = np.sort(negative)
     below = np.searchsorted(ordered, positive, "left") + np.searchsorted(ordered, positive, "right")
     auroc = below.mean() / (2 * len(negative))

@@ -1,0 +1,116 @@
+"""A CLIP with its tokenizer and preprocessing: the model's own, or any by id or folder.
+
+Scope: opening it; what it measures is in `nemo_kit.metrics.images` and `.distances`.
+Source: paper, section 4 (A_CLIP with ViT-B/32), figure 8c (CLIP-FID).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from nemo_kit.metrics.embedders import Embedder, processor
+from nemo_kit.metrics.images import alignment, clip_pixels
+
+PAPER_CLIP = "openai/clip-vit-base-patch32"  # paper, section 4
+
+
+@dataclass(frozen=True)
+class Clip:
+    """A CLIP by name. `parts` are what `metrics.alignment` takes; `embedder` its image half."""
+
+    name: str
+    model: Any
+    tokenizer: Any
+    preprocess: Callable[[np.ndarray], Any]
+    scaled: bool = False  # the embedder's features are unit vectors
+
+    @property
+    def parts(self) -> tuple[Any, Any, Callable[[np.ndarray], Any]]:
+        """Model, tokenizer, preprocessing."""
+        return self.model, self.tokenizer, self.preprocess
+
+    @property
+    def embedder(self) -> Embedder:
+        """The projected image features, as CLIP-FID and KID take them.
+
+        They are not scaled to unit length, as published CLIP-FID has it; the embedded model's are,
+        as its reference features are.
+        """
+        form = "unit vectors" if self.scaled else "projected features"
+        return Embedder(self.name, f"the CLIP's own preprocessing, {form}", self._look, "CLIP")
+
+    def align(self, images: np.ndarray, prompts: str | Sequence[str]) -> np.ndarray:
+        """Cosine of every image with its prompt, float64 [N] in [-1, 1]; see `alignment`."""
+        return alignment(images, prompts, *self.parts)
+
+    def _look(self, images: np.ndarray) -> Any:
+        import torch
+
+        with torch.inference_mode():
+            pixels = self.preprocess(images).to(self.model.device, self.model.dtype)
+            seen = self.model.vision_model(pixel_values=pixels)
+            features = self.model.visual_projection(seen.pooler_output)
+        return torch.nn.functional.normalize(features, dim=1) if self.scaled else features
+
+
+def load_clip(name: str | Path = "lab", revision: str | None = None, device: str = "cpu") -> Clip:
+    """Open a CLIP.
+
+    Returns a `Clip`, named after what was asked for.
+
+    Parameters: `name`, "lab" (the embedded model's own), a folder (of a CLIP, or of a pipeline
+    with a CLIP in its subfolder `clip`), or a hub id such as `PAPER_CLIP`; `revision`, of a hub id;
+    `device`.
+    Raises ValueError for a name that can't be opened.
+    Source: paper, section 4.
+    """
+    if str(name) == "lab":
+        return _lab()
+    inner = Path(name) / "clip"
+    return _open(str(name), inner if inner.is_dir() else name, revision, device)
+
+
+def _lab() -> Clip:
+    from nemo_kit import lab
+    from nemo_kit.metrics.embedders import squares
+
+    model, tokenizer, to_pixels = lab.clip()
+    return Clip("lab CLIP", model, tokenizer, lambda x: to_pixels(squares(x, 64)), scaled=True)
+
+
+def _open(name: str, place: str | Path, revision: str | None, device: str) -> Clip:
+    from transformers import AutoTokenizer, CLIPModel
+
+    try:
+        model = CLIPModel.from_pretrained(place, revision=revision).float().eval().to(device)
+        tokenizer = AutoTokenizer.from_pretrained(_tokens(place), revision=revision)
+    except (OSError, ValueError, TypeError) as error:
+        raise ValueError(
+            f'name must be "lab", a folder with a CLIP, or a hub id; {name!r} could not be '
+            f"opened: {error}"
+        ) from error
+    return Clip(name, model, tokenizer, _preprocessing(place, revision, model))
+
+
+def _tokens(place: str | Path) -> str | Path:
+    """Where the tokenizer is: beside the CLIP where the folder is a pipeline's."""
+    beside = Path(place).parent / "tokenizer"
+    return beside if Path(place).name == "clip" and beside.is_dir() else place
+
+
+def _preprocessing(place: str | Path, revision: str | None, model: Any) -> Callable:
+    """The published one, or CLIP's usual one where none is beside the weights."""
+    from transformers import CLIPImageProcessorPil
+
+    try:
+        known = CLIPImageProcessorPil.from_pretrained(place, revision=revision)
+    except OSError:
+        return lambda images: clip_pixels(images, model)
+    options = known.to_dict()
+    names = ("size", "crop_size", "resample", "do_center_crop", "image_mean", "image_std")
+    return processor(**{key: options[key] for key in names if options.get(key) is not None})

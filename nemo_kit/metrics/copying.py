@@ -1,0 +1,130 @@
+"""Copying and diversity of every prompt's pictures, and over prompts with and without repeats.
+
+Scope: a row a prompt, with the name and protocol of the embedder in it; medians over prompts of
+each group by itself, over all prompts and over those without near duplicates.
+Source: Hintersdorf et al., "Finding NeMo", NeurIPS 2024, section 4 and table 1.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from nemo_kit.metrics._checks import check_images, unit
+from nemo_kit.metrics.clip import Clip
+from nemo_kit.metrics.duplicates import SAME, distinct
+from nemo_kit.metrics.embedders import as_embedder
+from nemo_kit.metrics.scores import COPY_THRESHOLD, share_above, summarize
+
+ALL, DISTINCT = "all", "without near duplicates"
+LABELS = ("embedder", "protocol", "clip")  # columns that name what measured
+
+
+def copying_table(
+    rows: pd.DataFrame,
+    images: Sequence[np.ndarray],
+    embedder: Callable[[np.ndarray], Any],
+    training: Sequence[np.ndarray | None] | None = None,
+    unmitigated: Sequence[np.ndarray] | None = None,
+    clip: Clip | None = None,
+    threshold: float = COPY_THRESHOLD,
+) -> pd.DataFrame:
+    """SSCD_orig, SSCD_gen, D_SSCD, share of copies and A_CLIP of each prompt.
+
+    Returns a frame with the columns of `rows`, `images` (how many), `orig` (median cosine to the
+    training image), `orig_max`, `above` (share of pictures above the threshold), `gen` (median
+    cosine to the undisturbed picture of the same seed), `diversity` (median over pairs),
+    `alignment`, `threshold`, `embedder`, `protocol`, `clip`; NaN or empty where what it needs is
+    not there.
+
+    Parameters: `rows`, with `prompt`; `images`, for each row uint8 [N, H, W, 3]; `embedder`, see
+    `as_embedder`; `training`, for each row uint8 [H, W, 3] or None; `unmitigated`, pictures of the
+    same seeds; `clip`, see `load_clip`; `threshold`, of a copy: 0.7 in the paper, others 0.5 or
+    0.75.
+    Raises ValueError for wrong shapes, or other numbers of pictures than rows.
+    Source: paper, section 4 and table 1.
+    """
+    look = as_embedder(embedder)
+    given = {"images": images, "training": training, "unmitigated": unmitigated}
+    for name, values in given.items():
+        if values is not None and len(values) != len(rows):
+            raise ValueError(f"{name} must be one for each of {len(rows)} rows, got {len(values)}")
+    found = []
+    for place, prompt in enumerate(rows["prompt"]):
+        pictures = check_images("images", images[place])
+        vectors = look(pictures)
+        one: dict[str, Any] = {"images": len(pictures)}
+        one |= _original(vectors, None if training is None else training[place], look, threshold)
+        one["gen"] = np.nan if unmitigated is None else _same(vectors, look(unmitigated[place]))
+        one["diversity"] = _spread(vectors)
+        one["alignment"] = np.nan if clip is None else np.median(clip.align(pictures, prompt))
+        found.append(one)
+    names = look.labels | {"clip": "" if clip is None else clip.name}
+    table = pd.DataFrame(found, index=rows.index).assign(threshold=threshold, **names)
+    return pd.concat([rows, table], axis=1)
+
+
+def _original(
+    vectors: np.ndarray, training: np.ndarray | None, look: Callable, threshold: float
+) -> dict[str, float]:
+    if training is None:
+        return dict.fromkeys(("orig", "orig_max", "above"), np.nan)
+    cosines = vectors @ look(check_images("training", np.asarray(training)[None]))[0]
+    above = share_above(cosines, threshold)
+    return {"orig": float(np.median(cosines)), "orig_max": float(cosines.max()), "above": above}
+
+
+def _same(vectors: np.ndarray, others: np.ndarray) -> float:
+    if len(vectors) != len(others):
+        raise ValueError(
+            "unmitigated must hold one image for each of images (same seeds), "
+            f"got {len(others)} for {len(vectors)}"
+        )
+    return float(np.median(np.sum(unit(vectors) * unit(others), axis=1)))
+
+
+def _spread(vectors: np.ndarray) -> float:
+    if len(vectors) < 2:
+        return float("nan")
+    return float(np.median((vectors @ vectors.T)[np.triu_indices(len(vectors), 1)]))
+
+
+def over_groups(
+    measured: pd.DataFrame,
+    measures: Sequence[str] = ("orig", "above", "gen", "diversity", "alignment"),
+    level: float = 0.95,
+    duplicates: float = SAME,
+) -> pd.DataFrame:
+    """Median ± median absolute deviation of each measure, each group by itself, both ways.
+
+    Returns a frame with `kept` ("all", "without near duplicates"), `group`, `measure`, `prompts`,
+    `median`, `mad`, `low`, `high` (bootstrap interval of the median) and the names of what
+    measured. A number that is NaN for a prompt leaves the prompt out.
+
+    Parameters: `measured`, from `copying_table`, with `prompt` and `group`; `measures`, its columns
+    to tell; `level`, of the interval; `duplicates`, threshold of `near_duplicates`.
+    Raises ValueError for a missing column or an impossible level or threshold.
+    Source: paper, table 1; 304 of its 500 prompts remain without near duplicates.
+    """
+    if missing := {"prompt", "group", *measures} - set(measured):
+        raise ValueError(f"measured lacks {', '.join(sorted(missing))}; it has {list(measured)}")
+    ways = {ALL: measured, DISTINCT: distinct(measured, duplicates)}
+    parts = [
+        {"kept": kept, "group": group, "measure": name} | _told(part, name, level)
+        for kept, frame in ways.items()
+        for group, part in frame.groupby("group", sort=False)
+        for name in measures
+        if part[name].notna().any()
+    ]
+    return pd.DataFrame(parts)
+
+
+def _told(part: pd.DataFrame, name: str, level: float) -> dict[str, Any]:
+    known = part[part[name].notna()]
+    told = summarize(known[name], level)
+    numbers = {key: getattr(told, key) for key in ("median", "mad", "low", "high")}
+    names = {key: ", ".join(dict.fromkeys(known[key])) for key in LABELS if key in known}
+    return {"prompts": told.count} | numbers | names

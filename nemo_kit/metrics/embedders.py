@@ -1,0 +1,215 @@
+"""Networks that look at pictures, behind one interface: pictures in, vectors out, and their name.
+
+Scope: the lab's copy descriptor, SSCD and Inception from a TorchScript file, any function. Every
+number made from an embedder carries its name and protocol, as numbers of two protocols can't be
+compared. TorchScript is code: a file is opened only where its SHA-256 is known or given.
+Source: Pizzi et al., "A Self-Supervised Descriptor for Image Copy Detection", CVPR 2022 (SSCD);
+Heusel et al. 2017 (Inception features).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from nemo_kit.checks import check_choice
+from nemo_kit.files import file_digest
+from nemo_kit.metrics._checks import array, check_images, unit
+
+IMAGENET = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
+HALF = ((0.5, 0.5, 0.5), (0.5, 0.5, 0.5))
+KNOWN_FILES = {  # SHA-256 of the files as their authors publish them
+    "9f26bd4c848cc19b73d2ae92eea6e04886f61a7b764ceb7a13aeee62e6a6db56": "sscd_disc_mixup",
+    "f58cb9b6ec323ed63459aa4fb441fe750cfe39fafad6da5cb504a16f19e958f4": "inception-2015-12-05",
+}
+_AT_ONCE = 32  # pictures a call
+
+
+@dataclass(frozen=True)
+class Embedder:
+    """A network with the name and protocol that its numbers carry.
+
+    Called with pictures, uint8 [N, H, W, 3], it returns unit vectors, float64 [N, D].
+    Parameters: `name`, of the network; `protocol`, how it gets its pictures, in words; `network`,
+    pictures -> vectors [N, D]; `family`, "CLIP" or "Inception", which names distances after it;
+    `sha256`, of its file where it has one.
+    """
+
+    name: str
+    protocol: str
+    network: Callable[[np.ndarray], Any]
+    family: str = ""
+    sha256: str = ""
+
+    def features(self, images: np.ndarray) -> np.ndarray:
+        """What the network gives, not scaled: float64 [N, D].
+
+        Raises ValueError for pictures that are no uint8 [N, H, W, 3], and where the network gives
+        another shape or NaN.
+        """
+        images = check_images("images", images)
+        parts = np.split(images, range(_AT_ONCE, len(images), _AT_ONCE))
+        vectors = np.concatenate([array(self.network(part)) for part in parts])
+        if vectors.shape[0] != len(images) or vectors.ndim != 2 or not np.isfinite(vectors).all():
+            raise ValueError(
+                f"embedder {self.name!r} must give finite [N, D] for N = {len(images)} pictures, "
+                f"got shape {list(vectors.shape)}"
+            )
+        return vectors
+
+    def __call__(self, images: np.ndarray) -> np.ndarray:
+        return unit(self.features(images))
+
+    @property
+    def labels(self) -> dict[str, str]:
+        """`embedder` and `protocol`, for every row of a result."""
+        return {"embedder": self.name, "protocol": self.protocol}
+
+
+def as_embedder(network: Callable[[np.ndarray], Any]) -> Embedder:
+    """An `Embedder` from any function pictures -> vectors; one that is an `Embedder` stays it.
+
+    Its name is the function's, its protocol "as given". Raises TypeError for what can't be called.
+    """
+    if isinstance(network, Embedder):
+        return network
+    if not callable(network):
+        raise TypeError(f"embedder must be a function of pictures, got {type(network).__name__}")
+    name = getattr(network, "name", None) or getattr(network, "__name__", type(network).__name__)
+    return Embedder(str(name), "as given", network)
+
+
+def lab_descriptor() -> Embedder:
+    """The embedded model's copy descriptor; its numbers are its own, never SSCD's."""
+    from nemo_kit import lab
+
+    descriptor = lab.descriptor()
+    protocol = "64 square, bicubic"
+    return Embedder(descriptor.name, protocol, lambda images: descriptor(squares(images, 64)))
+
+
+def squares(images: np.ndarray, side: int) -> np.ndarray:
+    """Pictures resized to a square by bicubic interpolation, uint8 [N, side, side, 3]."""
+    from PIL import Image
+
+    if images.shape[1:3] == (side, side):
+        return images
+    resized = [Image.fromarray(i).resize((side, side), Image.Resampling.BICUBIC) for i in images]
+    return np.stack([np.asarray(i) for i in resized])
+
+
+@dataclass(frozen=True)
+class Protocol:
+    """How SSCD gets its pictures: the words for results, and the image processor's options."""
+
+    words: str
+    options: Mapping[str, Any]
+
+
+def _protocol(words: str, normal: tuple, **options: Any) -> Protocol:
+    mean, deviation = (list(values) for values in normal)
+    bilinear = {"resample": 2, "image_mean": mean, "image_std": deviation}
+    return Protocol(words, bilinear | options)
+
+
+SSCD_PROTOCOLS: dict[str, Protocol] = {
+    "320": _protocol(
+        "320 square, ImageNet statistics",
+        IMAGENET,
+        size={"height": 320, "width": 320},
+        do_center_crop=False,
+    ),
+    "224": _protocol(
+        "256, centre 224, statistics 0.5",
+        HALF,
+        size={"shortest_edge": 256},
+        crop_size={"height": 224, "width": 224},
+    ),
+}
+
+
+def sscd(
+    path: str | Path, protocol: str = "320", sha256: str | None = None, device: str = "cpu"
+) -> Embedder:
+    """SSCD from its TorchScript file.
+
+    Returns an `Embedder` named after the file, with its protocol and SHA-256.
+
+    Parameters: `path`, e.g. of `sscd_disc_mixup.torchscript.pt`; `protocol`, "320" (square,
+    ImageNet statistics: this method's) or "224" (256, centre 224, mean and deviation 0.5: other
+    works', with `sscd_disc_large`); `sha256`, of a file that `KNOWN_FILES` doesn't have; `device`.
+    Raises ValueError for another protocol or SHA-256, FileNotFoundError where there is no file.
+    Source: paper, section 4; the two protocols' numbers can't be compared.
+    """
+    check_choice("protocol", protocol, tuple(SSCD_PROTOCOLS))
+    script, name, digest = load_script(path, sha256, device)
+    chosen = SSCD_PROTOCOLS[protocol]
+    prepare = processor(**chosen.options)
+    return Embedder(name, chosen.words, lambda x: _run(script, prepare(x), device), sha256=digest)
+
+
+def inception(path: str | Path, sha256: str | None = None, device: str = "cpu") -> Embedder:
+    """Inception from a TorchScript file, whose features alone may be called FID and KID.
+
+    Returns an `Embedder` of the family "Inception".
+
+    Parameters: `path`, of a script uint8 [N, 3, H, W] -> features that resizes by itself, such as
+    the published `inception-2015-12-05.pt` (asked for `return_features` where it has that
+    option); `sha256` and `device` as in `sscd`.
+    Raises as `sscd`.
+    Source: Heusel et al. 2017.
+    """
+    script, name, digest = load_script(path, sha256, device)
+    names = {one.name for one in script.forward.schema.arguments}
+    options = {"return_features": True} if "return_features" in names else {}
+
+    def look(images: np.ndarray) -> Any:
+        import torch
+
+        return _run(script, torch.from_numpy(images.transpose(0, 3, 1, 2).copy()), device, options)
+
+    return Embedder(name, "resized by the network itself", look, "Inception", digest)
+
+
+def load_script(
+    path: str | Path, sha256: str | None = None, device: str = "cpu"
+) -> tuple[Any, str, str]:
+    """Open a TorchScript file whose SHA-256 is known or given: (module, name, SHA-256).
+
+    Raises ValueError, before anything of the file runs, where its SHA-256 is another, or unknown
+    and not given; and where it holds no TorchScript. FileNotFoundError where there is no file.
+    """
+    import torch
+
+    digest = file_digest(Path(path))
+    if sha256 is None and digest not in KNOWN_FILES:
+        raise ValueError(
+            f"{path} has the SHA-256 {digest}, which is not a published one; TorchScript is code: "
+            "give sha256=… of a file you trust"
+        )
+    if sha256 is not None and digest != sha256.strip().lower():
+        raise ValueError(f"sha256 of {path} must be {sha256}, got {digest}")
+    try:
+        script = torch.jit.load(str(path), map_location=device).eval()
+    except RuntimeError as error:
+        raise ValueError(f"{path} holds no TorchScript: {error}") from error
+    return script, KNOWN_FILES.get(digest, Path(path).name.split(".")[0]), digest
+
+
+def processor(**options: Any) -> Callable[[np.ndarray], Any]:
+    """Pictures -> pixel values, float32 [N, 3, H, W], by transformers' image processor (Pillow)."""
+    from transformers import CLIPImageProcessorPil
+
+    prepare = CLIPImageProcessorPil(do_convert_rgb=False, **options)
+    return lambda images: prepare(images=list(images), return_tensors="pt").pixel_values
+
+
+def _run(script: Any, pixels: Any, device: str, options: Mapping[str, Any] | None = None) -> Any:
+    import torch
+
+    with torch.inference_mode():
+        return script(pixels.to(device), **(options or {}))
