@@ -4,25 +4,40 @@ Scope: each is a frozen dataclass with `.name`, `.source` and `.permanent`, appl
 `generate(model, prompts, seeds, mitigation=m)` and nothing left behind.
 - `nemo`: NeMo, its candidates, random neurons
 - `prompts`: random tokens, random numbers, word repetition
+- `embedding`: prompt embedding adjustment, embedding noise
+- `attention`: attention scaling, attention masking
+- `noise`: initial-noise optimisation
+- `wanda`: pruning of feed-forward weights
 - `rows`: the rows of the paper's table 1
 Source: "Finding NeMo" (arXiv 2406.02366), section 4; every mitigation names its own.
 """
 
+from nemo_kit.mitigation.attention import AttentionMasking, AttentionScaling
 from nemo_kit.mitigation.base import Mitigation, NoMitigation
+from nemo_kit.mitigation.embedding import EmbeddingAdjustment, EmbeddingNoise
 from nemo_kit.mitigation.nemo import InitialCandidates, NeMo, Neurons, RandomNeurons
+from nemo_kit.mitigation.noise import NoiseOptimisation
 from nemo_kit.mitigation.prompts import RandomNumbers, RandomTokens, WordRepetition
-from nemo_kit.mitigation.rows import MITIGATIONS, paper_rows
+from nemo_kit.mitigation.rows import MITIGATIONS, further_rows, paper_rows
+from nemo_kit.mitigation.wanda import WandaPruning
 
 __all__ = [
     "MITIGATIONS",
+    "AttentionMasking",
+    "AttentionScaling",
+    "EmbeddingAdjustment",
+    "EmbeddingNoise",
     "InitialCandidates",
     "Mitigation",
     "NeMo",
     "Neurons",
     "NoMitigation",
+    "NoiseOptimisation",
     "RandomNeurons",
     "RandomNumbers",
     "RandomTokens",
+    "WandaPruning",
     "WordRepetition",
+    "further_rows",
     "paper_rows",
 ]

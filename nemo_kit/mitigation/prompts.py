@@ -106,13 +106,13 @@ def insert(prompt: str, count: int, word: Word, mitigation: Mitigation, seed: in
 
 
 def _token(tokenizer: object, draw: np.random.Generator, _words: list[str]) -> str:
-    """A token's text; special tokens, and tokens that are blank by themselves, are never drawn."""
+    """A token's text; special tokens, blanks and parts of a letter are never drawn."""
     special = set(tokenizer.all_special_ids)  # type: ignore[attr-defined]
     most = min(_MOST_TOKEN, len(tokenizer))  # type: ignore[arg-type]
     while True:
         number = int(draw.integers(most))
         text = tokenizer.decode([number]).strip()  # type: ignore[attr-defined]
-        if number not in special and text:
+        if number not in special and text and "\ufffd" not in text:
             return text
 
 

@@ -1,22 +1,32 @@
-"""The mitigations by name, and the rows of the paper's table 1.
+"""The mitigations by name, the rows of the paper's table 1, and those that the field adds.
 
 Source: "Finding NeMo" (arXiv 2406.02366), table 1.
 """
 
 from __future__ import annotations
 
+from nemo_kit.mitigation.attention import AttentionMasking, AttentionScaling
 from nemo_kit.mitigation.base import Mitigation, NoMitigation
+from nemo_kit.mitigation.embedding import EmbeddingAdjustment, EmbeddingNoise
 from nemo_kit.mitigation.nemo import InitialCandidates, NeMo, Neurons, RandomNeurons
+from nemo_kit.mitigation.noise import NoiseOptimisation
 from nemo_kit.mitigation.prompts import RandomNumbers, RandomTokens, WordRepetition
+from nemo_kit.mitigation.wanda import WandaPruning
 
 _KINDS: tuple[type[Mitigation], ...] = (
     NoMitigation,
+    EmbeddingAdjustment,
     RandomNeurons,
+    AttentionScaling,
     RandomTokens,
     NeMo,
     InitialCandidates,
+    AttentionMasking,
     RandomNumbers,
     WordRepetition,
+    EmbeddingNoise,
+    NoiseOptimisation,
+    WandaPruning,
 )
 MITIGATIONS: dict[str, type[Mitigation]] = {kind.name: kind for kind in _KINDS}
 
@@ -32,9 +42,31 @@ def paper_rows(found: Neurons, seed: int = 0) -> dict[str, Mitigation]:
     """
     return {
         "default": NoMitigation(),
+        "prompt embedding adjustment": EmbeddingAdjustment(),
         "random neurons": RandomNeurons(found, seed=seed),
+        "attention scaling": AttentionScaling(),
         "1 random token": RandomTokens(1, seed),
         "4 random tokens": RandomTokens(4, seed),
         "10 random tokens": RandomTokens(10, seed),
         "NeMo": NeMo(found),
+    }
+
+
+def further_rows(initial: Neurons | None = None, seed: int = 0) -> dict[str, Mitigation]:
+    """Mitigations that table 1 doesn't have, in the same form.
+
+    Parameters: `initial`, NeMo's initial candidates, without which that row is left out; `seed`,
+    of the draws.
+    Raises TypeError for other neurons, ValueError for a negative seed.
+    Source: table 4 (initial candidates); the others name their own.
+    """
+    first = {} if initial is None else {"initial candidates": InitialCandidates(initial)}
+    return {
+        **first,
+        "attention masking": AttentionMasking(),
+        "random numbers": RandomNumbers(seed=seed),
+        "word repetition": WordRepetition(seed=seed),
+        "embedding noise": EmbeddingNoise(seed=seed),
+        "initial-noise optimisation": NoiseOptimisation(),
+        "Wanda pruning": WandaPruning(),
     }

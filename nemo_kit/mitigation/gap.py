@@ -1,0 +1,47 @@
+"""Δε, the difference that the text makes to the predicted noise, and sizes relative to SD's.
+
+Source: Wen et al., ICLR 2024 (arXiv 2407.21720), which measures memorization by ‖Δε‖.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+if TYPE_CHECKING:
+    from nemo_kit.models import DiffusionModel
+
+_SD_LATENT = 4 * 64 * 64
+SAMPLES_AT_ONCE = 4  # with gradients, which take several times the memory
+
+
+def predicted_gap(
+    model: DiffusionModel, noise: Tensor, timestep: Tensor | int, text: Tensor, empty: Tensor
+) -> Tensor:
+    """ε of the text minus ε of the empty prompt, [N, C, H, W]; one denoiser call.
+
+    Parameters: `noise`, [N, C, H, W]; `text`, [N, tokens, dim]; `empty`, [1, tokens, dim].
+    """
+    both = torch.cat([text, empty.to(text).expand_as(text)])
+    with_text, without = model.predict_noise(torch.cat([noise, noise]), timestep, both).chunk(2)
+    return with_text - without
+
+
+def norms(gap: Tensor) -> Tensor:
+    """‖Δε‖₂ of each sample, [N]; raises FloatingPointError where one is not finite."""
+    found = gap.flatten(1).norm(dim=1)
+    if not torch.isfinite(found).all():
+        raise FloatingPointError("the predicted noise became NaN or infinite; load with float32")
+    return found
+
+
+def relative_size(model: DiffusionModel) -> float:
+    """√(numbers in a latent / numbers in Stable Diffusion's 4×64×64), 1 there.
+
+    A norm of independent numbers grows with the root of how many there are; so do the published
+    bounds, which hold for 4×64×64.
+    """
+    return math.sqrt(math.prod(model.latent_shape) / _SD_LATENT)
