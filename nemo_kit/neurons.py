@@ -229,13 +229,18 @@ def _most_first(row: tuple[int, int, int]) -> tuple[int, int, int]:
 
 
 def random_neurons(
-    like: NeuronSet, widths: Mapping[int, int], exclude: NeuronSet | None = None, seed: int = 0
+    like: NeuronSet,
+    widths: Mapping[int, int],
+    exclude: NeuronSet | None = None,
+    seed: int = 0,
+    overflow: bool = False,
 ) -> NeuronSet:
     """As many random neurons in each layer as `like` has there: the paper's control.
 
     Parameters: `widths`, layer -> number of neurons; `exclude`, neurons never drawn (the paper
-    leaves out all that were found for any prompt; the released code forgets to).
-    Raises ValueError where a layer has too few neurons left.
+    leaves out all that were found for any prompt; the released code forgets to); `overflow`, what
+    a layer can't give comes from the other layers, drawn evenly: those of a small model are narrow.
+    Raises ValueError where a layer, or with `overflow` all together, have too few neurons left.
     Source: section 4, "random neurons"; difference 7 between paper and code.
     """
     rng = np.random.default_rng(seed)
@@ -243,12 +248,24 @@ def random_neurons(
     drawn = {}
     for layer, count in like.check(widths).counts().items():
         free = sorted(set(range(widths[layer])) - set(barred.layers.get(layer, ())))
-        if len(free) < count:
+        if len(free) < count and not overflow:
             raise ValueError(
                 f"exclude leaves {len(free)} neurons in layer {layer}, but {count} are needed"
             )
-        drawn[layer] = rng.choice(free, size=count, replace=False).tolist()
-    return NeuronSet(drawn)
+        drawn[layer] = rng.choice(free, size=min(count, len(free)), replace=False).tolist()
+    chosen = NeuronSet(drawn)
+    return chosen | _elsewhere(len(like) - len(chosen), widths, barred | chosen, rng)
+
+
+def _elsewhere(
+    count: int, widths: Mapping[int, int], barred: NeuronSet, rng: np.random.Generator
+) -> NeuronSet:
+    """So many neurons of any layer that are not barred."""
+    every = NeuronSet({layer: range(width) for layer, width in widths.items()}) if count else barred
+    free = list(every - barred)
+    if len(free) < count:
+        raise ValueError(f"exclude leaves {len(free)} more neurons, but {count} are needed")
+    return NeuronSet.of(free[place] for place in rng.permutation(len(free))[:count])
 
 
 def write_results_csv(path: str | Path, results: pd.DataFrame, layers: int = 7) -> None:

@@ -86,6 +86,33 @@ class DoseResponse(Parameters):
     guidance: float | None = Field(None, ge=1.0)  # None: the model's own
 
 
+class Evaluation(Parameters):
+    """What notebooks that judge pictures have in common: their seeds are not detection's."""
+
+    seeds: Annotated[int, Field(ge=2)] = 10  # of detection: 1, 2, …
+    first_seed: Annotated[int, Field(ge=0)] = 101  # of the pictures; refused where they meet
+    steps: Count = 20
+    guidance: float | None = Field(None, ge=1.0)  # None: the model's own
+
+
+class MemorizationTypes(Evaluation):
+    """06_memorization_types: verbatim or template, by the closest picture."""
+
+    memorized: Count | None = 12  # prompts of each type, VM and TM
+    images: Count = 4
+    threshold: Annotated[float, Field(ge=-1, le=1)] = 0.7
+
+
+class Ablation(Evaluation):
+    """08_ablation: localization with one choice changed at a time, and other scaling factors."""
+
+    memorized: Count | None = 2  # prompts of each type, VM and TM
+    holdout: Annotated[int, Field(ge=2)] | None = 10  # for the threshold with guidance
+    images: Count = 3
+    steps: Count = 15
+    factors: list[float] = [-1.0, -0.5, 0.25, 0.5, 0.75]  # besides 0 and 1
+
+
 @dataclass(frozen=True)
 class Notebook:
     """One notebook: its parameters, what ``lab`` changes, and seconds to expect on two cores."""
@@ -146,6 +173,7 @@ class Figure:
 
 
 _PICTURES = {"images": 4, "steps": 25}
+_FACTORS = [-1.0, -0.75, -0.5, -0.25, 0.25, 0.5, 0.75]
 
 NOTEBOOKS: dict[str, Notebook] = {
     "00_quickstart": Notebook(Quickstart, {"steps": 50}, {"quick": 20, "lab": 30}),
@@ -164,6 +192,14 @@ NOTEBOOKS: dict[str, Notebook] = {
     ),
     "04_dose_response": Notebook(
         DoseResponse, {"per_rate": None, **_PICTURES}, {"quick": 120, "lab": 600}, role="ladder"
+    ),
+    "06_memorization_types": Notebook(
+        MemorizationTypes, {"memorized": None, "images": 10}, {"quick": 60, "lab": 240}
+    ),
+    "08_ablation": Notebook(
+        Ablation,
+        {"memorized": 10, "holdout": 40, "images": 4, "steps": 20, "factors": _FACTORS},
+        {"quick": 120, "lab": 900},
     ),
 }
 
@@ -189,6 +225,10 @@ FIGURES: tuple[Figure, ...] = (
     Figure("F10", "03_localization", "neurons that several prompts share, switched off alone"),
     Figure("truth", "03_localization", "neurons found against planted ones"),
     Figure("dose_response", "04_dose_response", "memorization against the repetition rate"),
+    Figure("F6", "06_memorization_types", "density of the largest similarity: VM, TM"),
+    Figure("types", "06_memorization_types", "labels against measured types", False),
+    Figure("T4", "08_ablation", "one choice changed at a time, and other scaling factors"),
+    Figure("F5b", "08_ablation", "similarity against the scaling factor"),
 )
 
 

@@ -1,0 +1,155 @@
+"""Pictures under interventions, measured prompt by prompt: what tables 1 and 4 and figure 5b need.
+
+Scope: seeds of the pictures, the pictures of each setting through the store, their measures, and
+medians over prompts. A setting is a name with what `generate_all` takes for it.
+Source: Hintersdorf et al., "Finding NeMo", NeurIPS 2024, section 4, tables 1 and 4.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pandas as pd
+
+from nemo_kit import effects, metrics
+from nemo_kit.checks import check_seeds, check_whole
+from nemo_kit.experiments import generate_all
+
+if TYPE_CHECKING:
+    from nemo_kit.models import DiffusionModel
+
+MEASURES = ("orig", "gen", "diversity", "alignment")  # columns of `measured`, order of table 1
+NOTE = (
+    "Median ± MAD over prompts, below it the 95 % bootstrap interval. orig, gen, div: cosines "
+    "of the lab's copy descriptor; align: of the lab's CLIP."
+)
+Setting = tuple[str, Mapping[str, Any]]
+
+
+def evaluation_seeds(count: int, first: int, detection: Iterable[int]) -> list[int]:
+    """Seeds of the pictures a mitigation is judged on, none of which detection used.
+
+    Returns `count` consecutive seeds from `first` on.
+
+    Parameters: `count`, at least 1; `first`, at least 0; `detection`, the seeds that detection and
+    localization used.
+    Raises ValueError where a seed is in both: neurons found on a seed suit that seed's noise.
+    Source: paper, section 4 (detection and evaluation seeds differ).
+    """
+    check_whole("count", count, 1)
+    check_whole("first", first, 0)
+    seeds = list(range(first, first + count))
+    refuse_shared_seeds(seeds, detection)
+    return seeds
+
+
+def refuse_shared_seeds(evaluation: Iterable[int], detection: Iterable[int]) -> None:
+    """Raise ValueError, with the seeds, where evaluation and detection share some."""
+    used = check_seeds(list(detection))
+    if both := sorted(set(check_seeds(list(evaluation))) & set(used)):
+        shown = ", ".join(map(str, both[:5])) + (", …" if len(both) > 5 else "")
+        raise ValueError(
+            f"evaluation seeds must differ from detection seeds, but {shown} "
+            f"{'is' if len(both) == 1 else 'are'} in both; start the pictures above {max(used)}"
+        )
+
+
+def measured(
+    model: DiffusionModel,
+    rows: pd.DataFrame,
+    settings: Iterable[Setting],
+    *,
+    seeds: Sequence[int],
+    detection_seeds: Iterable[int],
+    store: str | Path,
+    **options: Any,
+) -> pd.DataFrame:
+    """Pictures of every prompt under every setting, from the store or new, and their measures.
+
+    Returns a frame with `setting`, `repeat` (0, 1, … where a name comes more than once), `prompt`,
+    `group`, `orig`, `gen`, `diversity`, `alignment`: medians over a prompt's pictures, `gen`
+    against the undisturbed pictures of the same seeds.
+
+    Parameters: `rows`, with `prompt` and `group`; `settings`, pairs of a name and what
+    `generate_all` takes for it (`neurons`, `factor`, `mitigation`; nothing: undisturbed); `seeds`
+    of the pictures; `detection_seeds`, which they must not meet; `options`, for all pictures
+    (`steps`, `guidance`).
+    Raises ValueError for shared seeds, and what `generate_all` raises.
+    Source: paper, section 4 and table 1.
+    """
+    refuse_shared_seeds(seeds, detection_seeds)
+    prompts = list(rows["prompt"])
+
+    def draw(**how: Any) -> pd.DataFrame:
+        return generate_all(model, prompts, seeds, store=store, **options, **how)
+
+    before, parts, repeats = draw(), [], Counter[str]()
+    for name, how in settings:
+        part = _measures(rows, before, draw(**how) if how else before)
+        part.insert(0, "setting", name)
+        part.insert(1, "repeat", repeats[name])
+        repeats[name] += 1
+        parts.append(part)
+    return pd.concat(parts, ignore_index=True)
+
+
+def _measures(rows: pd.DataFrame, before: pd.DataFrame, after: pd.DataFrame) -> pd.DataFrame:
+    """Of the prompts that have both pictures: one that failed was named in a warning."""
+    kept = rows[rows["prompt"].isin(before["prompt"]) & rows["prompt"].isin(after["prompt"])]
+    shots = [effects.pictures(made, kept["prompt"]) for made in (before, after)]
+    both = effects.copying(kept, *shots)
+    after_names = {f"{name}_after": name for name in MEASURES}
+    return both.rename(columns=after_names)[["prompt", "group", *MEASURES]]
+
+
+def over_prompts(frame: pd.DataFrame, measures: Sequence[str] = MEASURES) -> pd.DataFrame:
+    """Median ± median absolute deviation over prompts for every setting, group and measure.
+
+    Returns a frame with `setting`, `group`, `measure`, `prompts`, `median`, `mad`, `low`, `high`
+    (95 % bootstrap interval of the median), settings in their order. Repeats of a setting count as
+    one value a prompt, their mean. A number that is NaN for a prompt leaves the prompt out.
+
+    Parameters: `frame`, from `measured`; `measures`, its columns to tell.
+    Raises ValueError for a missing column.
+    Source: paper, table 1 (median ± MAD); the intervals are an addition.
+    """
+    missing = {"setting", "prompt", "group", *measures} - set(frame.columns)
+    if missing:
+        raise ValueError(f"frame lacks {', '.join(sorted(missing))}; it has {list(frame.columns)}")
+    keys = ["setting", "group", "prompt"]
+    single = frame.groupby(keys, sort=False, as_index=False)[list(measures)].mean()
+    found = [
+        {"setting": setting, "group": group, "measure": name} | _told(part[name].dropna())
+        for (setting, group), part in single.groupby(["setting", "group"], sort=False)
+        for name in measures
+        if part[name].notna().any()
+    ]
+    names = ["setting", "group", "measure", "prompts", "median", "mad", "low", "high"]
+    return pd.DataFrame(found, columns=names)
+
+
+def _told(values: pd.Series) -> dict[str, float]:
+    told = metrics.summarize(values)
+    numbers = {name: getattr(told, name) for name in ("median", "mad", "low", "high")}
+    return {"prompts": told.count} | numbers
+
+
+def wide(summary: pd.DataFrame) -> pd.DataFrame:
+    """The summary as a table to read: a row a setting, a column a group and measure.
+
+    Returns text cells, ``0.83 ± 0.16 [0.80, 0.86]``; empty where a number is missing.
+    Parameters: `summary`, from `over_prompts`.
+    """
+    cells = [
+        str(metrics.Summary(r.median, r.mad, r.low, r.high, r.prompts))
+        for r in summary.itertuples()
+    ]
+    heads = summary["group"] + " " + summary["measure"]
+    table = summary.assign(cell=cells, head=heads)
+    order, settings = list(dict.fromkeys(heads)), list(dict.fromkeys(summary["setting"]))
+    return (
+        table.pivot(index="setting", columns="head", values="cell").loc[settings, order].fillna("")
+    )

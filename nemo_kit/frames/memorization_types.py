@@ -1,0 +1,69 @@
+"""Verbatim or template: each prompt's largest similarity to its training image (figure 6).
+
+Scope: measures pictures that `generate_all` made; types are told from them and set against the
+prompt list's labels.
+Source: Hintersdorf et al., "Finding NeMo", NeurIPS 2024, figure 6 (VM: the largest of ten pictures'
+similarities exceeds 0.7).
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import pandas as pd
+
+from nemo_kit import effects, metrics
+
+
+def maxima(
+    rows: pd.DataFrame, generated: pd.DataFrame, threshold: float = metrics.COPY_THRESHOLD
+) -> pd.DataFrame:
+    """Largest and median similarity of each prompt's pictures to its training image (F6).
+
+    Returns a frame with `prompt`, `group` (the list's label), `maximum`, `median` (cosines),
+    `measured` ("VM" where the maximum exceeds the threshold, else "TM"). Prompts without a known
+    training image are left out, so for another model's prompts there may be no row.
+
+    Parameters: `rows`, with `prompt` and `group`; `generated`, from `generate_all`; `threshold`.
+    Raises ValueError for a missing column or a prompt without pictures.
+    Source: paper, figure 6 and section 4.
+    """
+    if missing := {"prompt", "group"} - set(rows.columns):
+        raise ValueError(f"rows lack {', '.join(sorted(missing))}; they have {list(rows.columns)}")
+    found = []
+    for row in rows.itertuples():
+        training = effects.training_image(row.prompt)
+        if training is not None:
+            images = effects.pictures(generated, [row.prompt])[0]
+            values = metrics.copy_similarities(effects.small(images), training, effects.look)
+            found.append((row.prompt, row.group, values.max(), float(np.median(values))))
+    frame = pd.DataFrame(found, columns=["prompt", "group", "maximum", "median"])
+    return frame.assign(measured=np.where(frame["maximum"] > threshold, "VM", "TM"))
+
+
+def agreement(frame: pd.DataFrame) -> pd.DataFrame:
+    """How many prompts of each label measure as verbatim and as template.
+
+    Returns a frame with `group`, `prompts`, `VM`, `TM` (counts by measure), `median_of_maxima`.
+    Parameters: `frame`, from `maxima`.
+    """
+    table = frame.groupby("group", sort=False).agg(
+        prompts=("prompt", "size"),
+        VM=("measured", lambda told: int((told == "VM").sum())),
+        TM=("measured", lambda told: int((told == "TM").sum())),
+        median_of_maxima=("maximum", "median"),
+    )
+    return table.reset_index()
+
+
+def sentence(frame: pd.DataFrame, threshold: float = metrics.COPY_THRESHOLD) -> str:
+    """What the table says, in one sentence: which prompts measure otherwise than labelled."""
+    if frame.empty:
+        return "No prompt here has a known training image, so no type can be measured."
+    other = frame[frame["measured"] != frame["group"]]
+    if other.empty:
+        return f"All {len(frame)} prompts measure as labelled at {threshold:g}."
+    parts = [
+        f"{len(part)} of {(frame['group'] == label).sum()} labelled {label}"
+        for label, part in other.groupby("group", sort=False)
+    ]
+    return f"{' and '.join(parts)} measure as the other type at {threshold:g}."

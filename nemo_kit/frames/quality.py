@@ -1,0 +1,180 @@
+"""What blocking neurons costs other prompts: image quality, and neurons found where none should be.
+
+Scope: which neurons are blocked (the most frequent of the memorized prompts, or random ones), the
+pictures of non-memorized prompts without them, their distance to real pictures, and how many of
+these prompts yield neurons.
+Source: Hintersdorf et al., "Finding NeMo", NeurIPS 2024, section 4, figures 5a and 8.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pandas as pd
+
+from nemo_kit import effects
+from nemo_kit.checks import check_seeds, check_whole
+from nemo_kit.experiments import generate_all
+from nemo_kit.frames.evaluation import refuse_shared_seeds
+from nemo_kit.neurons import NeuronSet, random_neurons
+
+if TYPE_CHECKING:
+    from nemo_kit.models import DiffusionModel
+
+FREQUENT, RANDOM, NONE = "most frequent", "random", "none"
+CHOICES = (FREQUENT, RANDOM)
+PAPER_UNSEEN = (58, 500)  # unseen non-memorized prompts that yield neurons, of how many
+
+
+@dataclass(frozen=True)
+class Block:
+    """Neurons to block at once: how many, how chosen, and for a random choice its seed."""
+
+    choice: str
+    count: int
+    neurons: NeuronSet
+    seed: int | None = None
+
+
+def counts_up_to(found: int, wanted: Sequence[int] = ()) -> list[int]:
+    """Numbers of neurons to block: those wanted (by default 1, 2, 5, 10, 20, …) up to all found.
+
+    Returns ascending counts; the last is `found` itself.
+
+    Parameters: `found`, how many different neurons there are, at least 1; `wanted`, counts of 1 or
+    more; larger ones than `found` are left out.
+    Raises ValueError for other numbers.
+    """
+    check_whole("found", found, 1)
+    for count in wanted:
+        check_whole("counts", count, 1)
+    steps = wanted or [digit * 10**power for power in range(len(str(found))) for digit in (1, 2, 5)]
+    return sorted({count for count in steps if count < found} | {found})
+
+
+def most_frequent(table: pd.DataFrame, count: int) -> NeuronSet:
+    """The `count` neurons that serve most prompts.
+
+    Parameters: `table`, from `neurons.frequency`: `layer`, `neuron`, `prompts`, most first.
+    Raises ValueError for more neurons than the table has.
+    Source: paper, figure 5a (the most frequent first).
+    """
+    check_whole("count", count, 0)
+    if count > len(table):
+        raise ValueError(f"count must be at most the {len(table)} neurons found, got {count}")
+    rows = table[:count]
+    return NeuronSet.of(zip(rows["layer"].tolist(), rows["neuron"].tolist(), strict=True))
+
+
+def blocks(
+    table: pd.DataFrame, counts: Sequence[int], widths: Mapping[int, int], seeds: Sequence[int]
+) -> list[Block]:
+    """All neuron sets of the comparison: for each count the most frequent, and random ones a seed.
+
+    Parameters: `table`, from `neurons.frequency`; `counts`, from `counts_up_to`; `widths`, layer ->
+    number of neurons; `seeds`, one random draw for each.
+    Raises ValueError as `most_frequent`; where the layers have too few
+    neurons that were not found, that count has no random block.
+    """
+    found, made = most_frequent(table, len(table)), []
+    free = sum(widths.values()) - len(found)
+    for count in counts:
+        chosen = most_frequent(table, count)
+        made.append(Block(FREQUENT, count, chosen))
+        if count <= free:
+            for seed in seeds:
+                drawn = random_neurons(chosen, widths, found, seed, overflow=True)
+                made.append(Block(RANDOM, count, drawn, seed))
+    return made
+
+
+def widths(model: DiffusionModel) -> dict[int, int]:
+    """Layer -> number of neurons, of the layers that localization searches."""
+    return {layer.index: layer.width for layer in model.searched}
+
+
+def pictures(
+    model: DiffusionModel,
+    prompts: Sequence[str],
+    chosen: Iterable[Block],
+    *,
+    seeds: Sequence[int],
+    detection_seeds: Iterable[int],
+    store: str | Path,
+    **options: Any,
+) -> pd.DataFrame:
+    """Pictures of the prompts with each block's neurons deactivated, and undisturbed.
+
+    Returns a frame with `choice` ("none", "most frequent", "random"), `neurons` (count), `seed`,
+    `prompt`, `image`. A random block is drawn with the picture of its own place among the seeds.
+
+    Parameters: `prompts`; `chosen`, from `blocks`; `seeds` of the pictures, one for each random
+    draw; `detection_seeds`, which they must not meet; `options`, for `generate_all`.
+    Raises ValueError for shared seeds, and what `generate_all` raises.
+    Source: paper, figures 5a and 8 (five seeds).
+    """
+    refuse_shared_seeds(seeds, detection_seeds)
+    numbers = check_seeds(seeds, distinct=True)
+    places = dict(zip(range(len(numbers)), numbers, strict=True))
+    parts = []
+    for block in [Block(NONE, 0, NeuronSet()), *chosen]:
+        own = numbers if block.seed is None else [places[block.seed]]
+        neurons = block.neurons or None
+        made = generate_all(model, prompts, own, neurons, store=store, **options)
+        parts.append(made.assign(choice=block.choice, neurons=block.count))
+    frame = pd.concat(parts, ignore_index=True)
+    return frame[["choice", "neurons", "seed", "prompt", "image"]]
+
+
+def unseen(localized: pd.DataFrame) -> pd.DataFrame:
+    """How many non-memorized prompts yield neurons, here and in the paper.
+
+    Returns a frame with `source`, `prompts`, `with_neurons`, `share`, `low`, `high` (95 % Wilson
+    interval of the share).
+
+    Parameters: `localized`, from `localize_all`, grouped; only its non-memorized prompts count.
+    Raises ValueError for a missing column or no such prompt.
+    Source: paper, section 4 (58 of 500).
+    """
+    if missing := {"group", "n_refined"} - set(localized.columns):
+        raise ValueError(f"localized lacks {', '.join(sorted(missing))}")
+    rows = localized[localized["group"] == "non-memorized"]
+    if rows.empty:
+        raise ValueError("localized has no non-memorized prompt")
+    counted = {"here": (int((rows["n_refined"] > 0).sum()), len(rows)), "paper": PAPER_UNSEEN}
+    found = [
+        {"source": source, "prompts": n, "with_neurons": k, "share": k / n} | wilson(k, n)
+        for source, (k, n) in counted.items()
+    ]
+    return pd.DataFrame(found)
+
+
+def wilson(hits: int, of: int) -> dict[str, float]:
+    """Ends `low` and `high` of the 95 % Wilson interval of a share; ValueError for bad counts."""
+    from scipy.stats import binomtest
+
+    interval = binomtest(hits, of).proportion_ci(method="wilson")
+    return {"low": float(interval.low), "high": float(interval.high)}
+
+
+def chance(kept: pd.DataFrame) -> pd.DataFrame:
+    """Mean and deviation over seeds of each measure, choice and count.
+
+    Returns a frame with `measure`, `choice`, `neurons`, `mean`, `deviation`, `seeds`.
+    Parameters: `kept`, with `measure`, `choice`, `neurons`, `seed`, `value`.
+    """
+    keys = ["measure", "choice", "neurons"]
+    table = kept.groupby(keys, sort=False)["value"].agg(["mean", "std", "size"]).reset_index()
+    return table.rename(columns={"std": "deviation", "size": "seeds"}).fillna({"deviation": 0.0})
+
+
+def features(images: Sequence[np.ndarray]) -> np.ndarray:
+    """CLIP features of pictures, of the lab's CLIP: the ones its reference features are from."""
+    from nemo_kit import lab, metrics
+
+    shrunk = effects.small(np.stack(list(images)))
+    return metrics.clip_embeddings(shrunk, ["a picture"], *lab.clip())[0]
