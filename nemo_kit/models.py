@@ -201,7 +201,7 @@ def load(
     `revision`, the hub's commit, which a published result should name.
     Raises ValueError for an unknown name or device and for models of another shape.
     """
-    path = _resolve(name)
+    path = resolve(name)
     place = _device(device)
     kind = dtype or (torch.float16 if place.type == "cuda" else torch.float32)
     parts = _open(path, kind, revision)
@@ -223,8 +223,8 @@ def load(
     )
 
 
-def _resolve(name: str) -> str | Path:
-    """The folder or hub id a name means."""
+def resolve(name: str) -> str | Path:
+    """The folder (a path) or hub id (a text) a name means; raises ValueError for other names."""
     if not isinstance(name, str) or not name:
         raise ValueError(f"{_ALLOWED}; got {name!r}")
     if name == "lab":
