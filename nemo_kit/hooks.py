@@ -1,24 +1,26 @@
 """Context managers that read or scale what projections put out, and leave nothing behind.
 
-Scope: one context manager an intent; hooks are registered on entering and removed on leaving,
-whatever raises. Outputs are never written in place. Nothing of the method lives here.
+Scope: projections of the attention, and channels of convolutions. One context manager an intent;
+hooks are registered on entering and removed on leaving, whatever raises. Outputs are never written
+in place. Nothing of the method lives here.
 Source: "Finding NeMo" (arXiv 2406.02366), section 3: deactivating a neuron multiplies its output
 by 0, scaling by any factor.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 
 import torch
 from torch import Tensor, nn
 
 from nemo_kit.checks import check_number
-from nemo_kit.layers import Projection
+from nemo_kit.layers import Convolution, Projection
 from nemo_kit.neurons import NeuronSet
 
 Hook = Callable[[nn.Module, tuple, Tensor], Tensor | None]
+Place = Projection | Convolution
 
 
 @contextmanager
@@ -64,6 +66,56 @@ def scale_neurons(
         yield
 
 
+@contextmanager
+def scale_channels(
+    denoiser: nn.Module,
+    convolutions: Iterable[Convolution],
+    channels: NeuronSet,
+    factor: float = 0.0,
+) -> Iterator[None]:
+    """Multiply output channels of convolutions by a factor inside the block, for the whole batch.
+
+    Parameters: `convolutions`, where the channels are; `channels`, convolution number -> output
+    channels, as a `NeuronSet`; `factor`, 0 switches them off.
+    Raises ValueError where a channel does not exist or the factor is not finite.
+    Source: figure 20 of the paper.
+    """
+    by_number = {c.index: c for c in convolutions}
+    check_number("factor", factor)
+    rows = _checked([channels], by_number)
+    plan = [
+        (by_number[i], _scaler(_gains(by_number[i], rows, factor).reshape(1, -1, 1, 1), True))
+        for i in channels.layers
+    ]
+    with _hooked(denoiser, plan):
+        yield
+
+
+@contextmanager
+def gate_neurons(
+    denoiser: nn.Module, projections: Iterable[Projection], gates: Mapping[int, Tensor]
+) -> Iterator[None]:
+    """Multiply neurons' outputs by gates that may carry a gradient, inside the block.
+
+    Parameters: `projections`, where the gates' layers are; `gates`, layer -> [batch, 1, width] or
+    [1, 1, width]: 1 changes nothing, 0 deactivates.
+    Raises ValueError for a layer or a width that the projections don't have.
+    """
+    by_layer = {p.index: p for p in projections}
+    for layer, gate in gates.items():
+        if layer not in by_layer or gate.ndim != 3 or gate.shape[1:] != (1, by_layer[layer].width):
+            raise ValueError(
+                f"gates: layer {layer} must be one of {sorted(by_layer)} with a gate "
+                f"[batch, 1, width] of its width, got {list(gate.shape)}"
+            )
+
+    def gater(gate: Tensor) -> Hook:
+        return lambda _module, _inputs, output: output * gate.to(output)
+
+    with _hooked(denoiser, [(by_layer[i], gater(gate)) for i, gate in gates.items()]):
+        yield
+
+
 def _plan(
     by_layer: dict[int, Projection], sets: NeuronSet | Sequence[NeuronSet], factor: float
 ) -> list[tuple[Projection, Hook]]:
@@ -75,7 +127,7 @@ def _plan(
     return [(by_layer[i], _scaler(_gains(by_layer[i], rows, factor), alone)) for i in touched]
 
 
-def _checked(sets: object, by_layer: dict[int, Projection]) -> list[NeuronSet]:
+def _checked(sets: object, by_layer: Mapping[int, Place]) -> list[NeuronSet]:
     if not isinstance(sets, Sequence) or not all(isinstance(one, NeuronSet) for one in sets):
         raise TypeError(f"sets must be a NeuronSet or a list of them, got {type(sets).__name__}")
     if not sets:
@@ -84,7 +136,7 @@ def _checked(sets: object, by_layer: dict[int, Projection]) -> list[NeuronSet]:
     return [one.check(widths) for one in sets]
 
 
-def _gains(projection: Projection, rows: Sequence[NeuronSet], factor: float) -> Tensor:
+def _gains(projection: Place, rows: Sequence[NeuronSet], factor: float) -> Tensor:
     """[rows, 1, width]: the factor at the neurons of each row, 1 elsewhere."""
     gains = torch.ones(len(rows), 1, projection.width)
     for row, neurons in enumerate(rows):
@@ -107,7 +159,7 @@ def _scaler(gains: Tensor, for_all: bool) -> Hook:
 
 
 @contextmanager
-def _hooked(denoiser: nn.Module, plan: Iterable[tuple[Projection, Hook]]) -> Iterator[None]:
+def _hooked(denoiser: nn.Module, plan: Iterable[tuple[Place, Hook]]) -> Iterator[None]:
     handles = []
     try:
         for projection, hook in plan:
@@ -118,11 +170,11 @@ def _hooked(denoiser: nn.Module, plan: Iterable[tuple[Projection, Hook]]) -> Ite
             handle.remove()
 
 
-def _module(denoiser: nn.Module, projection: Projection) -> nn.Module:
+def _module(denoiser: nn.Module, projection: Place) -> nn.Module:
     try:
         return denoiser.get_submodule(projection.name)
     except AttributeError as error:
         raise ValueError(
             f"projections: this denoiser has no {projection.name!r}; "
-            "find them with value_layers(denoiser)"
+            "find them with the functions of nemo_kit.layers"
         ) from error

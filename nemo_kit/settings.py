@@ -20,6 +20,7 @@ from nemo_kit.similarity import SimilaritySettings
 
 Halves = Literal["conditional", "both"]
 Threshold = Literal["pairs", "maxima"]
+Precision = Literal["model", "float32", "bfloat16", "float16"]
 
 
 @dataclass(frozen=True)
@@ -77,7 +78,8 @@ class LocalizationSettings:
     factor: float = 0.0  # deactivating is × 0; table 4 scales by −1 … 0.75
     halves: Halves = "conditional"  # difference 8: the code acts on both guidance halves
     random_excludes_found: bool = True  # difference 7: kept for the control, unused by localize
-    batch_size: int = 32  # denoiser samples a call; bounds memory, changes no result
+    batch_size: int | None = None  # denoiser samples a call; None: what memory allows, measured
+    precision: Precision = "model"  # of denoiser operations; on most CPUs half is slower
     detection: DetectionSettings | None = None  # None: the model's calibration's, else default
     similarity: SimilaritySettings | None = None  # difference 2: None as above, else MS-SSIM
     name: str = field(default="default", compare=False)  # which preset this began as
@@ -89,7 +91,9 @@ class LocalizationSettings:
         check_number("factor", self.factor)
         check_whole("k", self.k, 0)
         check_whole("k_step", self.k_step, 0)
-        check_whole("batch_size", self.batch_size, 1)
+        if self.batch_size is not None:
+            check_whole("batch_size", self.batch_size, 1)
+        check_choice("precision", self.precision, get_args(Precision))
         check_choice("halves", self.halves, get_args(Halves))
         if (self.theta_step == 0 or math.isinf(self.theta)) and self.k_step == 0:
             raise ValueError("theta_step and k_step can't both be 0: the selection would not move")

@@ -53,13 +53,63 @@ def test_any_batch_size_gives_the_same(batch_size: int, settings: SimilaritySett
     score, drawer = scorer(batch_size, settings)
     torch.testing.assert_close(score(SETS), whole(SETS))
     assert max(drawer.calls) <= batch_size
-    assert score.samples == sum(drawer.calls) == len(SETS) * 3
+    assert score.samples == sum(drawer.calls) == 3 * 3  # the empty set blocks nothing: not drawn
 
 
 def test_sets_share_a_call() -> None:
-    score, drawer = scorer(batch_size=12)
+    score, drawer = scorer(batch_size=9)
     score(SETS)
-    assert drawer.calls == [12]
+    assert drawer.calls == [9]
+
+
+def test_nothing_is_drawn_twice() -> None:
+    score, drawer = scorer()
+    first = score(SETS[1:3])
+    assert score(SETS)[1:3].equal(first)
+    assert score.exact(SETS[1]) == first[0]
+    assert drawer.calls == [6, 3]
+    assert (score.samples, score.asked) == (9, 4)
+
+
+def test_one_seed_above_is_enough() -> None:
+    score, drawer = scorer()
+    per_seed = score.per_seed(SETS)
+    best = int(per_seed[1].argmax())
+    limit = per_seed[1].median().item()
+    fresh, drawer = scorer()
+    fresh._last[best] = 1.0  # the seed that was above last is asked first
+    assert fresh.above([SETS[1]], limit) == [True]
+    assert drawer.calls == [1]
+    assert fresh.above([SETS[1]], 0.999) == [False]
+    assert drawer.calls == [1, 2]  # below needs all seeds, of which one is known
+    assert fresh.above([SETS[1]], 0.999, watch=[best]) == [False]
+    assert sum(drawer.calls) == 3
+
+
+def test_sets_behind_the_first_above_are_asked_of_one_seed() -> None:
+    score, drawer = scorer()
+    chain = [SETS[3], SETS[1], SETS[2]]
+    lowest = score.per_seed(chain).min(dim=1).values
+    fresh, drawer = scorer()
+    assert fresh.first_above(chain, lowest[1].item() - 1e-6) == 1
+    assert drawer.calls == [3, 2]  # the leading seed of all, then the rest of the first alone
+    assert fresh.first_below([SETS[1], SETS[3]], lowest[1].item() - 1e-6) == 1
+    assert drawer.calls == [3, 2]
+
+
+def test_memory_that_runs_out_halves_the_batch() -> None:
+    score, drawer = scorer(batch_size=8)
+
+    def small(places: list[int], sets: list[NeuronSet]) -> Tensor:
+        if len(places) > 2:
+            raise torch.OutOfMemoryError("tried to allocate too much")
+        return drawer(places, sets)
+
+    score.draw = small
+    whole, _ = scorer()
+    with pytest.warns(RuntimeWarning, match="out of memory with 8 denoiser samples.* on with 4"):
+        torch.testing.assert_close(score(SETS), whole(SETS))
+    assert (score.batch.size, score.samples, sum(drawer.calls)) == (2, 9, 9)
 
 
 def test_no_sets() -> None:

@@ -6,16 +6,18 @@ Source: "Finding NeMo" (arXiv 2406.02366), Algorithm 1.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from typing import TYPE_CHECKING, get_args
 
 import torch
 from torch import Tensor
 
-from nemo_kit.checks import check_choice, check_number, check_seeds, check_texts, check_whole
+from nemo_kit.checks import check_choice, check_number, check_seeds, check_texts
 from nemo_kit.hooks import scale_neurons
+from nemo_kit.memory import BatchSize
 from nemo_kit.neurons import NeuronSet
-from nemo_kit.settings import DetectionSettings, Halves
+from nemo_kit.settings import DetectionSettings, Halves, Precision
 from nemo_kit.similarity import noise_differences
 
 if TYPE_CHECKING:
@@ -31,7 +33,8 @@ class Differences:
     `NeuronSet` for each sample, it returns [N, C, H, W] in [0, 1] from one denoiser call (of 2N
     samples where there is guidance, N otherwise).
     Parameters: `settings`, steps and guidance; `factor` and `halves`, how neurons are scaled and
-    in which halves of a guided batch.
+    in which halves of a guided batch; `precision`, of the denoiser's operations (autocast; "model"
+    and "float32" leave them in the model's own).
     Source: Algorithm 1; guidance is the ablation of table 4.
     """
 
@@ -41,11 +44,13 @@ class Differences:
         settings: DetectionSettings,
         factor: float = 0.0,
         halves: Halves = "conditional",
+        precision: Precision = "model",
     ) -> None:
         check_choice("halves", halves, get_args(Halves))
+        check_choice("precision", precision, get_args(Precision))
         check_number("factor", factor)
         self.model, self.settings = model, settings
-        self.factor, self.halves = factor, halves
+        self.factor, self.halves, self.precision = factor, halves, precision
         self.timestep = model.timesteps(settings.steps)[settings.timestep_index]
         self._empty = model.embed("") if settings.guidance else None
 
@@ -53,8 +58,28 @@ class Differences:
     def __call__(
         self, noise: Tensor, embeddings: Tensor, sets: Sequence[NeuronSet] | None = None
     ) -> Tensor:
+        return noise_differences(self.predict(noise, embeddings, sets), noise)
+
+    def predict(
+        self, noise: Tensor, embeddings: Tensor, sets: Sequence[NeuronSet] | None = None
+    ) -> Tensor:
+        """The predicted noise behind the difference: [N, C, H, W], with a gradient if wanted."""
         predict = self._unguided if self._empty is None else self._guided
-        return noise_differences(predict(noise, embeddings, sets), noise)
+        with self._cast():
+            return predict(noise, embeddings, sets)
+
+    def _cast(self) -> AbstractContextManager:
+        if self.precision == "model" or self.precision == str(self.model.dtype)[6:]:
+            return nullcontext()
+        kind = getattr(torch, self.precision)
+        return torch.autocast(self.model.device.type, dtype=kind)
+
+    def in_halves(self, gates: Mapping[int, Tensor]) -> dict[int, Tensor]:
+        """Gates [1, 1, width] of one sample as its batch needs them: for both halves if guided."""
+        if self._empty is None:
+            return dict(gates)
+        open_ = {k: g if self.halves == "both" else torch.ones_like(g) for k, g in gates.items()}
+        return {layer: torch.cat([gate, open_[layer]]) for layer, gate in gates.items()}
 
     def _unguided(
         self, noise: Tensor, embeddings: Tensor, sets: Sequence[NeuronSet] | None
@@ -82,16 +107,21 @@ class Differences:
         noise: Tensor,
         embeddings: Tensor,
         sets: Sequence[NeuronSet] | None = None,
-        batch_size: int = 32,
+        batch_size: int | BatchSize = 32,
     ) -> Tensor:
-        """The same for any N, at most `batch_size` samples a denoiser call."""
-        check_whole("batch_size", batch_size, 1)
-        step = max(1, batch_size // (2 if self._empty is not None else 1))
-        parts = [
-            self(noise[i : i + step], embeddings[i : i + step], sets and sets[i : i + step])
-            for i in range(0, len(noise), step)
-        ]
+        """The same for any N, at most `batch_size` denoiser samples a call (see `BatchSize`)."""
+        batch = batch_size if isinstance(batch_size, BatchSize) else BatchSize(batch_size)
+        parts = batch.run(
+            lambda part: self(noise[part], embeddings[part], sets and sets[part]),
+            len(noise),
+            self.per_item,
+        )
         return torch.cat(parts)
+
+    @property
+    def per_item(self) -> int:
+        """Denoiser samples of one noise difference: 2 where there is guidance."""
+        return 1 if self._empty is None else 2
 
 
 def prompt_differences(

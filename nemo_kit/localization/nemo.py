@@ -16,13 +16,15 @@ import torch
 
 from nemo_kit.calibration import ActivationStatistics
 from nemo_kit.checks import check_seeds, check_text
+from nemo_kit.localization.attribution import first_order_effects
 from nemo_kit.localization.candidates import candidates, text_activations, z_scores
 from nemo_kit.localization.detection import check_threshold, kept, resolve, upper
 from nemo_kit.localization.differences import Differences, Progress
 from nemo_kit.localization.result import STAGES, Localization
 from nemo_kit.localization.scoring import Score
 from nemo_kit.localization.search import Propose, Refinement, Report, Selection, find_search
-from nemo_kit.neurons import NeuronSet
+from nemo_kit.memory import BatchSize, fitting
+from nemo_kit.neurons import Neuron, NeuronSet
 from nemo_kit.settings import LocalizationSettings
 from nemo_kit.similarity import pairwise
 
@@ -34,7 +36,7 @@ def localize(
     model: DiffusionModel,
     prompt: str,
     seeds: Iterable[int] = range(1, 11),
-    search: str = "sequential",
+    search: str = "speculative",
     statistics: ActivationStatistics | None = None,
     threshold: float | None = None,
     settings: LocalizationSettings | None = None,
@@ -43,7 +45,9 @@ def localize(
     """Find the neurons by which the model memorizes a prompt's image.
 
     Returns a `Localization`; `.refined` holds the neurons, empty where nothing is memorized.
-    Parameters: `seeds`, for detection (evaluate with others); `search`, a name in `SEARCHES`;
+    Parameters: `seeds`, for detection (evaluate with others); `search`, a name in `SEARCHES`:
+    "sequential" (the paper, call by call), "speculative" (the same sets, batched), "bisect" and
+    "attributed" (cheaper, verified, see there when their sets may differ);
     `statistics`, `threshold`, by default the model's calibration's; `settings`, by default the
     code's behaviour where it fixes the published threshold, the paper's elsewhere; `progress`,
     called with (stage, done, total or None), may raise to cancel.
@@ -83,7 +87,10 @@ class _Run:
         self.detection, self.similarity = resolve(model, settings.detection, settings.similarity)
         self.similarity.check(*model.latent_shape[1:])
         self.settings = replace(settings, detection=self.detection, similarity=self.similarity)
-        self.draw = Differences(model, self.detection, settings.factor, settings.halves)
+        self.draw = Differences(
+            model, self.detection, settings.factor, settings.halves, settings.precision
+        )
+        self.batch = BatchSize(settings.batch_size) if settings.batch_size else fitting(model)
         self.samples = dict.fromkeys(STAGES, 0)
         self.times = dict.fromkeys(STAGES, 0.0)
 
@@ -92,7 +99,7 @@ class _Run:
         with self._stage("detect"):
             noise, text = self.model.noise(self.seeds), self.model.embed(self.prompt)
             rows = text.expand(len(noise), -1, -1)
-            drawn = self.draw.in_batches(noise, rows, None, self.settings.batch_size)
+            drawn = self.draw.in_batches(noise, rows, None, self.batch)
             pairs = pairwise(drawn, self.similarity).cpu()
             self.mask = kept(pairs, threshold)
             where = self.mask.to(noise.device)
@@ -110,7 +117,14 @@ class _Run:
 
     def search(self, propose: Propose, threshold: float) -> tuple[Selection, Refinement]:
         """Algorithms 3 and 4 in the chosen search mode."""
-        score = Score(self._blocked, self.unblocked, self.similarity, self._pairs_at_once)
+        score = Score(
+            self._blocked,
+            self.unblocked,
+            self.similarity,
+            self.batch,
+            effects=self._effects,
+            per_pair=self.draw.per_item,
+        )
         widest = max(layer.width for layer in self.model.searched)
         with self._stage("select"):
             options = {"settings": self.settings, "widest": widest}
@@ -128,12 +142,12 @@ class _Run:
             )
         return selection, refinement
 
-    @property
-    def _pairs_at_once(self) -> int:
-        return max(1, self.settings.batch_size // (2 if self.detection.guidance else 1))
-
     def _blocked(self, places: list[int], sets: list[NeuronSet]) -> torch.Tensor:
         return self.draw(self.noise[places], self.text.expand(len(places), -1, -1), sets)
+
+    def _effects(self, neurons: NeuronSet, places: list[int]) -> dict[Neuron, float]:
+        seeds = self.noise[places], self.text, self.unblocked[places]
+        return first_order_effects(self.draw, *seeds, neurons, self.similarity)
 
     def _report(self, stage: str) -> Report | None:
         progress = self.progress
@@ -167,6 +181,8 @@ class _Run:
                 "initial_score": selection.score,
                 "refined_score": refinement.score,
                 "refinement_threshold": selection.refinement_threshold,
+                "verified": refinement.verified,
+                "fell_back": refinement.fell_back,
             }
         return Localization(
             prompt=self.prompt,

@@ -24,6 +24,9 @@ class Localization:
     `score` is the memorization score; `initial_score` and `refined_score` are the scores left
     with those neurons deactivated; `refinement_threshold` is what refinement compared with. For a
     prompt that is not memorized the sets are empty, θ, k and these three are None.
+    `search` names the mode that ran. Modes that verify their result (`bisect`, `attributed`) set
+    `verified`, and `fell_back`: neurons that failed the verification, which were then walked in
+    the paper's way.
     `samples` and `times` (seconds) count denoiser samples and time by algorithm, under the names
     in `STAGES`.
     Source: section 3.2; tables 1 and 2.
@@ -45,6 +48,8 @@ class Localization:
     initial_score: float | None = None
     refined_score: float | None = None
     refinement_threshold: float | None = None
+    verified: bool | None = None
+    fell_back: NeuronSet = field(default_factory=NeuronSet)
 
     @property
     def samples_evaluated(self) -> int:
@@ -71,6 +76,8 @@ class Localization:
             "samples_evaluated": self.samples_evaluated,
             "seconds": self.seconds,
             "search": self.search,
+            "verified": bool(self.verified),
+            "fell_back": self.fell_back.to_json(),
             "settings": json.dumps(to_dict(self.settings)),
         }
         for name in ("theta", "k", "initial_score", "refined_score", "refinement_threshold"):

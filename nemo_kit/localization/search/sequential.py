@@ -1,63 +1,25 @@
-"""Initial selection and refinement as pure logic over `score(sets)`, in named search modes.
+"""The search mode `sequential`: the paper's Algorithms 3 and 4, call by call.
 
-Scope: Algorithms 3 and 4. Each entry of `SEARCHES` has the same two functions; "sequential"
-follows the paper call by call.
+Scope: the reference the other modes are held against; one set a call, all its seeds.
 Source: "Finding NeMo" (arXiv 2406.02366), Algorithms 3 and 4, and the authors' released code.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 
-from torch import Tensor
-
+from nemo_kit.localization.search.steps import (
+    Propose,
+    Refinement,
+    Report,
+    Selection,
+    layer_parts,
+    neuron_parts,
+    schedule,
+)
+from nemo_kit.localization.verdicts import ScoreFunction, finite
 from nemo_kit.neurons import NeuronSet
 from nemo_kit.settings import LocalizationSettings
-
-ScoreFunction = Callable[[Sequence[NeuronSet]], Tensor]
-Propose = Callable[[float, int], NeuronSet]
-Report = Callable[[int, int | None], None]
-
-
-@dataclass(frozen=True)
-class Selection:
-    """What the initial selection ended with: the last candidates tried, and their score."""
-
-    candidates: NeuronSet
-    theta: float
-    k: int
-    score: float
-    refinement_threshold: float  # the memorization threshold, or the score where θ ran out
-
-
-@dataclass(frozen=True)
-class Refinement:
-    """The neurons that are left, their score, and how many sets were scored for it."""
-
-    neurons: NeuronSet
-    score: float
-    checks: int
-
-
-def schedule(settings: LocalizationSettings, widest: int) -> list[tuple[float, int]]:
-    """Every (θ, k) the initial selection may try, in order; at least one.
-
-    Parameters: `widest`, neurons of the widest layer: a larger k adds nothing.
-    Source: Algorithm 3; difference 6: the code stops before it scores θ_min.
-    """
-    pairs, step = [], 0
-    while True:
-        theta = settings.theta - step * settings.theta_step
-        k = settings.k + step * settings.k_step
-        over = theta < settings.theta_min or k > widest
-        if not settings.score_theta_min:
-            over = theta <= settings.theta_min or k >= widest
-        if over and pairs:
-            return pairs
-        pairs.append((theta, min(k, widest)))
-        step += 1
 
 
 def select_initial(
@@ -84,7 +46,7 @@ def select_initial(
         reached = score_one(score, proposed)
         if report:
             report(done, len(steps))
-        if reached <= _finite("threshold", threshold):
+        if reached <= finite("threshold", threshold):
             return Selection(proposed, theta, k, reached, threshold)
     return Selection(proposed, theta, k, reached, reached)
 
@@ -105,20 +67,18 @@ def refine(
     Source: Algorithm 4: layers last to first, then the neurons of those left, again last layer
     first; inside a layer by index.
     """
-    walk = _Walk(score, candidates, _finite("threshold", threshold), report, initial_score)
-    layers = list(candidates.layers)
+    walk = _OneByOne(score, candidates, finite("threshold", threshold), report, initial_score)
+    layers = layer_parts(candidates)
     walk.total = len(layers) + len(candidates)  # at most; fewer once layers are dropped
-    for layer in reversed(layers):
-        walk.drop(candidates.only(layer))
-    remaining = walk.neurons.layers
+    for part in layers:
+        walk.drop(part)
     walk.total = len(layers) + len(walk.neurons)
-    for layer in reversed(remaining):
-        for index in remaining[layer]:
-            walk.drop(NeuronSet({layer: [index]}))
+    for part in neuron_parts(walk.neurons):
+        walk.drop(part)
     return Refinement(walk.neurons, walk.score, walk.checks)
 
 
-class _Walk:
+class _OneByOne:
     """The state of refinement: what is still deactivated, and the score of that."""
 
     def __init__(
@@ -146,28 +106,4 @@ class _Walk:
 
 def score_one(score: ScoreFunction, neurons: NeuronSet) -> float:
     """The score of one set; raises ValueError where it is not finite."""
-    return _finite("score", float(score([neurons])[0]))
-
-
-def _finite(name: str, value: float) -> float:
-    if not math.isfinite(value):
-        raise ValueError(f"{name} must be finite, got {value!r}")
-    return value
-
-
-@dataclass(frozen=True)
-class Search:
-    """A search mode: functions with the parameters of `select_initial` and `refine`."""
-
-    select: Callable[..., Selection]
-    refine: Callable[..., Refinement]
-
-
-SEARCHES: dict[str, Search] = {"sequential": Search(select_initial, refine)}
-
-
-def find_search(name: str) -> Search:
-    """The search mode of that name; raises ValueError that lists them."""
-    if name not in SEARCHES:
-        raise ValueError(f"search must be one of {', '.join(sorted(SEARCHES))}; got {name!r}")
-    return SEARCHES[name]
+    return finite("score", float(score([neurons])[0]))

@@ -1,0 +1,49 @@
+"""Initial selection and refinement as pure logic over `score(sets)`, in named search modes.
+
+Scope: Algorithms 3 and 4. Each entry of `SEARCHES` has the same two functions:
+- `sequential`: the paper, call by call
+- `speculative`: the same sets from batched chains, the default
+- `bisect`: the same order by doubling and halving; verified
+- `attributed`: in the order of each candidate's first-order effect; verified
+Source: "Finding NeMo" (arXiv 2406.02366), Algorithms 3 and 4, and the authors' released code.
+"""
+
+from nemo_kit.localization.search import attributed, halving, sequential, speculative
+from nemo_kit.localization.search.sequential import refine, select_initial
+from nemo_kit.localization.search.steps import (
+    Propose,
+    Refinement,
+    Report,
+    Search,
+    Selection,
+    schedule,
+)
+from nemo_kit.localization.search.verification import unnecessary
+
+__all__ = [
+    "SEARCHES",
+    "Propose",
+    "Refinement",
+    "Report",
+    "Search",
+    "Selection",
+    "find_search",
+    "refine",
+    "schedule",
+    "select_initial",
+    "unnecessary",
+]
+
+SEARCHES: dict[str, Search] = {
+    "sequential": Search(sequential.select_initial, sequential.refine),
+    "speculative": Search(speculative.select, speculative.refine),
+    "bisect": Search(halving.select, halving.refine),
+    "attributed": Search(attributed.select, attributed.refine),
+}
+
+
+def find_search(name: str) -> Search:
+    """The search mode of that name; raises ValueError that lists them."""
+    if name not in SEARCHES:
+        raise ValueError(f"search must be one of {', '.join(sorted(SEARCHES))}; got {name!r}")
+    return SEARCHES[name]

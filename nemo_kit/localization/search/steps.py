@@ -1,0 +1,149 @@
+"""What all search modes share: the schedule, the results, and the walk over a chain of parts.
+
+Scope: values, and `Walk`, which re-activates parts one after the other. The modes differ in how
+many parts they try at once and in which order.
+Source: "Finding NeMo" (arXiv 2406.02366), Algorithms 3 and 4, and the authors' released code.
+"""
+
+from __future__ import annotations
+
+import math
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+
+from nemo_kit.localization.verdicts import Verdicts
+from nemo_kit.neurons import NeuronSet
+from nemo_kit.settings import LocalizationSettings
+
+Propose = Callable[[float, int], NeuronSet]
+Report = Callable[[int, int | None], None]
+
+
+@dataclass(frozen=True)
+class Selection:
+    """What the initial selection ended with: the last candidates tried, and their score."""
+
+    candidates: NeuronSet
+    theta: float
+    k: int
+    score: float
+    refinement_threshold: float  # the memorization threshold, or the score where θ ran out
+
+
+@dataclass(frozen=True)
+class Refinement:
+    """The neurons that are left, their score, and how many sets were scored for it.
+
+    `verified`: every neuron left was found necessary at the end (None where the mode doesn't
+    look); `fell_back`: neurons that were not, and were walked once more in the paper's way.
+    """
+
+    neurons: NeuronSet
+    score: float
+    checks: int
+    verified: bool | None = None
+    fell_back: NeuronSet = field(default_factory=NeuronSet)
+
+
+@dataclass(frozen=True)
+class Search:
+    """A search mode: functions with the parameters of `select_initial` and `refine`."""
+
+    select: Callable[..., Selection]
+    refine: Callable[..., Refinement]
+
+
+def schedule(settings: LocalizationSettings, widest: int) -> list[tuple[float, int]]:
+    """Every (θ, k) the initial selection may try, in order; at least one.
+
+    Parameters: `widest`, neurons of the widest layer: a larger k adds nothing.
+    Source: Algorithm 3; difference 6: the code stops before it scores θ_min.
+    """
+    pairs, step = [], 0
+    while True:
+        theta = settings.theta - step * settings.theta_step
+        k = settings.k + step * settings.k_step
+        over = theta < settings.theta_min or k > widest
+        if not settings.score_theta_min:
+            over = theta <= settings.theta_min or k >= widest
+        if over and pairs:
+            return pairs
+        pairs.append((theta, min(k, widest)))
+        step += 1
+
+
+def layer_parts(neurons: NeuronSet) -> list[NeuronSet]:
+    """Its layers, last to first."""
+    return [neurons.only(layer) for layer in reversed(neurons.layers)]
+
+
+def neuron_parts(neurons: NeuronSet) -> list[NeuronSet]:
+    """Its neurons, last layer first, inside a layer by index."""
+    layers = neurons.layers
+    return [NeuronSet({layer: [i]}) for layer in reversed(layers) for i in layers[layer]]
+
+
+def joined(parts: Sequence[NeuronSet]) -> NeuronSet:
+    """All neurons of the parts."""
+    return NeuronSet.of(neuron for part in parts for neuron in part)
+
+
+class Walk(ABC):
+    """Re-activates parts in turn, for good where the score stays below the limit.
+
+    Runs of parts that can be dropped alternate with runs that must stay: after a part that stays,
+    the next ones are tried alone, all in one go, until one can be dropped. Verdicts up to the
+    first surprise are those that trying one part after the other would give.
+    Attribute: `neurons`, what is still deactivated.
+    """
+
+    first, most = 2, 16  # parts tried at once: at first, and after runs without a surprise
+
+    def __init__(
+        self,
+        ask: Verdicts,
+        neurons: NeuronSet,
+        limit: float,
+        watch: Sequence[int] | None = None,
+        report: Report | None = None,
+    ) -> None:
+        self.ask, self.neurons, self.limit, self.watch = ask, neurons, limit, watch
+        self.report = report
+        self.done = self.total = 0
+
+    def through(self, parts: Sequence[NeuronSet]) -> None:
+        """Walk over these parts, in their order."""
+        self.total = self.done + len(parts)
+        place, dropping, ahead = 0, True, self.first
+        while place < len(parts):
+            rest = parts[place:]
+            run, looked = self.run(rest, ahead) if dropping else self._stay(rest[:ahead])
+            surprise = run < looked
+            if dropping:
+                self.neurons -= joined(rest[:run])
+            elif surprise:
+                self.neurons -= rest[run]
+            place += run + surprise
+            ahead = self.first if surprise else min(2 * ahead, self.most)
+            dropping ^= surprise
+            self._tell(run + surprise)
+
+    @abstractmethod
+    def run(self, rest: Sequence[NeuronSet], ahead: int) -> tuple[int, int]:
+        """How many parts of `rest` can be dropped before one must stay, and of how many tried."""
+
+    def _stay(self, rest: Sequence[NeuronSet]) -> tuple[int, int]:
+        """How many parts must stay before one can be dropped, and of how many tried."""
+        alone = [self.neurons - part for part in rest]
+        return self.ask.first_below(alone, self.limit, self.watch), len(rest)
+
+    def _tell(self, steps: int) -> None:
+        self.done += steps
+        if self.report:
+            self.report(self.done, self.total)
+
+
+def above_threshold(threshold: float) -> float:
+    """The limit such that "score > threshold" is "score ≥ limit"."""
+    return math.nextafter(threshold, math.inf)

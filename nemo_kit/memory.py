@@ -1,0 +1,151 @@
+"""How many denoiser samples fit into memory at once: measured, and halved where it was too many.
+
+Scope: `BatchSize`, which runs work in batches and halves them when memory runs out; `fitting`,
+which measures one for a model. The number of samples a call changes no result beyond the last
+digits of floating point.
+"""
+
+from __future__ import annotations
+
+import gc
+import sys
+import warnings
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, TypeVar
+from weakref import WeakKeyDictionary
+
+import psutil
+import torch
+
+from nemo_kit.checks import check_whole
+
+if TYPE_CHECKING:
+    from nemo_kit.models import DiffusionModel
+
+T = TypeVar("T")
+PROBED = 2  # samples of the measuring call
+MOST = {"cuda": 256, "cpu": 64}  # above these the throughput no longer grows
+SHARE = {"cuda": 0.8, "cpu": 0.25}  # of the free memory; a CPU's is shared with everything else
+UNMEASURED = 16  # where the system tells no peak of memory
+
+
+class BatchSize:
+    """A number of samples a call that halves itself when memory runs out, and says so."""
+
+    def __init__(self, size: int) -> None:
+        check_whole("batch_size", size, 1)
+        self.size = int(size)
+
+    def run(self, call: Callable[[slice], T], total: int, per_item: int = 1) -> list[T]:
+        """Call `call(slice)` over `total` items in order, at most `size` samples at once.
+
+        Returns what the calls returned. `per_item`, samples of one item (2 under guidance). A call
+        that runs out of memory is made again with half as many.
+        Raises what `call` raises, out of memory only where a single item does not fit.
+        """
+        done, start = [], 0
+        while start < total:
+            step = max(1, self.size // per_item)
+            try:
+                done.append(call(slice(start, start + step)))
+            except Exception as error:
+                if step == 1 or not out_of_memory(error):
+                    raise
+                self._halve(step, per_item, str(error))
+                continue
+            start += step
+        return done
+
+    def _halve(self, step: int, per_item: int, reason: str) -> None:
+        self.size = per_item * (step // 2)
+        warnings.warn(
+            f"out of memory with {step * per_item} denoiser samples a call; going on with "
+            f"{self.size} ({' '.join(reason.split()):.100})",
+            RuntimeWarning,
+            stacklevel=3,
+        )
+        gc.collect()
+        if torch.cuda.is_available():
+            torch.cuda.empty_cache()
+
+
+def out_of_memory(error: BaseException) -> bool:
+    """Whether this error says that memory ran out, on a device or on the host."""
+    if isinstance(error, (torch.OutOfMemoryError, MemoryError)):
+        return True
+    return isinstance(error, RuntimeError) and "can't allocate memory" in str(error)
+
+
+_measured: WeakKeyDictionary[DiffusionModel, BatchSize] = WeakKeyDictionary()
+
+
+def fitting(model: DiffusionModel) -> BatchSize:
+    """The samples a call that this model's memory allows, measured at the first question.
+
+    Returns one `BatchSize` a model, so that what halved it once holds for later calls. The
+    measuring call of two samples is no part of any prompt's count of samples.
+    """
+    if model not in _measured:
+        _measured[model] = BatchSize(_measure(model))
+    return _measured[model]
+
+
+def _measure(model: DiffusionModel) -> int:
+    kind = "cuda" if model.device.type == "cuda" else "cpu"
+    each = bytes_a_sample(model)
+    if each is None:
+        return UNMEASURED
+    return int(min(max(SHARE[kind] * _free(model.device) // each, 1), MOST[kind]))
+
+
+def bytes_a_sample(model: DiffusionModel) -> int | None:
+    """Bytes that a denoiser call takes for each sample, or None where the system doesn't tell."""
+    noise, text = model.noise(range(1, PROBED + 1)), model.embed("")
+    before = _start(model.device)
+    counted = model.samples_evaluated
+    with torch.no_grad():
+        model.predict(noise, model.timesteps(50)[0], text.expand(PROBED, -1, -1))
+    model.samples_evaluated = counted
+    after = _peak(model.device)
+    return None if before is None or after is None else max((after - before) // PROBED, 1 << 20)
+
+
+def _start(device: torch.device) -> int | None:
+    """Set the peak back to what is in use now, and return that."""
+    if device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(device)
+        return torch.cuda.memory_allocated(device)
+    try:
+        Path("/proc/self/clear_refs").write_text("5")
+    except OSError:
+        return None
+    return _peak(device)
+
+
+def _peak(device: torch.device) -> int | None:
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device)
+    return peak_of_process() if sys.platform == "linux" else None
+
+
+def peak_of_process() -> int | None:
+    """The most bytes this process held in memory, since the last reset on Linux, or None."""
+    try:
+        lines = Path("/proc/self/status").read_text().splitlines()
+    except OSError:
+        return None
+    found = [line.split()[1] for line in lines if line.startswith("VmHWM:")]
+    return int(found[0]) * 1024 if found else None
+
+
+def _free(device: torch.device) -> int:
+    if device.type == "cuda":
+        return torch.cuda.mem_get_info(device)[0]
+    return psutil.virtual_memory().available
+
+
+def track_peak(device: torch.device) -> Callable[[], float]:
+    """Start to watch; the function returned gives the peak since then in MiB, NaN if untold."""
+    _start(device)
+    return lambda: float("nan") if (peak := _peak(device)) is None else peak / 2**20
