@@ -195,8 +195,7 @@ class _Crew:
                 with _processes(self.workers) as pool:
                     # one by one, so that it shows which of them kills its process
                     yield from _stream(pool, self.suspects, lambda: 1, self.hand)
-                    most = _AHEAD * self.workers
-                    yield from _stream(pool, self.todo, lambda: most, self.hand)
+                    yield from _stream(pool, self.todo, lambda: _AHEAD * self.workers, self.hand)
             except BrokenProcessPool:
                 yield from self._suspect()
 

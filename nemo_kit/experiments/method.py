@@ -42,19 +42,11 @@ def detect_all(
     warning and have no row.
     """
     work = Detect(_for_workers(model, executor, workers), list(seeds), options)
-    return tidy(
-        run(
-            work,
-            prompts,
-            store,
-            work.key(),
-            name="detect",
-            executor=executor,
-            workers=workers,
-            retry_failed=retry_failed,
-            progress=progress,
-        )  # fmt: skip
-    )
+    sweep = run(
+        work, prompts, store, work.key(), name="detect", executor=executor, workers=workers,
+        retry_failed=retry_failed, progress=progress,
+    )  # fmt: skip
+    return tidy(sweep)
 
 
 def localize_all(

@@ -16,11 +16,11 @@ from typing import Any
 
 import pandas as pd
 from filelock import FileLock, Timeout
-from tqdm import tqdm
 
 from nemo_kit.experiments.executors import finished
 from nemo_kit.experiments.store import Rows, Shard, read_shard, read_written, shard_paths
 from nemo_kit.experiments.work import Unit
+from nemo_kit.progress import Bar
 
 
 @dataclass(frozen=True)
@@ -72,7 +72,7 @@ def run(
         done = finished(ordered, executor, workers)
         label = f"{name}, {len(paths) - len(todo)} found" if len(todo) < len(paths) else name
         hidden = not (progress and todo)
-        bar = tqdm(done, desc=label, unit="prompt", total=len(todo), disable=hidden)
+        bar = Bar(done, desc=label, unit="prompt", total=len(todo), disable=hidden)
         for unit, now in bar:
             found[unit.path] = read_written(unit.path)
             computed += now

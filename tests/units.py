@@ -1,0 +1,93 @@
+"""Work for sweeps in other processes: importable there, without a model.
+
+Run as a script it is one sweep: `python units.py STORE LOG WORKERS`, items 0 to 39.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+ITEMS = [f"prompt {i}" for i in range(40)]
+
+
+@dataclass(frozen=True)
+class Slow:
+    """Writes its item and process to a log, then takes a moment."""
+
+    log: str
+    seconds: float = 0.05
+
+    def __call__(self, item: str) -> dict[str, Any]:
+        with open(self.log, "a") as log:
+            log.write(f"{os.getpid()} {item}\n")
+        time.sleep(self.seconds)
+        return {"prompt": item, "n": len(item), "process": os.getpid()}
+
+
+@dataclass(frozen=True)
+class Deadly(Slow):
+    """Ends its own process at one item, as the kernel does when memory runs out."""
+
+    item: str = ITEMS[3]
+
+    def __call__(self, item: str) -> dict[str, Any]:
+        row = super().__call__(item)
+        if item == self.item:
+            os.kill(os.getpid(), 9)
+        return row
+
+
+@dataclass(frozen=True)
+class FullAt:
+    """Fills the disk for one item: its shard's folder turns into a file's place."""
+
+    store: str
+    item: str = ITEMS[3]
+
+    def __call__(self, item: str) -> dict[str, Any]:
+        if item == self.item:
+            import nemo_kit.experiments.store as store
+
+            store.write_atomically = _full
+        return {"prompt": item}
+
+
+def _full(path: Path, write: Any) -> None:
+    import errno
+
+    raise OSError(errno.ENOSPC, "No space left on device")
+
+
+def length(item: str) -> dict[str, Any]:
+    """The least there is to do; fails where the item says so."""
+    if "broken" in item:
+        raise ValueError(f"cannot do {item}")
+    return {"prompt": item, "n": len(item)}
+
+
+def started(log: Path) -> list[tuple[int, str]]:
+    """(process, item) of each call so far."""
+    lines = log.read_text().splitlines() if log.exists() else []
+    parts = [line.split(" ", 1) for line in lines]
+    return [(int(process), item) for process, item in parts]
+
+
+def wait_for(condition: Any, seconds: float = 120.0) -> None:
+    """Until it holds; the time is a bound against hanging, not a measure."""
+    until = time.monotonic() + seconds
+    while not condition():
+        if time.monotonic() > until:
+            raise TimeoutError("the condition did not come true")
+        time.sleep(0.01)
+
+
+if __name__ == "__main__":
+    from nemo_kit.experiments import run
+
+    found = run(Slow(sys.argv[2]), ITEMS, sys.argv[1], {}, name="slow", workers=int(sys.argv[3]))
+    print(found.computed, found.reused, found.frame["n"].sum())
