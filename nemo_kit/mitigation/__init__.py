@@ -8,17 +8,20 @@ Scope: each is a frozen dataclass with `.name`, `.source` and `.permanent`, appl
 - `attention`: attention scaling, attention masking
 - `noise`: initial-noise optimisation
 - `wanda`: pruning of feed-forward weights
-- `rows`: the rows of the paper's table 1
+- `rows`: the rows of the paper's table 1, and others
+- `export`: a permanent one written into the weights; `sources`: neuron sets from files and text
 Source: "Finding NeMo" (arXiv 2406.02366), section 4; every mitigation names its own.
 """
 
 from nemo_kit.mitigation.attention import AttentionMasking, AttentionScaling
 from nemo_kit.mitigation.base import Mitigation, NoMitigation
 from nemo_kit.mitigation.embedding import EmbeddingAdjustment, EmbeddingNoise
+from nemo_kit.mitigation.export import export
 from nemo_kit.mitigation.nemo import InitialCandidates, NeMo, Neurons, RandomNeurons
 from nemo_kit.mitigation.noise import NoiseOptimisation
 from nemo_kit.mitigation.prompts import RandomNumbers, RandomTokens, WordRepetition
 from nemo_kit.mitigation.rows import MITIGATIONS, further_rows, paper_rows
+from nemo_kit.mitigation.sources import read_neurons
 from nemo_kit.mitigation.wanda import WandaPruning
 
 __all__ = [
@@ -38,6 +41,8 @@ __all__ = [
     "RandomTokens",
     "WandaPruning",
     "WordRepetition",
+    "export",
     "further_rows",
     "paper_rows",
+    "read_neurons",
 ]

@@ -7,12 +7,14 @@ Source: each subclass names its own.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, ClassVar
 
 if TYPE_CHECKING:
+    from torch import Tensor
+
     from nemo_kit.generation import Run
     from nemo_kit.models import DiffusionModel
 
@@ -43,6 +45,16 @@ class Mitigation:
         Whatever is hooked to the model is removed on leaving, whatever raises.
         """
         yield run
+
+    def gains(self, model: DiffusionModel, prompts: Sequence[str]) -> dict[str, Tensor]:
+        """What the weights are multiplied by where the mitigation is written into them.
+
+        Returns the name of each changed module of the denoiser -> a tensor that broadcasts to its
+        weight, [out, in] or [out, 1]; the changes of all prompts together.
+        Parameters: `prompts`, those it is to hold for.
+        Raises ValueError where the mitigation is not permanent.
+        """
+        raise ValueError(f"mitigation: {self.name!r} can't be written into the weights")
 
 
 @dataclass(frozen=True)

@@ -5,12 +5,15 @@ Source: "Finding NeMo" (arXiv 2406.02366), section 4 and tables 1 and 4.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import reduce
 from operator import or_
 from typing import TYPE_CHECKING, ClassVar
+
+import torch
+from torch import Tensor
 
 from nemo_kit.checks import check_number, check_whole
 from nemo_kit.hooks import scale_neurons
@@ -56,6 +59,18 @@ class NeMo(Mitigation):
         rows = run.rows([self.chosen(run.model, prompt) for prompt in run.prompts], NeuronSet())
         with scale_neurons(run.model.denoiser, run.model.value_layers, rows, self.factor):
             yield run
+
+    def gains(self, model: DiffusionModel, prompts: Sequence[str]) -> dict[str, Tensor]:
+        """The factor at the neurons of these prompts, 1 elsewhere: [width, 1]."""
+        neurons = reduce(or_, (self.chosen(model, one) for one in prompts), NeuronSet())
+        layers = {layer.index: layer for layer in model.value_layers}
+        neurons.check({index: layer.width for index, layer in layers.items()})
+        found = {}
+        for index, places in neurons.layers.items():
+            gain = torch.ones(layers[index].width, 1)
+            gain[list(places)] = self.factor
+            found[layers[index].name] = gain
+        return found
 
 
 @dataclass(frozen=True)

@@ -22,7 +22,7 @@ from nemo_kit.mitigation.base import Mitigation
 from nemo_kit.mitigation.tokens import Hook, hooked
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Iterable, Sequence
 
     from nemo_kit.generation import Run
     from nemo_kit.models import DiffusionModel
@@ -88,6 +88,14 @@ class WandaPruning(Mitigation):
             name: wanda_mask(layer.weight, target[name], base[name], self.share)
             for name, layer in layers.items()
         }
+
+    def gains(self, model: DiffusionModel, prompts: Sequence[str]) -> dict[str, Tensor]:
+        """0 at the weights pruned for one of these prompts, 1 elsewhere: [out, in]."""
+        found: dict[str, Tensor] = {}
+        for prompt in prompts:
+            for name, mask in self.masks(model, prompt).items():
+                found[name] = found.get(name, 1.0) * ~mask.cpu()
+        return found
 
     def _input_norms(
         self, model: DiffusionModel, prompt: str, guidance: float

@@ -1,0 +1,109 @@
+"""Reads neuron sets from whatever holds them: files of this package, the released CSV, text.
+
+Scope: one function for the command line and notebooks.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from nemo_kit.neurons import NeuronSet, load_sets, read_results_csv
+
+_ALLOWED = (
+    'neurons must be a file (.parquet, .csv, .json or .jsonl) or text such as {"1": [12, 40]} or '
+    "[[12, 40], []]"
+)
+
+
+def read_neurons(sources: str | Path | Iterable[str | Path]) -> dict[str, NeuronSet]:
+    """Neuron sets of files and texts, those of one prompt united.
+
+    Returns prompt -> set; a set that names no prompt has the prompt "".
+    Parameters: `sources`, one or several: a file that `save_sets`, `localize --out` or
+    `localize --json` wrote, a result CSV of the released code, a JSON file, or a text of the form
+    {"1": [12]} (layer -> indices) or [[12], []] (a list for each layer, the released form).
+    Raises ValueError that names the source, FileNotFoundError for a missing file.
+    """
+    given = [sources] if isinstance(sources, (str, Path)) else list(sources)
+    if not given:
+        raise ValueError(f"{_ALLOWED}; got none")
+    found: dict[str, NeuronSet] = {}
+    for source in given:
+        for prompt, one in _read(source).items():
+            found[prompt] = found.get(prompt, NeuronSet()) | one
+    return found
+
+
+def _read(source: str | Path) -> dict[str, NeuronSet]:
+    text = str(source).strip()
+    if text.startswith(("{", "[")):
+        return {"": _from_text(text)}
+    path = Path(source)
+    read = _READERS.get(path.suffix)
+    if read is None:
+        raise ValueError(f"{_ALLOWED}; got {text!r:.80}")
+    if not path.is_file():
+        raise FileNotFoundError(f"neurons: there is no file {path}")
+    try:
+        return read(path)
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        raise ValueError(f"neurons: {path} holds no neuron sets: {error}") from error
+
+
+def _from_text(text: str) -> NeuronSet:
+    return NeuronSet.from_json(text) if text.startswith("{") else NeuronSet.from_text(text)
+
+
+def _parquet(path: Path) -> dict[str, NeuronSet]:
+    if "refined" in pd.read_parquet(path).columns:
+        return _localized(pd.read_parquet(path))
+    return load_sets(path)
+
+
+def _csv(path: Path) -> dict[str, NeuronSet]:
+    with path.open(encoding="utf-8") as file:
+        released = "Refined Neurons" in file.readline()
+    if released:
+        frame = read_results_csv(path)
+        return dict(zip(frame["Caption"], frame["Refined Neurons"], strict=True))
+    return _localized(pd.read_csv(path, keep_default_na=False))
+
+
+def _localized(frame: pd.DataFrame) -> dict[str, NeuronSet]:
+    """A table that `localize` wrote; a prompt guarded from spreadsheets loses its apostrophe."""
+    prompts = [re.sub(r"^'(?=[=+\-@\t\r])", "", str(prompt)) for prompt in frame["prompt"]]
+    sets = [NeuronSet.from_json(text) for text in frame["refined"]]
+    return dict(zip(prompts, sets, strict=True))
+
+
+def _json(path: Path) -> dict[str, NeuronSet]:
+    """layer -> indices, prompt -> (layer -> indices), or lines as `localize --json` prints them."""
+    text = path.read_text("utf-8")
+    try:
+        content = json.loads(text)
+    except ValueError:
+        content = [json.loads(line) for line in text.splitlines() if line.strip()]
+    rows = content if isinstance(content, list) else [content]
+    if isinstance(content, list) or "refined" in content:
+        return {str(row["prompt"]): _object(row["refined"]) for row in rows}
+    if all(isinstance(value, dict) for value in content.values()):
+        return {prompt: _object(one) for prompt, one in content.items()}
+    return {"": _object(content)}
+
+
+def _object(content: Any) -> NeuronSet:
+    return NeuronSet.from_json(content if isinstance(content, str) else json.dumps(content))
+
+
+_READERS: dict[str, Callable[[Path], dict[str, NeuronSet]]] = {
+    ".parquet": _parquet,
+    ".csv": _csv,
+    ".json": _json,
+    ".jsonl": _json,
+}

@@ -1,0 +1,251 @@
+"""Permanent export: the hooks' images from plain diffusers, all or nothing, what stays valid."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from diffusers import DDIMScheduler, StableDiffusionPipeline
+from safetensors.torch import load_file
+
+from nemo_kit.generation import generate
+from nemo_kit.localization.candidates import text_activations, z_scores
+from nemo_kit.mitigation import (
+    AttentionScaling,
+    Mitigation,
+    NeMo,
+    NoMitigation,
+    RandomNeurons,
+    WandaPruning,
+    export,
+    read_neurons,
+)
+from nemo_kit.models import DiffusionModel, load
+from nemo_kit.neurons import NeuronSet, save_sets, write_results_csv
+
+FOUND = NeuronSet({1: [0, 3], 4: range(6), 9: [2]})
+OTHER = NeuronSet({2: [1]})
+WANDA = WandaPruning(share=0.05, steps=1, trajectory=2, seeds=(7,))
+
+
+def by_pipeline(folder: Path, model: DiffusionModel, prompt: str, seed: int) -> np.ndarray:
+    """The image of plain diffusers, without anything of this package."""
+    pipeline = StableDiffusionPipeline.from_pretrained(folder, safety_checker=None)
+    pipeline.scheduler = DDIMScheduler.from_config(pipeline.scheduler.config)
+    pipeline.set_progress_bar_config(disable=True)
+    return pipeline(
+        prompt, latents=model.noise([seed]), num_inference_steps=3, guidance_scale=model.guidance,
+        output_type="np",
+    ).images[0]  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def exported(_toy: DiffusionModel, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The toy without the neurons found for one prompt."""
+    return export(_toy, NeMo({"a b": FOUND}), tmp_path_factory.mktemp("export") / "out", ["a b"])
+
+
+@pytest.mark.parametrize(
+    "way",
+    [NeMo({"a b": FOUND, "Öl": OTHER}), NeMo(FOUND | OTHER, -0.5), WANDA],
+    ids=["zeroed", "scaled", "pruned"],
+)
+def test_plain_diffusers_draws_the_hooks_images(
+    toy_model: DiffusionModel, tmp_path: Path, way: Mitigation
+) -> None:
+    prompts = ["a b"] if way is WANDA else ()
+    folder = export(toy_model, way, tmp_path / "out", prompts)
+    hooked = way if way is WANDA else NeMo(FOUND | OTHER, way.factor)  # type: ignore[attr-defined]
+    expected = generate(toy_model, "a b", [3], steps=3, halves="both", mitigation=hooked)[0]
+    found = by_pipeline(folder, toy_model, "a b", 3)
+    assert np.abs(found * 255 - expected).max() <= 1
+    plain = generate(toy_model, "a b", [3], steps=3)[0]
+    assert np.abs(found * 255 - plain).max() > 3
+
+
+def test_only_the_named_rows_change(toy_model: DiffusionModel, exported: Path) -> None:
+    name = "unet/diffusion_pytorch_model.safetensors"
+    before, after = (load_file(Path(f) / name) for f in (toy_model.name, exported))
+    changed = [key for key in before if not torch.equal(before[key], after[key])]
+    assert len(changed) == 3
+    first = toy_model.value_layers[0].name + ".weight"
+    assert (after[first][[0, 3]] == 0).all()
+    assert torch.equal(after[first][[1, 2]], before[first][[1, 2]])
+    configs = [Path(f) / "unet/config.json" for f in (toy_model.name, exported)]
+    assert configs[0].read_bytes() == configs[1].read_bytes()
+
+
+def test_half_precision_files_stay_so(toy_model: DiffusionModel, tmp_path: Path) -> None:
+    half = StableDiffusionPipeline.from_pretrained(toy_model.name, dtype=torch.float16)
+    half.save_pretrained(tmp_path / "half")
+    model = load(str(tmp_path / "half"), device="cpu")
+    folder = export(model, NeMo(FOUND, 0.5), tmp_path / "out")
+    kinds = {
+        t.dtype for t in load_file(folder / "unet/diffusion_pytorch_model.safetensors").values()
+    }
+    assert kinds == {torch.float16}
+    assert load(str(folder), device="cpu").calibration is None
+
+
+def test_statistics_are_those_of_the_exported_model(
+    toy_model: DiffusionModel, tmp_path: Path
+) -> None:
+    folder = export(toy_model, NeMo(FOUND, -0.5), tmp_path / "out")
+    model = load(str(folder), device="cpu")
+    prompts = ["cat 1", "red cup 3"]
+    old, new = (text_activations(m, prompts) for m in (toy_model, model))
+    z_old, z_new = (
+        z_scores(a, m.calibration.statistics)  # type: ignore[union-attr]
+        for a, m in ((old, toy_model), (new, model))
+    )
+    assert torch.allclose(new[1][:, 0], 0.5 * old[1][:, 0], rtol=1e-4)
+    for layer, values in z_old.items():
+        assert torch.allclose(values, z_new[layer], atol=1e-3)
+    assert model.calibration.threshold == toy_model.calibration.threshold  # type: ignore
+    assert "before the export" in model.calibration.source  # type: ignore[union-attr]
+
+
+def test_zeroed_neurons_are_no_candidates(exported: Path) -> None:
+    model = load(str(exported), device="cpu")
+    z = z_scores(text_activations(model, ["other text"]), model.calibration.statistics)  # type: ignore
+    assert (z[1][0, [0, 3]] == 0).all()
+
+
+def test_the_record_says_what_was_done(
+    toy_model: DiffusionModel, exported: Path, tmp_path: Path
+) -> None:
+    record = json.loads((exported / "nemo/export.json").read_text("utf-8"))
+    assert record["model"] == toy_model.name
+    assert record["prompts"] == ["a b"]
+    assert record["mitigation"]["name"] == "NeMo"
+    assert record["mitigation"]["neurons"] == {"a b": json.loads(FOUND.to_json())}
+    assert list(record["changed"].values()) == ["2 neurons", "6 neurons", "1 neurons"]
+    assert record["unet_before"] != record["unet_after"]
+    assert record["statistics"].startswith("exact")
+    folder = export(toy_model, WANDA, tmp_path / "pruned", ["a b"])
+    record = json.loads((folder / "nemo/export.json").read_text("utf-8"))
+    assert len(record["changed"]) == 16
+    assert record["statistics"] == "exact: no value projection was changed"
+
+
+def test_files_that_would_bring_the_weights_back_stay_out(
+    toy_model: DiffusionModel, tmp_path: Path
+) -> None:
+    source = tmp_path / "source"
+    shutil.copytree(toy_model.name, source)
+    for name in ("model.ckpt", "unet/diffusion_pytorch_model.fp16.safetensors", "vae/x.msgpack"):
+        (source / name).write_bytes(b"weights")
+    folder = export(load(str(source), device="cpu"), NeMo(FOUND), tmp_path / "out")
+    files = {p.relative_to(folder).as_posix() for p in folder.rglob("*") if p.is_file()}
+    assert not {"model.ckpt", "unet/diffusion_pytorch_model.fp16.safetensors"} & files
+    assert "vae/x.msgpack" not in files
+    assert {"vae/diffusion_pytorch_model.safetensors", "unet/config.json"} <= files
+
+
+def test_never_over_something_and_never_half(toy_model: DiffusionModel, tmp_path: Path) -> None:
+    (tmp_path / "there").mkdir()
+    with pytest.raises(FileExistsError, match="never overwrites"):
+        export(toy_model, NeMo(FOUND), tmp_path / "there")
+
+    def fail(part: Path) -> None:
+        assert (part / "model_index.json").is_file()
+        assert not (tmp_path / "out").exists()
+        raise OSError("disk full")
+
+    with pytest.raises(OSError, match="disk full"):
+        export(toy_model, NeMo(FOUND), tmp_path / "out", finish=fail)
+    assert [p.name for p in tmp_path.iterdir()] == ["there"]
+
+
+def test_changed_weights_are_not_lost_in_silence(toy_folder: Path, tmp_path: Path) -> None:
+    model = load(str(toy_folder), device="cpu")
+    model.denoiser.conv_in.weight.data += 1
+    with pytest.raises(ValueError, match=r"weights in memory differ .*conv_in.weight"):
+        export(model, NeMo(FOUND), tmp_path / "out")
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    ("way", "prompts", "error", "text"),
+    [
+        (AttentionScaling(), ["a"], ValueError, "'attention scaling' can't be written"),
+        (NoMitigation(), ["a"], ValueError, "'none' can't be written"),
+        (WANDA, (), ValueError, "'Wanda pruning' needs those it is to hold for"),
+        (NeMo({"a": FOUND}), ["b"], ValueError, "'NeMo' changes no weight for these prompts"),
+        (NeMo(FOUND, 1.0), (), ValueError, "'NeMo' changes no weight"),
+        (NeMo(NeuronSet({40: [0]})), (), ValueError, "layer 40 does not exist here"),
+        (RandomNeurons(NeuronSet({1: range(5)})), (), ValueError, "leaves 3 neurons"),
+        ("NeMo", (), TypeError, "mitigation must be a Mitigation, got 'NeMo'"),
+    ],
+)
+def test_export_refuses(
+    toy_model: DiffusionModel, tmp_path: Path, way: Any, prompts: Any, error: Any, text: str
+) -> None:
+    with pytest.raises(error, match=text):
+        export(toy_model, way, tmp_path / "out", prompts)
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_folder_above_must_be_there(toy_model: DiffusionModel, tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError, match="there is no folder"):
+        export(toy_model, NeMo(FOUND), tmp_path / "no" / "out")
+
+
+# -- neuron sets from files and text --
+
+
+def test_neurons_from_every_file(tmp_path: Path) -> None:
+    sets = {"=a b": FOUND, "Öl": OTHER}
+    save_sets(tmp_path / "sets.parquet", sets)
+    rows = pd.DataFrame({"prompt": list(sets), "refined": [s.to_json() for s in sets.values()]})
+    rows.to_parquet(tmp_path / "localized.parquet")
+    rows.assign(prompt=["'=a b", "Öl"]).to_csv(tmp_path / "localized.csv", index=False)
+    released = {
+        "Caption": list(sets), "URL": "", "Initial Neurons": list(sets.values()),
+        "Initial SSIM": 0.1, "Refined Neurons": list(sets.values()), "Refined SSIM": 0.1,
+    }  # fmt: skip
+    write_results_csv(tmp_path / "released.csv", pd.DataFrame(released), layers=9)
+    objects = {prompt: json.loads(one.to_json()) for prompt, one in sets.items()}
+    (tmp_path / "sets.json").write_text(json.dumps(objects), "utf-8")
+    lines = [json.dumps({"prompt": p, "refined": one}) for p, one in objects.items()]
+    (tmp_path / "lines.jsonl").write_text("\n".join(lines), "utf-8")
+    for file in sorted(tmp_path.iterdir()):
+        assert read_neurons(file) == sets, file.name
+
+
+def test_neurons_from_text_and_several_sources(tmp_path: Path) -> None:
+    assert read_neurons('{"1": [3, 0]}') == {"": NeuronSet({1: [0, 3]})}
+    assert read_neurons("[[3], [], [7]]") == {"": NeuronSet({1: [3], 3: [7]})}
+    (tmp_path / "one.json").write_text('{"2": [1]}')
+    (tmp_path / "row.json").write_text('{"prompt": "a", "refined": {"1": [5]}}')
+    found = read_neurons([tmp_path / "one.json", "[[4]]", tmp_path / "row.json"])
+    assert found == {"": NeuronSet({1: [4], 2: [1]}), "a": NeuronSet({1: [5]})}
+
+
+@pytest.mark.parametrize(
+    ("source", "error", "text"),
+    [
+        ([], ValueError, "got none"),
+        ("", ValueError, r"neurons must be a file .* got ''"),
+        ("12", ValueError, "neurons must be a file"),
+        ("no.json", FileNotFoundError, "there is no file no.json"),
+        ('{"1": "a"}', ValueError, "can't be read"),
+        ("[1, 2]", ValueError, "must be a list of lists"),
+    ],
+)
+def test_bad_neuron_sources(source: Any, error: type[Exception], text: str) -> None:
+    with pytest.raises(error, match=text):
+        read_neurons(source)
+
+
+@pytest.mark.parametrize("name", ["x.json", "x.jsonl", "x.csv", "x.parquet"])
+def test_files_that_hold_no_neurons(tmp_path: Path, name: str) -> None:
+    (tmp_path / name).write_text("prompt,other\na,b\n")
+    with pytest.raises(ValueError, match=f"{name} holds no neuron sets"):
+        read_neurons(tmp_path / name)
