@@ -71,7 +71,9 @@ def test_the_version(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixt
     [
         (["walk"], "No such command 'walk'"),
         (["figures", "--only", "F99"], "only must be one of quickstart, F2a"),
-        (["figures", "--preset", "full"], "'full' is not one of 'quick', 'lab'"),
+        (["figures", "--preset", "full"], "'full' is not one of 'quick', 'lab', 'paper'"),
+        (["figures", "--also", "gif"], "'gif' is not one of 'pdf', 'svg'"),
+        (["figures", "--training-images", "/nowhere"], "--training-images: there is no folder"),
         (["figures", "--device", "tpu"], "'tpu' is not one of 'auto', 'cpu', 'cuda'"),
         (["figures", "--limit", "0"], "0"),
         (["figures", "--model", "owner/model"], "needs --prompts FILE"),
@@ -127,7 +129,13 @@ def test_list_says_what_there_is_and_draws_nothing(
     folder = notebook(tmp_path / "notebooks", name="02_activations")
     arguments = ["--list", "--only", "F2b", "--notebooks", str(folder), "--out", str(tmp_path)]
     assert call(monkeypatch, "figures", *arguments) == 0
-    assert capsys.readouterr().out == "02_activations     F2b extremes: missing\n"
+    head, row = capsys.readouterr().out.splitlines()
+    assert head.split() == ["--only", "in", "the", "paper", "notebook", "state", "shows"]
+    assert row.split()[:5] == ["F2b", "Figure", "2b", "02_activations", "missing"]
+    assert call(monkeypatch, "figures", "--dry-run", *arguments[1:]) == 0
+    first, total, _ = capsys.readouterr().out.splitlines()
+    assert first.split() == ["02_activations", "~", "0:20", "missing", "(F2b", "extremes)"]
+    assert total == "1 notebook would run, about 0:20; 0 up to date"
     assert not list(tmp_path.glob("*.json"))
 
 
@@ -146,15 +154,16 @@ def test_figures_draws_shows_the_table_and_says_what_failed(
     shown = capfd.readouterr()
     assert "00_quickstart drew quickstart in" in shown.err
     assert "left" in shown.err
-    assert shown.out.splitlines()[-1].endswith("figures/lab-quick/quickstart.png")
+    assert shown.out.splitlines()[-2].endswith("figures/lab-quick/quickstart.png")
+    assert shown.out.splitlines()[-1].endswith("figures/lab-quick/index.html")
     assert call(monkeypatch, *arguments) == 0
-    assert capfd.readouterr().out.splitlines()[-1].endswith("quickstart.png  (up to date)")
+    assert capfd.readouterr().out.splitlines()[-2].endswith("quickstart.png  (up to date)")
     notebook(folder, "raise ValueError('it broke')")
     assert call(monkeypatch, *arguments) == 1
     shown = capfd.readouterr()
     assert "failed after" in shown.err
     assert "ValueError: it broke in cell 3" in shown.err
-    assert shown.out.splitlines()[-1].endswith("failed, see above")
+    assert shown.out.splitlines()[-2].endswith("failed, see above")
     assert (tmp_path / "figures" / "lab-quick" / "quickstart.png").is_file()
 
 

@@ -4,9 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import signal
-import subprocess
-import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -22,7 +19,7 @@ from PIL import Image
 from pydantic import ValidationError
 
 from nemo_kit import figures
-from nemo_kit.figures import keys, output, registry, report, runner
+from nemo_kit.figures import jobs, keys, output, process, registry, report, runner
 
 mpl.use("Agg")
 NAME = "00_quickstart"
@@ -51,11 +48,11 @@ def drawn(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Any]
     monkeypatch.setattr(runner, "root", lambda: tmp_path)
     monkeypatch.setattr(keys, "package_digest", lambda: "as it is")
 
-    def draw(folder: Path, limit: float = 600, **common: Any) -> tuple[runner.Job, runner.Outcome]:
+    def draw(folder: Path, limit: float = 600, **common: Any) -> tuple[jobs.Job, jobs.Outcome]:
         rows = figures.select([NAME])
         [job] = runner.plan(rows, "quick", tmp_path / "figs", notebooks=folder, **common)
         if not job.reason:
-            return job, runner.Outcome(0)
+            return job, jobs.Outcome(0)
         return job, runner.run(job, limit, lambda seconds, cell: None)
 
     return draw
@@ -75,7 +72,7 @@ def test_every_figure_belongs_to_a_notebook_and_its_name_is_unique() -> None:
 def test_presets_differ_in_how_much_and_refuse_unknown_names() -> None:
     assert registry.parameters("01_detection").memorized == 12
     assert registry.parameters("01_detection", "lab").memorized is None
-    with pytest.raises(ValueError, match="preset must be one of quick, lab, got 'full'"):
+    with pytest.raises(ValueError, match="preset must be one of quick, lab, paper, got 'full'"):
         registry.parameters("01_detection", "full")
     with pytest.raises(ValueError, match=r"notebook must be one of 00_quickstart, .*, got '1'"):
         registry.parameters("1")
@@ -89,6 +86,42 @@ def test_every_preset_of_every_notebook_is_valid_and_plain_json() -> None:
     for name in figures.NOTEBOOKS:
         for preset in figures.PRESETS:
             json.dumps(registry.parameters(name, preset).model_dump(mode="json"))
+
+
+def test_the_preset_paper_is_the_papers_settings_and_every_prompt() -> None:
+    for name in figures.NOTEBOOKS:
+        chosen = registry.parameters(name, "paper").model_dump()
+        known = {key: chosen[key] for key in registry.PAPER if key in chosen}
+        assert known == {key: registry.PAPER[key] for key in known}, name
+        counts = {"memorized", "non_memorized", "holdout", "per_rate"} & set(chosen)
+        assert {chosen[key] for key in counts} <= {None}, name
+    assert registry.parameters("03_localization", "paper").images == 10
+    assert registry.parameters("03_localization", "paper", images=2).images == 2
+
+
+# Figures and tables of the paper ("text" rows are numbers of ours: ROC, detection, verdicts).
+PAPERS = (
+    *("F1", "F2a", "F2b", "F3", "F4a", "F4b", "F5a", "F5b", "F6", "F7a", "F7b"),
+    *("F8a", "F8b", "F8c", "F9", "F10", "F11", "F12", "F13"),
+    *("F14a", "F14b", "F14c", "F14d", "F15a", "F15b", "F15c", "F15d"),
+    *("F16", "F17", "F18", "F19", "F20", "T1", "T2", "T3", "T4"),
+)
+
+
+def test_every_figure_and_table_of_the_paper_has_a_command() -> None:
+    there = {number for row in figures.FIGURES for number in row.numbers}
+    missing = [number for number in PAPERS if number not in there]
+    assert not missing, f"no row of the registry shows {', '.join(missing)}"
+    assert there <= set(PAPERS), "a number that the paper does not have"
+    for number in PAPERS:
+        assert figures.select([number]), number
+
+
+def test_numbers_in_the_paper_in_words() -> None:
+    assert registry.Figure("F2a", "n", "").paper == "Figure 2a"
+    assert registry.Figure("F10", "n", "", also=("F11", "T3")).paper == "Figures 10, 11 and Table 3"
+    assert registry.Figure("shared", "n", "").paper == ""
+    assert registry.Figure("people", "n", "", also=("F9",)).numbers == ("F9",)
 
 
 def test_figures_are_selected_by_name_and_by_notebook() -> None:
@@ -124,6 +157,29 @@ def test_a_table_is_its_csv_alone(tmp_path: Path) -> None:
         "T2.csv"
     ]
     assert sorted(path.name for path in tmp_path.iterdir()) == ["T2.csv"]
+
+
+def test_pdf_and_svg_on_request_are_the_same_for_the_same_figure(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from nemo_kit.plots.style import canvas
+
+    def draw(out: Path) -> dict[str, bytes]:
+        fig, axes = canvas(2, 1)
+        axes.plot([1, 3, 2], label="$x$")
+        axes.imshow(np.eye(3))
+        paths = figures.save(fig, pd.DataFrame({"a": [1]}), "F2a", out)
+        return {path.name: path.read_bytes() for path in paths}
+
+    monkeypatch.setenv(output.ALSO, "pdf,svg")
+    first = draw(tmp_path / "a")
+    assert list(first) == ["F2a.png", "F2a.pdf", "F2a.svg", "F2a.csv"]
+    assert first == draw(tmp_path / "b")
+    assert not any(word in first["F2a.pdf"] for word in (b"CreationDate", b"ModDate"))
+    assert b"<dc:date>" not in first["F2a.svg"]
+    monkeypatch.setenv(output.ALSO, "gif")
+    with pytest.raises(ValueError, match="must hold pdf, svg or both, got 'gif'"):
+        draw(tmp_path)
 
 
 @pytest.mark.parametrize("name", ["../F1", "a b", "", ".hidden", "F1/x", "ü"])
@@ -233,6 +289,15 @@ def test_a_parameters_cell_holds_literals(tmp_path: Path, cell: str, message: st
         keys.notebook_parameters(tmp_path / "x.ipynb")
 
 
+def wait_until_gone(pid: int) -> None:
+    """Until the process has ended; fails after twenty seconds."""
+    for _ in range(200):
+        if not psutil.pid_exists(pid) or psutil.Process(pid).status() == psutil.STATUS_ZOMBIE:
+            return
+        time.sleep(0.1)
+    pytest.fail(f"the kernel {pid} still runs")
+
+
 # runner: each test starts a kernel, about four seconds
 
 
@@ -258,7 +323,7 @@ def test_figures_are_drawn_once_and_again_when_stale(
     notebook(folder, DRAW + "# edited", END)
     [planned] = runner.plan(figures.select([NAME]), "quick", job.out, notebooks=folder)
     assert planned.reason == "notebook and parameters changed"
-    assert planned.expected == runner.read_manifest(job.out, NAME)["seconds"]
+    assert planned.expected == runner.read_manifest(job.out, NAME)["slowest"]
     (job.out / "quickstart.png").unlink()
     assert runner.staleness(job.out, NAME, runner.read_manifest(job.out, NAME)["key"]) == (
         "quickstart.png missing"
@@ -297,12 +362,12 @@ def test_a_notebook_past_its_limit_is_ended_with_its_kernel(
 ) -> None:
     pid, clock = tmp_path / "pid", time.monotonic
     monkeypatch.setattr(  # the limit comes once the kernel hangs, however slow its start was
-        runner.time, "monotonic", lambda: clock() + 600 * bool(pid.exists() and pid.read_text())
+        process.time, "monotonic", lambda: clock() + 600 * bool(pid.exists() and pid.read_text())
     )
     hang = f"import os, time; open({str(pid)!r}, 'w').write(str(os.getpid())); time.sleep(600)"
     _, outcome = drawn(notebook(tmp_path / "notebooks", hang, END))
     assert "ran past its limit of 10 minutes, in cell 3 of 4" in outcome.error
-    _wait_until_gone(int(pid.read_text()))
+    wait_until_gone(int(pid.read_text()))
 
 
 def test_a_notebook_that_names_no_parameter_is_refused(
@@ -322,79 +387,95 @@ def test_a_missing_notebook_says_where_it_was_looked_for(tmp_path: Path) -> None
         runner.plan(figures.select([NAME]), "quick", tmp_path, notebooks=tmp_path)
 
 
-RUN = """
-import sys
-from pathlib import Path
-from nemo_kit import figures
-from nemo_kit.figures import report, runner
-runner.root = lambda: Path(sys.argv[1])
-jobs = runner.plan(figures.select(["quickstart"]), "quick", Path(sys.argv[1]) / "figs")
-with runner.alone(jobs):
-    report.draw(jobs, 600)
-"""
-
-
-def test_a_killed_runner_leaves_no_figure_and_its_kernel_ends(tmp_path: Path) -> None:
-    pid = tmp_path / "pid"
-    wait = (f"import os, time; open({str(pid)!r}, 'w').write(str(os.getpid()))\n"
-            "while not os.path.exists(out + '/../go'): time.sleep(0.05)")  # fmt: skip
-    notebook(tmp_path / "notebooks", DRAW, wait, END)
-    process = subprocess.Popen([sys.executable, "-c", RUN, str(tmp_path)], stderr=subprocess.PIPE)
-    while not pid.exists() or not pid.read_text():
-        assert process.poll() is None
-        time.sleep(0.05)
-    with pytest.raises(ValueError, match="another run is drawing these figures"):
-        _alone(tmp_path)
-    process.send_signal(signal.SIGKILL)
-    process.communicate()
-    _alone(tmp_path)
-    assert not (tmp_path / "figs").exists()
-    (tmp_path / "runs" / "figures" / "figs" / "go").touch()
-    _wait_until_gone(int(pid.read_text()))
-    assert not (tmp_path / "figs").exists()
-
-
-def test_an_interrupted_runner_ends_the_kernel_at_once(tmp_path: Path) -> None:
-    pid = tmp_path / "pid"
-    hang = f"import os, time; open({str(pid)!r}, 'w').write(str(os.getpid())); time.sleep(600)"
-    notebook(tmp_path / "notebooks", hang, END)
-    process = subprocess.Popen([sys.executable, "-c", RUN, str(tmp_path)], stderr=subprocess.PIPE)
-    while not pid.exists() or not pid.read_text():
-        assert process.poll() is None
-        time.sleep(0.05)
-    process.send_signal(signal.SIGINT)
-    process.communicate(timeout=60)
-    _wait_until_gone(int(pid.read_text()))
-
-
-def _alone(root: Path) -> None:
-    work = root / "runs" / "figures" / "figs"
-    job = runner.Job(NAME, "quick", root, registry.parameters(NAME), root, work, {}, "")
-    with runner.alone([job]):
-        pass
-
-
-def _wait_until_gone(pid: int) -> None:
-    for _ in range(200):
-        if not psutil.pid_exists(pid) or psutil.Process(pid).status() == psutil.STATUS_ZOMBIE:
-            return
-        time.sleep(0.1)
-    pytest.fail(f"the kernel {pid} still runs")
-
-
 def test_the_table_names_figure_notebook_seconds_and_file(tmp_path: Path) -> None:
     rows = figures.select(["F2a", "quickstart"])
-    jobs = [
-        runner.Job(name, "quick", tmp_path, registry.parameters(name), tmp_path, tmp_path, {}, why)
+    planned = [
+        jobs.Job(name, "quick", tmp_path, registry.parameters(name), tmp_path, tmp_path, {}, why)
         for name, why in ((NAME, ""), ("01_detection", "missing"))
     ]
     output.write_json(output.manifest_path(tmp_path, NAME), {"seconds": 12.3})
-    lines = report.table(rows, jobs, {"01_detection": runner.Outcome(3, "broke")}).splitlines()
+    outcomes = {"01_detection": jobs.Outcome(3, "broke")}
+    lines = report.table(rows, planned, outcomes).splitlines()
     assert lines[0].split() == ["figure", "notebook", "seconds", "file"]
     assert lines[1].endswith(f"12  {tmp_path / 'quickstart.png'}  (up to date)")
     assert lines[2].split()[:3] == ["F2a", "01_detection", "3"]
     assert lines[2].endswith("failed, see above")
-    assert report.announce(jobs).splitlines()[1].endswith("calibration: missing")
+    assert report.announce(planned).splitlines()[1].endswith("calibration: missing")
+
+
+def test_a_vector_format_that_is_asked_for_and_lost_is_drawn_again(tmp_path: Path) -> None:
+    for name in ("F2a.png", "F2a.csv", "F2a.pdf"):
+        (tmp_path / name).touch()
+    manifest = {"key": {"model": "1"}, "files": {"F2a": ["F2a.png", "F2a.pdf", "F2a.csv"]}}
+    output.write_json(output.manifest_path(tmp_path, NAME), manifest)
+
+    def reason(*also: str) -> str:
+        return runner.staleness(tmp_path, NAME, {"model": "1"}, also)
+
+    assert (reason(), reason("pdf"), reason("svg")) == ("", "", "F2a.svg missing")
+    (tmp_path / "F2a.pdf").unlink()  # as in a clone, which holds none
+    assert (reason(), reason("pdf")) == ("", "F2a.pdf missing")
+    with pytest.raises(ValueError, match="also must be of pdf, svg, got 'gif'"):
+        runner.plan(figures.select([NAME]), "quick", tmp_path, also=["gif"])
+
+
+def test_prompts_without_a_needed_role_leave_a_notebook_out(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(runner, "root", lambda: tmp_path)
+    folder = notebook(tmp_path / "notebooks", name="04_dose_response")
+    (tmp_path / "p.csv").write_text("prompt,type\na,VM\n")
+    (tmp_path / "q.csv").write_text("prompt,type,role,repetitions\na,VM,ladder,4\n")
+    rows = figures.select(["04_dose_response"])
+
+    def planned(name: str) -> jobs.Job:
+        files = [str(tmp_path / name)]
+        return runner.plan(rows, "lab", tmp_path, notebooks=folder, prompt_files=files)[0]
+
+    job = planned("p.csv")
+    assert (job.lacks, job.runs) == ("needs prompts of the role ladder", False)
+    assert (
+        report.dry([job]).splitlines()[0].endswith("left out: it needs prompts of the role ladder")
+    )
+    assert report.table(rows, [job], {}).endswith("not drawn: needs prompts of the role ladder")
+    assert planned("q.csv").runs
+
+
+def test_what_a_run_would_take_comes_from_earlier_runs_of_the_same_preset(tmp_path: Path) -> None:
+    values = registry.parameters(NAME)
+    key = {"notebook": "1", "package": "1", "model": "1", "parameters": "1"}
+    job = jobs.Job(NAME, "lab", tmp_path, values, tmp_path, tmp_path, key, "missing")
+    assert job.expected == figures.NOTEBOOKS[NAME].expected["lab"]
+    assert report.dry([job]).splitlines()[0].split()[1] == "~"
+    known = {"preset": "lab", "seconds": 20.0, "slowest": 4000.0, "key": key | {"notebook": "0"}}
+    output.write_json(output.manifest_path(tmp_path, NAME), known)
+    assert job.expected == 20  # only the notebook changed: results are in the store
+    assert report.dry([job]).splitlines()[-1] == "1 notebook would run, about 0:20; 0 up to date"
+    output.write_json(output.manifest_path(tmp_path, NAME), known | {"key": {}})
+    assert job.expected == 4000
+    assert report.clock(job.expected) == "1:06:40"
+
+
+def test_the_list_names_number_notebook_and_state(tmp_path: Path) -> None:
+    rows = figures.select(["quickstart", "T2"])
+    states = {NAME: "", "03_localization": "model changed"}
+    planned = [
+        jobs.Job(name, "quick", tmp_path, registry.parameters(name), tmp_path, tmp_path, {}, why)
+        for name, why in states.items()
+    ]
+    head, first, second = report.listing(rows, planned).splitlines()
+    assert first[head.index("state") :].startswith("up to date")
+    assert second[head.index("in the paper") :].startswith("Table 2 ")
+    assert second[head.index("state") :].startswith("model changed")
+
+
+def test_work_folders_are_apart_where_names_repeat(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(runner, "root", lambda: Path("/r"))
+    assert runner.work_folder(Path("/r/figures/lab")) == Path("/r/runs/figures/lab")
+    assert runner.work_folder(Path("/r/figures/a/lab")) == Path("/r/runs/figures/a-lab")
+    outside = {runner.work_folder(Path(name)) for name in ("/x/lab", "/y/lab")}
+    assert len(outside) == 2
+    assert all(path.name.startswith("lab-") for path in outside)
 
 
 def test_default_folders_follow_preset_and_model(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -402,4 +483,5 @@ def test_default_folders_follow_preset_and_model(monkeypatch: pytest.MonkeyPatch
     assert runner.output_folder("lab") == Path("r/figures/lab")
     assert runner.output_folder("quick") == Path("r/figures/lab-quick")
     assert runner.output_folder("lab", "owner/a model") == Path("r/figures/a-model")
+    assert runner.output_folder("paper", "owner/a model") == Path("r/figures/a-model-paper")
     assert os.sep not in runner.output_folder("lab", "x/..").name.replace("..", "")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from enum import StrEnum
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -29,22 +29,42 @@ class Preset(StrEnum):
 
     quick = "quick"
     lab = "lab"
+    paper = "paper"
+
+
+class Format(StrEnum):
+    """What a picture may come as beside PNG."""
+
+    pdf = "pdf"
+    svg = "svg"
 
 
 def figures(
     only: Annotated[
         list[str] | None,
-        typer.Option("--only", help="Draw this figure, or all of this notebook. May be repeated."),
+        typer.Option(
+            "--only",
+            help="Draw this figure (by name or number in the paper), or all of this notebook. May "
+            "be repeated.",
+        ),
     ] = None,
     show: Annotated[
         bool, typer.Option("--list", help="Say what there is and what is up to date; draw nothing.")
+    ] = False,
+    dry_run: Annotated[
+        bool,
+        typer.Option(
+            "--dry-run", help="Say what would be drawn, why, and how long it takes; draw nothing."
+        ),
     ] = False,
     preset: Annotated[
         Preset,
         typer.Option(
             "--preset",
             help='"quick": few prompts and seeds, some minutes. "lab": all of '
-            "them, as in the committed figures, within an hour on two cores.",
+            'them, as in the committed figures, within two hours on two cores. "paper": all, with '
+            "the settings of the paper, meant for a GPU: 10 seeds, 10 images of 50 steps, "
+            "guidance 7.",
         ),
     ] = Preset.quick,
     model: ModelOption = "lab",
@@ -61,7 +81,9 @@ def figures(
     device: DeviceOption = Device.auto,
     out: Annotated[
         Path | None,
-        typer.Option("--out", help="Output folder; by default figures/lab-quick or figures/lab."),
+        typer.Option(
+            "--out", help="Output folder; by default figures/MODEL, with -quick or -paper."
+        ),
     ] = None,
     notebooks: Annotated[
         Path | None, typer.Option("--notebooks", help="Folder of the notebooks, outside a clone.")
@@ -71,38 +93,77 @@ def figures(
         typer.Option(
             "--limit",
             min=0.01,
-            help="Minutes after which a notebook is ended; by default 30 (quick) or 120 (lab).",
+            help="Minutes after which a notebook is ended; by default 30 (quick), 120 (lab), or a "
+            "week (paper).",
         ),
     ] = None,
     force: Annotated[bool, typer.Option("--force", help="Draw also what is up to date.")] = False,
+    keep_going: Annotated[
+        bool,
+        typer.Option(
+            "--keep-going",
+            help="Go on after a notebook that failed; without it the rest is not begun.",
+        ),
+    ] = False,
+    also: Annotated[
+        list[Format] | None,
+        typer.Option("--also", help="Each picture in this format too. May be repeated."),
+    ] = None,
+    log: Annotated[
+        bool | None,
+        typer.Option(
+            "--log/--bars",
+            help="Plain lines for the log of a batch system, or bars; by default bars on a "
+            "terminal.",
+        ),
+    ] = None,
 ) -> None:
     """Draw the figures of the paper from the notebooks: what is missing or stale, or all.
 
     A figure is up to date while its notebook, the package, its parameters and the model are those
-    it was drawn with. Beside each PNG lies the data behind it as CSV, and for each notebook a
-    manifest. Executed notebooks stay in runs/figures/.
+    it was drawn with. Beside each PNG lies the data behind it as CSV, for each notebook a manifest,
+    and over all the page index.html. Executed notebooks stay in runs/figures/. A run that was
+    stopped, at whatever moment, is gone on with by the same command.
     """
-    from nemo_kit.figures import report, runner, select
+    from nemo_kit.figures import gallery, report, runner, select
 
     if model != "lab" and not prompts:
         raise ValueError(f"--model {model} needs --prompts FILE: the built-in prompts are lab's")
     rows = select(only or ())
     target = out or runner.output_folder(preset, model)
-    files = [str(path.resolve()) for path in existing(prompts or (), "--prompts")]
-    common = {"model": absolute(model), "revision": revision, "device": device.value}
-    if training_images is not None:
-        if not training_images.is_dir():
-            raise FileNotFoundError(f"--training-images: there is no folder {training_images}")
-        common["training_images"] = str(training_images.resolve())
+    common = _common(model, revision, prompts, training_images, device)
+    formats = [one.value for one in also or ()]
     jobs = runner.plan(
-        rows, preset.value, target, notebooks=notebooks, force=force, prompt_files=files, **common
+        rows, preset.value, target, notebooks=notebooks, force=force, also=formats, **common
     )
-    print(report.announce(jobs), flush=True)
-    if show:
+    if show or dry_run:
+        print(report.listing(rows, jobs) if show else report.dry(jobs))
         return
+    print(report.announce(jobs), flush=True)
     seconds = runner.LIMITS[preset] if limit is None else 60 * limit
     with runner.alone(jobs):
-        outcomes = report.draw(jobs, seconds)
+        outcomes = report.draw(jobs, seconds, keep_going=keep_going, log=log)
+        page = gallery.write(target)
     print(report.table(rows, jobs, outcomes))
+    print(f"all of them on one page: {runner.shown(page)}")
     if any(outcome.error for outcome in outcomes.values()):
         raise typer.Exit(1)
+
+
+def _common(
+    model: str,
+    revision: str | None,
+    prompts: list[Path] | None,
+    training_images: Path | None,
+    device: Device,
+) -> dict[str, Any]:
+    """Parameters of every notebook; paths are absolute, since notebooks run in another folder."""
+    if training_images is not None and not training_images.is_dir():
+        raise FileNotFoundError(f"--training-images: there is no folder {training_images}")
+    return {
+        "model": absolute(model),
+        "revision": revision,
+        "device": device.value,
+        "prompt_files": [str(path.resolve()) for path in existing(prompts or (), "--prompts")],
+        "training_images": training_images and str(training_images.resolve()),
+    }

@@ -119,8 +119,9 @@ def title(item: Any) -> str:
 
 
 def tidy(sweep: Sweep) -> pd.DataFrame:
-    """The frame; items that failed are named in a warning."""
+    """The frame; items that failed are named in a warning and in `attrs["failed"]`."""
     if len(sweep.failed):
+        sweep.frame.attrs["failed"] = dict(sweep.failed.itertuples(index=False))
         first = sweep.failed.iloc[0]
         warnings.warn(
             f"{len(sweep.failed)} prompts failed and have no row (try again with "

@@ -1,8 +1,10 @@
 """What a notebook calls to write: one figure with its data, and the manifest at its end.
 
 Scope: files only. A figure is a PNG at 200 dpi and the tidy frame behind it as CSV, both written
-to a temporary file and renamed, so that a figure is there in full or not at all. The manifest is
-the last file a notebook writes; without it the runner counts the run as failed.
+to a temporary file and renamed, so that a figure is there in full or not at all. On request (the
+environment variable ``NEMO_KIT_ALSO``) it is a PDF or SVG too; neither holds a date, so that equal
+figures are equal files. The manifest is the last file a notebook writes; without it the runner
+counts the run as failed.
 """
 
 from __future__ import annotations
@@ -26,6 +28,8 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure as MatplotlibFigure
 
 DPI = 200
+ALSO = "NEMO_KIT_ALSO"  # environment variable: further formats, as "pdf" or "pdf,svg"
+_DATES = {"png": {}, "pdf": {"CreationDate": None}, "svg": {"Date": None}}
 PLACES = {"out", "store", "device"}  # where and on what it ran: no part of what was computed
 _LIBRARIES = ("numpy", "pandas", "torch", "diffusers", "transformers", "torchmetrics")
 _DRAWING = ("matplotlib", "seaborn")
@@ -45,11 +49,10 @@ def save(
     paths = [_target(folder, name, ".csv")]
     write_atomically(paths[0], lambda part: spreadsheet_safe(frame).to_csv(part, index=False))
     if fig is not None:
-        paths.insert(0, _target(folder, name, ".png"))
-        write_atomically(
-            paths[0],
-            lambda part: fig.savefig(part, format="png", dpi=DPI, bbox_inches="tight"),
-        )
+        pictures = [_target(folder, name, f".{kind}") for kind in _formats()]
+        for path in pictures:
+            write_atomically(path, lambda part, kind=path.suffix[1:]: _draw(fig, part, kind))
+        paths = [*pictures, *paths]
     _written.setdefault(folder, {})[name] = [path.name for path in paths]
     return paths
 
@@ -133,6 +136,21 @@ def _device_name(device: str) -> str:
     import torch
 
     return f"{device} ({torch.cuda.get_device_name(torch.device(device))})"
+
+
+def _formats() -> list[str]:
+    more = [kind for kind in os.environ.get(ALSO, "").split(",") if kind]
+    if unknown := sorted(set(more) - set(_DATES)):
+        raise ValueError(f"{ALSO} must hold pdf, svg or both, got {unknown[0]!r}")
+    return list(dict.fromkeys(["png", *more]))
+
+
+def _draw(fig: MatplotlibFigure, part: Path, kind: str) -> None:
+    """Save without dates and with names drawn from the content: equal figures, equal bytes."""
+    import matplotlib as mpl
+
+    with mpl.rc_context({"svg.hashsalt": "nemo_kit", "pdf.fonttype": 42}):
+        fig.savefig(part, format=kind, dpi=DPI, bbox_inches="tight", metadata=_DATES[kind])
 
 
 def _folder(out: str | Path) -> Path:

@@ -1,8 +1,9 @@
 """One notebook through papermill, in a process of its own: ``python -m nemo_kit.figures.worker``.
 
-Scope: reads a job file (JSON: source, executed, parameters, result, progress), runs it, and writes
-the result file: ``ok`` only if papermill returned without an exception, since its output file says
-"completed" even after a killed kernel. The runner keeps the time limit and reads both files.
+Scope: reads a job file (JSON: source, executed, parameters, result, cell), runs it, and writes the
+result file: ``ok`` only if papermill returned without an exception, since its output file says
+"completed" even after a killed kernel. The runner keeps the time limit and reads both files; when
+it is gone, this process ends with all it started.
 """
 
 from __future__ import annotations
@@ -11,6 +12,8 @@ import json
 import os
 import sys
 import tempfile
+import threading
+import time
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +25,7 @@ from traitlets.config import Config
 from nemo_kit.files import write_json
 
 _ENGINE = "nemo_kit"
-_progress = Path(os.devnull)
+_cell = Path(os.devnull)
 
 
 class ReportingEngine(NBClientEngine):
@@ -31,16 +34,30 @@ class ReportingEngine(NBClientEngine):
     @classmethod
     def execute_managed_notebook(cls, nb_man: Any, kernel_name: str, **kwargs: Any) -> Any:
         """Run the cells; before each, its number and the number of cells go to a file."""
-        start, parent = nb_man.cell_start, os.getppid()
+        start = nb_man.cell_start
 
         def noted(cell: Any, cell_index: int = 0, **rest: Any) -> None:
-            if os.getppid() != parent:  # nobody waits for the result any more
-                raise InterruptedError("the process that started this notebook has ended")
-            _progress.write_text(f"{cell_index + 1} {len(nb_man.nb.cells)}", encoding="utf-8")
+            place = {"cell": cell_index + 1, "cells": len(nb_man.nb.cells)}
+            _cell.write_text(json.dumps(place), encoding="utf-8")
             start(cell, cell_index, **rest)
 
         nb_man.cell_start = noted
         return super().execute_managed_notebook(nb_man, kernel_name, **kwargs)
+
+
+def end_with(parent: int) -> None:
+    """End this process and all it started as soon as its parent is another than this one."""
+
+    def watch() -> None:
+        import psutil
+
+        while os.getppid() == parent:
+            time.sleep(0.5)
+        for child in psutil.Process().children(recursive=True):
+            child.kill()
+        os._exit(1)
+
+    threading.Thread(target=watch, daemon=True).start()
 
 
 def use_this_interpreter(folder: Path) -> None:
@@ -77,9 +94,10 @@ def execute(job: dict[str, Any]) -> dict[str, Any]:
 
 def main(job_file: str) -> None:
     """Run the job described in a file and write its result file."""
-    global _progress
+    global _cell
+    end_with(os.getppid())
     job = json.loads(Path(job_file).read_text(encoding="utf-8"))
-    _progress = Path(job["progress"])
+    _cell = Path(job["cell"])
     papermill_engines.register(_ENGINE, ReportingEngine)
     with tempfile.TemporaryDirectory(prefix="nemo-kit-kernel-") as folder:
         use_this_interpreter(Path(folder))
