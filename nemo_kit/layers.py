@@ -1,7 +1,7 @@
 """Finds the cross-attention key and value projections of a denoiser, once, by their names.
 
 Scope: U-Nets in the shape of Stable Diffusion 1.x and 2.x (down, mid, up; `attn2` reads the
-text). Everything else takes the projections found here.
+text), and the convolutions of their down-blocks. Everything else takes what is found here.
 Source: "Finding NeMo" (arXiv 2406.02366), section 2: value layers 1 to 16 of SD v1.4 in the order
 in which the denoiser runs them, of which NeMo searches down and mid (1 to 7).
 """
@@ -34,6 +34,47 @@ class Projection:
     name: str
     width: int
     block: str  # "down.0", "mid", "up.1", …
+
+
+@dataclass(frozen=True)
+class Convolution:
+    """One convolution of a down-block: number from 1, module name, output channels, place."""
+
+    index: int
+    name: str
+    width: int
+    block: str  # "down.0"
+
+    @property
+    def title(self) -> str:
+        """Its place in words: "down 0 resnet 1 conv 2", "down 0 downsampler"."""
+        words = self.name.replace("down_blocks.", "down ").replace(".downsamplers.0.conv", "")
+        words += " downsampler" * ("downsamplers" in self.name)
+        return words.replace(".resnets.", " resnet ").replace(".conv", " conv ")
+
+
+def down_convolutions(denoiser: nn.Module) -> tuple[Convolution, ...]:
+    """The convolutions of the down-blocks with a kernel above 1×1, in forward order, from 1.
+
+    Returns 19 of them for SD 1.x and 2.x: two in each residual block, one in each downsampler.
+    Raises ValueError where the denoiser has none.
+    Source: figure 20 of the paper.
+    """
+    found = [
+        (name, module.out_channels)
+        for name, module in denoiser.named_modules()
+        if name.startswith("down_blocks.")
+        and isinstance(module, nn.Conv2d)
+        and max(module.kernel_size) > 1
+    ]
+    if not found:
+        raise ValueError(
+            f"denoiser: no convolution in the down_blocks of {type(denoiser).__name__}"
+        )
+    return tuple(
+        Convolution(number, name, width, "down." + name.split(".")[1])
+        for number, (name, width) in enumerate(found, start=1)
+    )
 
 
 def value_layers(denoiser: nn.Module) -> tuple[Projection, ...]:

@@ -1,0 +1,96 @@
+"""How results depend on the two thresholds: neuron sets and pictures for each pair, over prompts.
+
+Scope: `nemo_kit.localization.thresholds` for many prompts, resumable, and what deactivating each
+pair's neurons does to pictures. Nothing here draws.
+Source: Hintersdorf et al., "Finding NeMo", NeurIPS 2024, figures 14 and 15.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pandas as pd
+
+from nemo_kit import effects, metrics
+from nemo_kit.experiments import generate_all, model_key, run
+from nemo_kit.localization.thresholds import DEVIATIONS, localize_thresholds
+from nemo_kit.neurons import NeuronSet
+
+if TYPE_CHECKING:
+    from nemo_kit.models import DiffusionModel
+
+PAIR = ["initial_deviations", "refinement_deviations"]
+
+
+def thresholds_all(
+    model: DiffusionModel,
+    prompts: Iterable[str],
+    seeds: Iterable[int] = range(1, 11),
+    deviations: Sequence[float] = DEVIATIONS,
+    *,
+    store: str | Path,
+    progress: bool = True,
+) -> pd.DataFrame:
+    """`localize_thresholds` for many prompts, resumable: a row for each prompt and pair.
+
+    Returns a frame with the columns of `ThresholdGrid.to_rows`, `initial` and `refined` as
+    `NeuronSet`; prompts that do not count as memorized have none.
+    Parameters: `deviations`, thresholds as multiples of σ from μ of the model's calibration;
+    `store`, folder of the results.
+    Raises what `experiments.run` raises, and RuntimeError when no prompt counts as memorized.
+    """
+    chosen, steps = list(seeds), [float(step) for step in deviations]
+    sweep = run(
+        lambda prompt: localize_thresholds(model, prompt, steps, chosen).to_rows(),
+        prompts, store, {"seeds": chosen, "deviations": steps, **model_key(model)},
+        name="thresholds", progress=progress,
+    )  # fmt: skip
+    rows = sweep.frame[sweep.frame["memorized"]].reset_index(drop=True)
+    if rows.empty:
+        raise RuntimeError("prompts: none of them counts as memorized, so there is nothing to vary")
+    sets = {name: rows[name].map(NeuronSet.from_json) for name in ("initial", "refined")}
+    return rows.assign(**sets)
+
+
+def threshold_effects(
+    model: DiffusionModel,
+    swept: pd.DataFrame,
+    seeds: Sequence[int],
+    *,
+    store: str | Path,
+    progress: bool = True,
+    **options: Any,
+) -> pd.DataFrame:
+    """SSCD_gen and SSCD_orig of each prompt with each pair's refined neurons deactivated.
+
+    Returns a frame with `prompt`, the two columns of deviations, `gen` and `orig` (medians over
+    seeds; `orig` is NaN for a prompt without a training image).
+    Parameters: `swept`, from `thresholds_all`; `seeds`, none of detection's; `options`, of
+    `generate`. Pairs that ended with the same neurons share their pictures.
+    Raises what `generate_all` raises.
+    Source: figure 15; section 4 for the measures.
+    """
+    names = list(dict.fromkeys(swept["prompt"]))
+    options |= {"store": store, "progress": progress}
+    before = generate_all(model, names, seeds, **options)
+    parts = []
+    for pair, rows in swept.groupby(PAIR):
+        sets = dict(zip(rows["prompt"], rows["refined"], strict=True))
+        after = generate_all(model, rows["prompt"], seeds, sets, **options)
+        measured = [_similarities(prompt, before, after) for prompt in rows["prompt"]]
+        parts.append(pd.DataFrame(measured).assign(**dict(zip(PAIR, pair, strict=True))))
+    return pd.concat(parts, ignore_index=True)
+
+
+def _similarities(prompt: str, before: pd.DataFrame, after: pd.DataFrame) -> dict[str, Any]:
+    first, second = (effects.pictures(frame, [prompt])[0] for frame in (before, after))
+    original = effects.training_image(prompt)
+    known = original is not None
+    return {
+        "prompt": prompt,
+        "gen": metrics.sscd_gen(second, first, effects.look),
+        "orig": metrics.sscd_orig(second, original, effects.look) if known else np.nan,
+    }

@@ -1,0 +1,203 @@
+"""Whole layers and halves of convolutions switched off: hooks, pictures, frames, figures."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from torch import nn
+from toys import count_hooks, unet
+
+from nemo_kit import dissection, plots
+from nemo_kit.dissection import Cut
+from nemo_kit.frames import layers as layer_frames
+from nemo_kit.generation import generate
+from nemo_kit.hooks import scale_channels
+from nemo_kit.layers import down_convolutions
+from nemo_kit.models import DiffusionModel
+from nemo_kit.neurons import NeuronSet
+
+SEEDS = [101, 102]
+
+
+def test_convolutions_of_the_down_blocks_in_forward_order() -> None:
+    denoiser = unet()
+    order: list[str] = []
+    names = {module: name for name, module in denoiser.named_modules()}
+    found = down_convolutions(denoiser)
+    for place in found:
+        module = denoiser.get_submodule(place.name)
+        module.register_forward_hook(lambda m, *_: order.append(names[m]))
+    text = torch.zeros(1, 4, 16)
+    denoiser(torch.zeros(1, 4, 16, 16), 1, encoder_hidden_states=text)
+    assert order == [place.name for place in found]
+    assert [place.index for place in found] == list(range(1, 20))
+    assert (found[0].width, found[0].block) == (8, "down.0")
+    assert found[0].title == "down 0 resnet 0 conv 1"
+    assert found[4].title == "down 0 downsampler"
+    with pytest.raises(ValueError, match="no convolution in the down_blocks of Linear"):
+        down_convolutions(nn.Linear(1, 1))
+
+
+def test_channels_are_scaled_inside_the_block_alone() -> None:
+    model = nn.Module()
+    model.down_blocks = nn.ModuleList([nn.Conv2d(2, 3, 3, padding=1)])
+    [place] = down_convolutions(model)
+    convolution, image = model.down_blocks[0], torch.randn(2, 2, 4, 4)
+    plain = convolution(image)
+    with scale_channels(model, [place], NeuronSet({1: [0, 2]}), 0.5):
+        scaled = convolution(image)
+    factors = torch.tensor([0.5, 1, 0.5])[:, None, None]
+    assert torch.equal(scaled, plain * factors)
+    assert count_hooks(model) == 0
+    assert torch.equal(convolution(image), plain)
+    with pytest.raises(ValueError, match="index 3 in layer 1 is out of range"):
+        scale_channels(model, [place], NeuronSet({1: [3]})).__enter__()
+    with pytest.raises(ValueError, match="factor must be a finite number"):
+        scale_channels(model, [place], NeuronSet(), float("nan")).__enter__()
+
+
+def test_a_cut_is_a_whole_layer_or_a_share(toy_model: DiffusionModel) -> None:
+    assert len(dissection.cuts(toy_model, "value")) == len(dissection.cuts(toy_model, "key")) == 16
+    assert Cut("key", 2).outputs(toy_model) == NeuronSet({2: range(8)})
+    halves = dissection.cuts(toy_model, "convolution", 0.5, draw=1)
+    assert len(halves) == 19
+    assert len(halves[0].outputs(toy_model)) == 4
+    assert halves[0].outputs(toy_model) == Cut("convolution", 1, 0.5, 1).outputs(toy_model)
+    drawn = {Cut("convolution", 1, 0.5, draw).outputs(toy_model) for draw in range(5)}
+    assert len(drawn) > 1
+    with pytest.raises(ValueError, match=r"layer must be 1 to 16 \(value\), got 17"):
+        Cut("value", 17).outputs(toy_model)
+
+
+def test_a_cut_refuses() -> None:
+    with pytest.raises(
+        ValueError, match="kind must be one of value, key, convolution; got 'query'"
+    ):
+        Cut("query", 1)
+    with pytest.raises(ValueError, match="layer must be an integer of at least 1"):
+        Cut("key", 0)
+    with pytest.raises(ValueError, match="share must be above 0 and at most 1, got 0"):
+        Cut("key", 1, 0)
+    with pytest.raises(ValueError, match="draw must be an integer"):
+        Cut("key", 1, 1.0, -1)
+
+
+def test_pictures_change_and_nothing_stays(toy_model: DiffusionModel) -> None:
+    plain = generate(toy_model, "cat", SEEDS, steps=2)
+    for cut in (Cut("value", 1), Cut("convolution", 1, 0.5)):
+        changed = generate(toy_model, "cat", SEEDS, steps=2, mitigation=cut)
+        assert not np.array_equal(changed, plain), cut
+        assert count_hooks(toy_model.denoiser) == 0
+    assert np.array_equal(generate(toy_model, "cat", SEEDS, steps=2), plain)
+
+
+def test_pictures_of_every_part(toy_model: DiffusionModel, tmp_path: Path) -> None:
+    parts = [Cut("value", 1), Cut("convolution", 5, 0.5)]
+    options = {"store": tmp_path, "steps": 1, "progress": False}
+    got = dissection.cut_all(toy_model, ["cat"], [101], parts, **options)
+    assert got["kind"].tolist() == ["none", "value", "convolution"]
+    assert got["place"].tolist() == ["undisturbed", "value 1 (down 0)", "down 0 downsampler"]
+    assert got["layer"].tolist() == [0, 1, 5]
+    before = toy_model.samples_evaluated
+    dissection.cut_all(toy_model, ["cat"], [101], parts, **options)
+    assert toy_model.samples_evaluated == before, "the second time from the store"
+
+
+# ------------------------------------------------------------------------- frames, figures
+
+
+def pictures(side: int = 64) -> pd.DataFrame:
+    """Two prompts: undisturbed red; value layer 1 leaves red, value layer 2 and key 1 blue."""
+    red, blue = (np.full((side, side, 3), c, np.uint8) for c in ((200, 0, 0), (0, 0, 200)))
+    kinds = [("none", 0, red), ("value", 1, red), ("value", 2, blue), ("key", 1, blue)]
+    rows = [
+        (prompt, kind, layer, "down.0" if layer else "", f"{kind} {layer}", seed, image)
+        for kind, layer, image in kinds
+        for prompt in ("a", "b")
+        for seed in SEEDS
+    ]
+    names = ["prompt", "kind", "layer", "block", "place", "seed", "image"]
+    return pd.DataFrame(rows, columns=names)
+
+
+PROMPTS = pd.DataFrame({"prompt": ["a", "b"], "group": ["VM", "TM"]})
+
+
+@pytest.fixture
+def _colours(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A descriptor that tells the colour, and one known training image: red, of prompt a."""
+
+    def look(images: np.ndarray) -> np.ndarray:
+        return images[:, 0, 0] / np.linalg.norm(images[:, 0, 0], axis=1, keepdims=True)
+
+    red = np.full((64, 64, 3), (200, 0, 0), np.uint8)
+    known = {"a": red}
+    monkeypatch.setattr(dissection.effects, "look", look)
+    monkeypatch.setattr(dissection.effects, "training_image", known.get)
+    monkeypatch.setattr(
+        dissection.effects, "align", lambda images, prompt: np.full(len(images), 0.3)
+    )
+
+
+@pytest.mark.usefixtures("_colours")
+def test_losses_against_the_training_image_or_the_undisturbed_picture() -> None:
+    known = dissection.losses(pictures(), PROMPTS, "VM")
+    assert set(known["reference"]) == {"training image"}
+    assert known["median"].tolist() == known["maximum"].tolist() == pytest.approx([1, 1, 0, 0])
+    other = dissection.losses(pictures(), PROMPTS, "TM")
+    assert set(other["reference"]) == {"undisturbed picture"}
+    assert other["median"].tolist() == pytest.approx([1, 1, 0, 0])
+    assert set(other["alignment"]) == {0.3}
+    assert dissection.losses(pictures(), PROMPTS[:0], "VM").empty
+
+
+def test_grids_have_the_undisturbed_row_first() -> None:
+    cells, names = layer_frames.picture_grid(pictures(8), "value", ["b", "a"], most=1)
+    assert cells.shape == (3, 2, 1, 8, 8, 3)
+    assert names == ["none 0", "value 1", "value 2"]
+    assert cells[2, 0, 0, 0, 0].tolist() == [0, 0, 200]
+    listed = layer_frames.picture_list(pictures(8), "key", ["a"])
+    assert listed["place"].unique().tolist() == ["none 0", "key 1"]
+    with pytest.raises(ValueError, match="none of kind 'convolution'"):
+        layer_frames.picture_grid(pictures(8), "convolution", ["a"])
+    with pytest.raises(ValueError, match="as many of each prompt"):
+        layer_frames.picture_grid(pictures(8), "value", ["a", "x"])
+
+
+def test_the_prompts_shown_are_vm_ones_where_there_are_some() -> None:
+    assert layer_frames.shown(PROMPTS) == ["a"]
+    assert layer_frames.shown(PROMPTS[1:]) == ["b"]
+    with pytest.raises(ValueError, match="prompts must hold VM or TM ones, got"):
+        layer_frames.shown(PROMPTS.assign(group="non-memorized"))
+
+
+@pytest.mark.usefixtures("_colours")
+def test_curves_over_layers() -> None:
+    figure = plots.layer_effects(dissection.losses(pictures(), PROMPTS, "VM"))
+    assert len(figure.axes) == 3
+    lines = {line.get_label(): line for line in figure.axes[0].lines}
+    assert list(lines["value"].get_ydata()) == pytest.approx([1, 0])
+    assert list(lines["undisturbed"].get_ydata()) == pytest.approx([1, 1])
+    assert figure.axes[0].get_ylabel() == "median similarity\nto training image"
+    assert "VM (n = 1)" in figure.axes[2].get_xlabel()
+    with pytest.raises(ValueError, match="kind must be value, key or none"):
+        plots.layer_effects(dissection.losses(pictures(), PROMPTS, "VM").assign(kind="query"))
+    empty = plots.layer_effects(dissection.losses(pictures(), PROMPTS[:0], "VM"))
+    assert "no prompt of this group" in empty.axes[0].texts[0].get_text()
+
+
+def test_rows_of_pictures_are_named_and_fit_the_page() -> None:
+    cells = np.zeros((3, 2, 9, 8, 8, 3), np.uint8)
+    figure = plots.picture_rows(cells, ["x", "y", "z"], ["one prompt", "a $2 prompt"])
+    assert len(figure.axes) == 6
+    assert figure.get_size_inches()[0] <= 6.9 + 1e-6
+    texts = [text.get_text() for text in figure.texts]
+    assert texts == ["x", "y", "z", "one prompt", "a $2 prompt"]
+    with pytest.raises(ValueError, match=r"images must be \[R, P, S, H, W, 3\]"):
+        plots.picture_rows(cells[0], ["x"], ["p"])
+    with pytest.raises(ValueError, match="one entry a prompt is needed"):
+        plots.picture_rows(cells, ["x"], ["p", "q"])

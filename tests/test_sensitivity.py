@@ -1,0 +1,130 @@
+"""Thresholds over prompts: the sweep, what it does to pictures, its frames and figures."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from nemo_kit import plots, sensitivity
+from nemo_kit.frames import thresholds
+from nemo_kit.neurons import NeuronSet
+
+A, B = NeuronSet({1: [4], 3: [7]}), NeuronSet({3: [7]})
+
+
+def swept() -> pd.DataFrame:
+    """Two VM prompts and one TM prompt, thresholds μ and μ + σ."""
+    rows = [
+        (prompt, group, *pair, initial, refined, 30, alone)
+        for prompt, group in (("a", "VM"), ("b", "VM"), ("c", "TM"))
+        for pair, initial, refined, alone in (
+            ((0.0, 0.0), 9, 4, 20), ((0.0, 1.0), 9, 2, 20), ((1.0, 1.0), 5, 1 + (prompt == "b"), 10)
+        )
+    ]  # fmt: skip
+    names = ["prompt", "group", *thresholds.PAIR, "n_initial", "n_refined", "samples"]
+    return pd.DataFrame(rows, columns=[*names, "samples_alone"])
+
+
+def grid(prompt: str, memorized: bool) -> Any:
+    rows = [{"prompt": prompt, "memorized": memorized, "score": 0.9, "samples": 3}]
+    if memorized:
+        rows[0] |= {"initial": A.to_json(), "refined": B.to_json()}
+    return SimpleNamespace(to_rows=lambda: rows)
+
+
+def test_a_sweep_keeps_what_is_memorized(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    calls = []
+
+    def one(model: None, prompt: str, steps: list[float], seeds: list[int]) -> Any:
+        calls.append((prompt, steps, seeds))
+        return grid(prompt, prompt != "no")
+
+    monkeypatch.setattr(sensitivity, "model_key", lambda model: {})
+    monkeypatch.setattr(sensitivity, "localize_thresholds", one)
+    for _ in range(2):  # the second time from the store
+        found = sensitivity.thresholds_all(None, ["a", "no"], [1, 2], (0, 1), store=tmp_path)
+        assert found["prompt"].tolist() == ["a"]
+        assert (found["initial"][0], found["refined"][0]) == (A, B)
+    assert calls == [("a", [0.0, 1.0], [1, 2]), ("no", [0.0, 1.0], [1, 2])]
+    with pytest.raises(RuntimeError, match="none of them counts as memorized"):
+        sensitivity.thresholds_all(None, ["no"], [1, 2], (0, 1), store=tmp_path)
+
+
+def test_effects_are_those_of_each_pair_s_neurons(monkeypatch: pytest.MonkeyPatch) -> None:
+    sets: list[Any] = []
+
+    def generate_all(
+        model: None, prompts: Any, seeds: list[int], neurons: Any = None, **more: Any
+    ) -> pd.DataFrame:
+        sets.append(neurons)
+        shade = 200 if neurons is None else 40 * len(neurons["a"])
+        image = np.full((64, 64, 3), shade, np.uint8)
+        return pd.DataFrame(
+            [{"prompt": p, "seed": s, "image": image} for p in prompts for s in seeds]
+        )
+
+    def look(images: np.ndarray) -> np.ndarray:
+        angle = images[:, 0, 0, 0] / 200
+        return np.stack([angle, np.sqrt(1 - angle**2)], axis=1)
+
+    monkeypatch.setattr(sensitivity, "generate_all", generate_all)
+    monkeypatch.setattr(sensitivity.effects, "look", look)
+    monkeypatch.setattr(sensitivity.effects, "training_image", lambda prompt: None)
+    frame = pd.DataFrame(
+        {"prompt": "a", "initial_deviations": [0.0, 0.0], "refinement_deviations": [0.0, 1.0],
+         "refined": [A, B]}
+    )  # fmt: skip
+    got = sensitivity.threshold_effects(None, frame, [101, 102], store="x")
+    assert sets == [None, {"a": A}, {"a": B}]
+    assert got["gen"].tolist() == pytest.approx([0.4, 0.2])
+    assert got["orig"].isna().all()
+    both = thresholds.with_effects(frame, got)
+    assert both["gen"].tolist() == pytest.approx([0.4, 0.2])
+
+
+def test_medians_of_each_pair() -> None:
+    got = thresholds.medians(swept(), "VM", "n_refined")
+    assert got["initial"].tolist() == ["μ", "μ", "μ + σ"]
+    assert got["refinement"].tolist() == ["μ", "μ + σ", "μ + σ"]
+    assert got["median"].tolist() == [4, 2, 1.5]
+    assert got["mad"].tolist() == [0, 0, 0.5]
+    assert set(got["prompts"]) == {2}
+    with pytest.raises(ValueError, match="group must be VM or TM, got 'XM'"):
+        thresholds.medians(swept(), "XM", "n_refined")
+    with pytest.raises(ValueError, match="frame lacks gen"):
+        thresholds.medians(swept(), "VM", "gen")
+
+
+def test_names_of_thresholds() -> None:
+    assert [thresholds.threshold_name(d) for d in (-1, 0, 1, -0.5)] == [
+        "μ − σ", "μ", "μ + σ", "μ − 0.5σ"
+    ]  # fmt: skip
+
+
+def test_saved_samples_are_counted_once_a_prompt() -> None:
+    got = thresholds.saved(swept()).set_index("group")
+    assert got.loc["VM"].tolist() == [2, 3, 100, 60, pytest.approx(0.4)]
+    assert got.loc["all", ["samples_alone", "samples_shared"]].tolist() == [150, 90]
+
+
+def test_a_heat_map_has_a_text_in_each_pair_that_makes_sense() -> None:
+    figure = plots.threshold_map(thresholds.medians(swept(), "VM", "n_refined"), "refined neurons")
+    axes = figure.axes[0]
+    assert [t.get_text() for t in axes.texts if t.get_text()] == ["4\n± 0", "2\n± 0", "2\n± 0"]
+    assert (axes.get_xlabel(), axes.get_ylabel()) == ("refinement threshold", "initial threshold")
+    assert axes.get_title(loc="right") == "VM (n = 2)"
+    assert figure.axes[1].get_ylabel() == "refined neurons"
+
+
+def test_a_heat_map_without_numbers_says_so() -> None:
+    rows = thresholds.medians(swept().assign(orig=np.nan), "TM", "orig")
+    for frame in (rows, rows[:0]):
+        text = plots.threshold_map(frame, "similarity").axes[0].texts[0].get_text()
+        assert text == "similarity: not known for any prompt"
+    with pytest.raises(ValueError, match="frame lacks median"):
+        plots.threshold_map(rows.drop(columns="median"), "x")
