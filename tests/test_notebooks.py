@@ -14,9 +14,10 @@ from nemo_kit.figures import registry, runner
 MODEL = Path(figures.__file__).parents[1] / "lab" / "model" / "model_index.json"
 TINY = {
     "memorized": 1, "non_memorized": 2, "holdout": 3, "per_rate": 1, "grid": 1, "extremes": 1,
-    "seeds": 4, "images": 2, "steps": 2, "bootstrap": 20,
+    "largest": 1, "seeds": 4, "images": 2, "steps": 2, "bootstrap": 20,
+    "ordinary": 2, "repeats": 1, "counts": [1], "noise_candidates": 1, "factors": [0.5],
 }  # fmt: skip
-LARGE = {"03_localization", "04_dose_response"}
+LARGE = {"03_localization", "04_dose_response", "05_mitigation", "07_quality", "08_ablation"}
 ALL = [
     pytest.param(name, marks=pytest.mark.slow if name in LARGE else ())
     for name in figures.NOTEBOOKS

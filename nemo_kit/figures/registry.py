@@ -71,7 +71,6 @@ class LocalizationRun(Parameters):
     non_memorized: Count | None = 8  # unseen prompts that should yield no neuron
     seeds: Annotated[int, Field(ge=2)] = 10
     images: Count = 4  # seeds of the generations
-    grid: Count = 3  # prompts of each type in the grid of F3
     steps: Count = 20
     guidance: float | None = Field(None, ge=1.0)  # None: the model's own
 
@@ -95,12 +94,37 @@ class Evaluation(Parameters):
     guidance: float | None = Field(None, ge=1.0)  # None: the model's own
 
 
+class MitigationRun(Evaluation):
+    """05_mitigation: NeMo and all other mitigations on the same prompts and seeds."""
+
+    memorized: Count | None = 3  # prompts of each type, VM and TM
+    images: Count = 3
+    repeats: Count = 1  # draws of each mitigation that draws at random
+    noise_candidates: Count | None = 1  # of the initial-noise optimisation; None: its own 8
+    grid: Count = 3  # prompts of each type in the grid of F3
+    steps: Count = 15
+
+
 class MemorizationTypes(Evaluation):
     """06_memorization_types: verbatim or template, by the closest picture."""
 
     memorized: Count | None = 12  # prompts of each type, VM and TM
     images: Count = 4
     threshold: Annotated[float, Field(ge=-1, le=1)] = 0.7
+
+
+class Quality(Evaluation):
+    """07_quality: what blocking memorization neurons costs prompts that are not memorized."""
+
+    memorized: Count | None = 6  # prompts of each type, VM and TM, whose neurons are blocked
+    non_memorized: Count | None = 8  # unseen prompts that should yield no neuron
+    ordinary: Annotated[int, Field(ge=2)] | None = 6  # non-memorized prompts looked at
+    repeats: Count = 3  # picture seeds, each with a random choice of its own
+    counts: list[Count] = [1, 10]  # blocked neurons; empty: 1, 2, 5, 10, …; all come last
+    steps: Count = 15
+    clip: str = "lab"  # of CLIP-FID and CLIP-KID
+    inception: str | None = None  # TorchScript file, for FID and KID
+    real_images: str | None = None  # folder; None: the lab's features of background pictures
 
 
 class Ablation(Evaluation):
@@ -111,6 +135,42 @@ class Ablation(Evaluation):
     images: Count = 3
     steps: Count = 15
     factors: list[float] = [-1.0, -0.5, 0.25, 0.5, 0.75]  # besides 0 and 1
+
+
+class Thresholds(Parameters):
+    """09_thresholds: neurons and pictures for every pair of an initial and refinement threshold."""
+
+    memorized: Count | None = 3  # prompts of each type, VM and TM
+    deviations: Annotated[list[float], Field(min_length=1)] = [-1.0, 0.0, 1.0]  # in σ, from μ
+    seeds: Annotated[int, Field(ge=2)] = 10
+    images: Count = 3
+    steps: Count = 15
+    guidance: float | None = Field(None, ge=1.0)  # None: the model's own
+
+
+class Layers(Parameters):
+    """10_layers: whole layers and halves of convolutions switched off, one after the other."""
+
+    memorized: Count | None = 2  # prompts of each type, VM and TM
+    images: Count = 2
+    steps: Count = 12
+    guidance: float | None = Field(None, ge=1.0)  # None: the model's own
+    grid: Count = 2  # prompts in the grids of F18 to F20
+    share: Annotated[float, Field(gt=0, le=1)] = 0.5  # of a convolution's channels at zero
+    draw: Annotated[int, Field(ge=0)] = 0  # seed of which channels
+
+
+class NeuronAtlas(Parameters):
+    """11_neuron_atlas: large sets, shared neurons, and what drives one neuron."""
+
+    memorized: Count | None = 6  # prompts of each type, VM and TM
+    non_memorized: Count | None = 40  # other prompts that may drive a neuron, text side alone
+    seeds: Annotated[int, Field(ge=2)] = 10
+    largest: Count = 4  # prompts with the most neurons shown in F9
+    images: Count = 4
+    steps: Count = 20
+    guidance: float | None = Field(None, ge=1.0)  # None: the model's own
+    neuron: str = ""  # "3:63" is neuron 63 of layer 3; empty: the most shared one
 
 
 @dataclass(frozen=True)
@@ -187,19 +247,59 @@ NOTEBOOKS: dict[str, Notebook] = {
     ),
     "03_localization": Notebook(
         LocalizationRun,
-        {"memorized": None, "non_memorized": 40, "grid": 4, **_PICTURES},
+        {"memorized": None, "non_memorized": 40, **_PICTURES},
         {"quick": 300, "lab": 1800},
     ),
     "04_dose_response": Notebook(
         DoseResponse, {"per_rate": None, **_PICTURES}, {"quick": 120, "lab": 600}, role="ladder"
     ),
+    "05_mitigation": Notebook(
+        MitigationRun,
+        {
+            "memorized": 8,
+            "images": 4,
+            "steps": 20,
+            "repeats": 2,
+            "noise_candidates": 2,
+            "grid": 4,
+        },
+        {"quick": 150, "lab": 900},
+        paper={"repeats": 5, "grid": 4},
+    ),
     "06_memorization_types": Notebook(
         MemorizationTypes, {"memorized": None, "images": 10}, {"quick": 60, "lab": 240}
     ),
+    "07_quality": Notebook(
+        Quality,
+        {
+            "memorized": None,
+            "non_memorized": 40,
+            "ordinary": 20,
+            "repeats": 5,
+            "counts": [1, 10, 50],
+            "steps": 20,
+        },
+        {"quick": 120, "lab": 600},
+        paper={"repeats": 5, "counts": [25, 50, 100, 150, 250, 500, 750]},
+    ),
     "08_ablation": Notebook(
         Ablation,
-        {"memorized": 10, "holdout": 40, "images": 4, "steps": 20, "factors": _FACTORS},
+        {"memorized": 8, "holdout": 40, "images": 4, "steps": 20, "factors": _FACTORS},
         {"quick": 120, "lab": 900},
+    ),
+    "09_thresholds": Notebook(
+        Thresholds, {"memorized": 10, "images": 4, "steps": 20}, {"quick": 120, "lab": 600}
+    ),
+    "10_layers": Notebook(
+        Layers,
+        {"memorized": 6, "images": 3, "steps": 20, "grid": 3},
+        {"quick": 120, "lab": 700},
+        paper={"memorized": 25},  # 33 pictures for each prompt and seed
+    ),
+    "11_neuron_atlas": Notebook(
+        NeuronAtlas,
+        {"memorized": None, "non_memorized": None, "largest": 6, **_PICTURES},
+        {"quick": 90, "lab": 300},
     ),
 }
 
@@ -219,16 +319,44 @@ FIGURES: tuple[Figure, ...] = (
     Figure("F4b", "03_localization", "mean number of refined neurons by layer"),
     Figure("T2", "03_localization", "seconds and denoiser samples by algorithm"),
     Figure("effect", "03_localization", "copying, diversity, alignment before and after", False),
-    Figure("F3", "03_localization", "generations with and without the neurons"),
     Figure("F1", "03_localization", "the workflow on one prompt"),
-    Figure("shared", "03_localization", "neurons by the number of prompts they serve"),
-    Figure("F10", "03_localization", "neurons that several prompts share, switched off alone"),
     Figure("truth", "03_localization", "neurons found against planted ones"),
     Figure("dose_response", "04_dose_response", "memorization against the repetition rate"),
+    Figure("T1", "05_mitigation", "all mitigations side by side"),
+    Figure("T1_paper", "05_mitigation", "the paper's table 1, to read beside"),
+    Figure("T1_orders", "05_mitigation", "pairs of rows that the paper orders otherwise", False),
+    Figure("F3", "05_mitigation", "generations with and without the neurons"),
     Figure("F6", "06_memorization_types", "density of the largest similarity: VM, TM"),
     Figure("types", "06_memorization_types", "labels against measured types", False),
+    Figure("unseen", "07_quality", "non-memorized prompts that yield neurons"),
+    Figure("blocked", "07_quality", "which neurons are blocked", False),
+    Figure("F5a", "07_quality", "a distance to real pictures against blocked neurons"),
+    Figure("F8", "07_quality", "all distances", also=("F8a", "F8b", "F8c")),
+    Figure("T3", "07_quality", "cross-attention outputs with and without blocked neurons"),
     Figure("T4", "08_ablation", "one choice changed at a time, and other scaling factors"),
     Figure("F5b", "08_ablation", "similarity against the scaling factor"),
+    Figure("sharing", "09_thresholds", "samples saved by sharing work between thresholds", False),
+    Figure("F14a", "09_thresholds", "initial neurons by both thresholds, VM"),
+    Figure("F14b", "09_thresholds", "initial neurons by both thresholds, TM"),
+    Figure("F14c", "09_thresholds", "refined neurons by both thresholds, VM"),
+    Figure("F14d", "09_thresholds", "refined neurons by both thresholds, TM"),
+    Figure("F15a", "09_thresholds", "similarity to the undisturbed pictures, VM"),
+    Figure("F15b", "09_thresholds", "similarity to the undisturbed pictures, TM"),
+    Figure("F15c", "09_thresholds", "similarity to the training image, VM"),
+    Figure("F15d", "09_thresholds", "similarity to the training image, TM"),
+    Figure("F16", "10_layers", "one key or value layer at zero: similarity and alignment, VM"),
+    Figure("F17", "10_layers", "one key or value layer at zero: similarity and alignment, TM"),
+    Figure("F18", "10_layers", "pictures with one value layer at zero"),
+    Figure("F19", "10_layers", "pictures with one key layer at zero"),
+    Figure("F20", "10_layers", "pictures with half of a convolution's channels at zero"),
+    Figure("F9", "11_neuron_atlas", "the prompts with the most neurons, before and after"),
+    Figure("shared", "11_neuron_atlas", "neurons by the number of prompts they serve"),
+    Figure("F10", "11_neuron_atlas", "neurons that several prompts share, switched off alone"),
+    Figure("F11", "11_neuron_atlas", "the next shared neurons, switched off alone"),
+    Figure("F12", "11_neuron_atlas", "the third shared neurons, switched off alone"),
+    Figure("bipartite", "11_neuron_atlas", "the graph of prompts and neurons"),
+    Figure("neuron", "11_neuron_atlas", "one neuron: the prompts that drive it most"),
+    Figure("layer_shares", "11_neuron_atlas", "the share of each layer that memorizes"),
 )
 
 

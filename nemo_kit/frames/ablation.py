@@ -117,9 +117,8 @@ def sets(found: pd.DataFrame, setting: str = NEMO) -> dict[str, NeuronSet]:
     """
     rows = found[found["setting"] == setting]
     if rows.empty:
-        raise ValueError(
-            f"setting must be one of {list(found['setting'].unique())}, got {setting!r}"
-        )
+        known = ", ".join(found["setting"].unique())
+        raise ValueError(f"setting must be one of {known}; got {setting!r}")
     return dict(zip(rows["prompt"], rows["refined"], strict=True))
 
 

@@ -137,6 +137,15 @@ def _told(values: pd.Series) -> dict[str, float]:
     return {"prompts": told.count} | numbers
 
 
+def of(frame: pd.DataFrame, setting: str, prompts: Iterable[str]) -> pd.DataFrame:
+    """The rows of some prompts under one setting, and undisturbed.
+
+    Parameters: `frame`, from `measured`; `setting`, besides "default"; `prompts`.
+    """
+    wanted = frame["setting"].isin(["default", setting]) & frame["prompt"].isin(list(prompts))
+    return frame[wanted].reset_index(drop=True)
+
+
 def wide(summary: pd.DataFrame) -> pd.DataFrame:
     """The summary as a table to read: a row a setting, a column a group and measure.
 

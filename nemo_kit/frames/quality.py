@@ -16,8 +16,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pandas as pd
 
-from nemo_kit import effects
+from nemo_kit import metrics
 from nemo_kit.checks import check_seeds, check_whole
+from nemo_kit.disentanglement import disentanglement
 from nemo_kit.experiments import generate_all
 from nemo_kit.frames.evaluation import refuse_shared_seeds
 from nemo_kit.neurons import NeuronSet, random_neurons
@@ -161,20 +162,140 @@ def wilson(hits: int, of: int) -> dict[str, float]:
     return {"low": float(interval.low), "high": float(interval.high)}
 
 
-def chance(kept: pd.DataFrame) -> pd.DataFrame:
-    """Mean and deviation over seeds of each measure, choice and count.
+def described(chosen: Sequence[Block], table: pd.DataFrame) -> pd.DataFrame:
+    """What each choice blocks: how many neurons, how many draws, how many in each layer.
 
-    Returns a frame with `measure`, `choice`, `neurons`, `mean`, `deviation`, `seeds`.
-    Parameters: `kept`, with `measure`, `choice`, `neurons`, `seed`, `value`.
+    Returns a frame with `choice`, `neurons`, `draws`, `least_prompts` (that the rarest of the most
+    frequent neurons serves; 0 for random ones), `layers` (text, "1: 4, 3: 7", of the first draw).
+
+    Parameters: `chosen`, from `blocks`; `table`, from `neurons.frequency`.
     """
-    keys = ["measure", "choice", "neurons"]
-    table = kept.groupby(keys, sort=False)["value"].agg(["mean", "std", "size"]).reset_index()
-    return table.rename(columns={"std": "deviation", "size": "seeds"}).fillna({"deviation": 0.0})
+    first: dict[tuple[str, int], Block] = {}
+    for block in chosen:
+        first.setdefault((block.choice, block.count), block)
+    found = [
+        {
+            "choice": block.choice,
+            "neurons": block.count,
+            "draws": sum((b.choice, b.count) == key for b in chosen),
+            "least_prompts": table["prompts"].iloc[block.count - 1] * (block.choice == FREQUENT),
+            "layers": ", ".join(f"{k}: {n}" for k, n in block.neurons.counts().items()),
+        }
+        for key, block in first.items()
+    ]
+    return pd.DataFrame(found)
 
 
-def features(images: Sequence[np.ndarray]) -> np.ndarray:
-    """CLIP features of pictures, of the lab's CLIP: the ones its reference features are from."""
-    from nemo_kit import lab, metrics
+def networks(
+    clip: str = "lab", inception: str | None = None, device: str = "cpu"
+) -> list[metrics.Embedder]:
+    """The networks whose features are compared: Inception where its file is given, then a CLIP.
 
-    shrunk = effects.small(np.stack(list(images)))
-    return metrics.clip_embeddings(shrunk, ["a picture"], *lab.clip())[0]
+    Parameters: `clip`, "lab", a folder or a hub id; `inception`, a TorchScript file, None: none.
+    Raises ValueError where one can't be opened.
+    Source: paper, figures 5a and 8.
+    """
+    first = [] if inception is None else [metrics.inception(inception, device=device)]
+    return [*first, metrics.load_clip(clip, device=device).embedder]
+
+
+def distances(
+    made: pd.DataFrame, chosen: Sequence[metrics.Embedder], real: str | Path | None = None
+) -> pd.DataFrame:
+    """Fréchet and kernel distance to real pictures, for every choice, count and picture seed.
+
+    Returns a frame with `measure` (such as "CLIP-FID"), `extractor`, `choice`, `neurons`, `seed`,
+    `value`, `images`, `references`.
+
+    Parameters: `made`, from `pictures`; `chosen`, from `networks`; `real`, a folder of real
+    pictures, None: the features that come with the embedded model, which only its CLIP can use.
+    Raises ValueError for fewer than two pictures a seed, and as `metrics.real_features`.
+    Source: paper, figures 5a and 8.
+    """
+    found = []
+    for network in chosen:
+        reference = metrics.real_features("lab" if real is None else real, network)
+        for (choice, count, seed), part in made.groupby(["choice", "neurons", "seed"], sort=False):
+            images = np.stack(list(part["image"]))
+            found += [
+                {
+                    "measure": one.name, "extractor": one.extractor, "choice": choice,
+                    "neurons": count, "seed": seed, "value": one.value, "images": one.images,
+                    "references": one.references,
+                }
+                for one in metrics.image_distances(images, reference, network)
+            ]  # fmt: skip
+    return pd.DataFrame(found)
+
+
+def over_seeds(measured: pd.DataFrame) -> pd.DataFrame:
+    """Mean and standard deviation over picture seeds of each measure, choice and count.
+
+    Returns a frame with `measure`, `extractor`, `choice`, `neurons`, `mean`, `deviation` (0 for one
+    seed), `seeds`.
+    Parameters: `measured`, from `distances`.
+    """
+    keys = ["measure", "extractor", "choice", "neurons"]
+    table = measured.groupby(keys, sort=False)["value"].agg(["mean", "std", "size"]).reset_index()
+    named = table.rename(columns={"std": "deviation", "size": "seeds"})
+    return named.fillna({"deviation": 0.0})
+
+
+def sentences(table: pd.DataFrame) -> str:
+    """What the curves say, by measure: where each choice leaves the grey band, which is worse.
+
+    Returns Markdown, a line for each measure. In the paper the most frequent neurons cost hardly
+    more than random ones.
+    Parameters: `table`, from `over_seeds`.
+    """
+    lines = []
+    for measure, rows in table.groupby("measure", sort=False):
+        none = rows[rows["choice"] == NONE].iloc[0]
+        told = [f"{c} {_leaves(rows[rows['choice'] == c], none)}" for c in CHOICES]
+        lines.append(f"- {measure}: {'; '.join(told)}; {_worse(rows)}.")
+    return "\n".join(lines)
+
+
+def _leaves(rows: pd.DataFrame, none: Any) -> str:
+    """From how many neurons on the mean stays above the undisturbed mean by two deviations."""
+    if rows.empty:
+        return "not measured"
+    ordered = rows.sort_values("neurons")
+    above = (ordered["mean"] > none["mean"] + 2 * none["deviation"]).to_numpy()
+    stays = np.logical_and.accumulate(above[::-1])[::-1]
+    if not stays.any():
+        return "within two deviations of none blocked"
+    return f"above it by two deviations from {ordered['neurons'].iloc[int(stays.argmax())]} on"
+
+
+def _worse(rows: pd.DataFrame) -> str:
+    wide = rows[rows["choice"].isin(CHOICES)].pivot(
+        index="neurons", columns="choice", values="mean"
+    )
+    both = wide.dropna() if set(CHOICES) <= set(wide.columns) else wide[:0]
+    worse = int((both[FREQUENT] > both[RANDOM]).sum()) if len(both) else 0
+    return f"the most frequent are worse than random ones at {worse} of {len(both)} counts"
+
+
+def disentangled(
+    model: DiffusionModel, prompts: Sequence[str], chosen: Sequence[Block], seeds: Sequence[int]
+) -> pd.DataFrame:
+    """Cosine of cross-attention outputs with and without each block's neurons, by layer (T3).
+
+    Returns a frame with `choice`, `neurons`, `layer`, `similarity` (mean over prompts, seeds and
+    draws, in [-1, 1]), `samples`.
+
+    Parameters: `prompts`, non-memorized ones; `chosen`, from `blocks`; `seeds` (the paper: 3).
+    Raises as `disentanglement`.
+    Source: paper, table 3.
+    """
+    named = {str(place): block.neurons for place, block in enumerate(chosen)}
+    table = disentanglement(model, list(prompts), named, seeds)
+    blocks_of = [chosen[int(name)] for name in table["setting"]]
+    table = table.assign(
+        choice=[block.choice for block in blocks_of], neurons=[b.count for b in blocks_of]
+    )
+    keys = ["choice", "neurons", "layer"]
+    return table.groupby(keys, sort=False, as_index=False).agg(
+        similarity=("cosine", "mean"), samples=("samples", "sum")
+    )

@@ -1,0 +1,126 @@
+"""All mitigations on the same prompts and seeds: the settings of table 1, with repeated draws.
+
+Scope: rows of `nemo_kit.mitigation` as settings of pictures, and what they cost. Measuring is in
+`nemo_kit.frames.evaluation`, the paper's values are in `nemo_kit.frames.paper`.
+Source: Hintersdorf et al., "Finding NeMo", NeurIPS 2024, section 4 and table 1.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import fields
+from typing import TYPE_CHECKING
+
+import pandas as pd
+
+from nemo_kit.checks import check_whole
+from nemo_kit.frames.evaluation import Setting
+from nemo_kit.mitigation import (
+    Mitigation,
+    NeMo,
+    NoiseOptimisation,
+    NoMitigation,
+    RandomNeurons,
+    further_rows,
+    paper_rows,
+)
+from nemo_kit.mitigation.draws import draw_seed
+from nemo_kit.mitigation.nemo import set_of, union
+from nemo_kit.neurons import NeuronSet, random_neurons
+
+if TYPE_CHECKING:
+    from nemo_kit.models import DiffusionModel
+
+
+def rows(
+    found: Mapping[str, NeuronSet],
+    initial: Mapping[str, NeuronSet],
+    repeats: int = 1,
+    candidates: int | None = None,
+) -> list[tuple[str, Mitigation]]:
+    """The rows of table 1 in the paper's order, then the others; random ones `repeats` times.
+
+    Returns pairs of a name and a mitigation; a mitigation that draws comes once for each seed
+    0, 1, …
+
+    Parameters: `found`, prompt -> refined neurons; `initial`, prompt -> candidates; `repeats`, at
+    least 1 (the paper: 5 for random neurons); `candidates`, of the initial-noise optimisation, by
+    default its own 8.
+    Raises ValueError for numbers below 1.
+    Source: paper, table 1; the others name their own.
+    """
+    check_whole("repeats", repeats, 1)
+    drawn: dict[str, list[Mitigation]] = {}
+    for seed in range(repeats):
+        for name, way in (paper_rows(found, seed) | further_rows(initial, seed)).items():
+            if seed == 0 or draws(way):
+                drawn.setdefault(name, []).append(_narrowed(way, candidates))
+    return [(name, way) for name, ways in drawn.items() for way in ways]
+
+
+def draws(way: Mitigation) -> bool:
+    """Whether a mitigation draws at random, so that it is to be repeated."""
+    return any(one.name == "seed" for one in fields(way))
+
+
+def _narrowed(way: Mitigation, candidates: int | None) -> Mitigation:
+    if candidates is None or not isinstance(way, NoiseOptimisation):
+        return way
+    return NoiseOptimisation(candidates=candidates)
+
+
+def settings(
+    model: DiffusionModel, chosen: Sequence[tuple[str, Mitigation]], prompts: Sequence[str]
+) -> list[Setting]:
+    """The rows as settings of `evaluation.measured`.
+
+    Returns pairs of a name and what `generate_all` takes. Mitigations that scale neurons become one
+    set for each prompt, so that a prompt's pictures stay in the store when others are added.
+    """
+    found: list[Setting] = []
+    for name, way in chosen:
+        if isinstance(way, NoMitigation):
+            found.append((name, {}))
+        elif isinstance(way, NeMo):
+            sets = {prompt: scaled(model, way, prompt) for prompt in prompts}
+            factor = {} if way.factor == 0 else {"factor": way.factor}
+            found.append((name, {"neurons": sets, **factor}))
+        else:
+            found.append((name, {"mitigation": way}))
+    return found
+
+
+def scaled(model: DiffusionModel, way: NeMo, prompt: str) -> NeuronSet:
+    """The neurons that a mitigation scales for one prompt.
+
+    A random control takes from other layers what a narrow layer can't give: on a small model most
+    neurons of a layer may have been found for some prompt.
+    Source: paper, section 4 (random neurons).
+    """
+    if not isinstance(way, RandomNeurons):
+        return way.chosen(model, prompt)
+    barred = union(way.neurons) | (way.found or NeuronSet())
+    widths = {layer.index: layer.width for layer in model.searched}
+    like = set_of(way.neurons, prompt)
+    return random_neurons(like, widths, barred, draw_seed(way.seed, prompt), overflow=True)
+
+
+def sources(chosen: Sequence[tuple[str, Mitigation]]) -> pd.DataFrame:
+    """What each row is: `setting`, `draws` (how often it was repeated), `permanent`, `source`."""
+    table = pd.DataFrame(
+        [(name, way.permanent, way.source) for name, way in chosen],
+        columns=["setting", "permanent", "source"],
+    )
+    table.insert(1, "draws", table.groupby("setting")["setting"].transform("size"))
+    return table.drop_duplicates("setting", ignore_index=True)
+
+
+def sets(localized: pd.DataFrame, column: str = "refined") -> dict[str, NeuronSet]:
+    """Prompt -> its neurons, empty where detection did not flag the prompt.
+
+    Parameters: `localized`, from `localize_all`; `column`, "refined" or "initial".
+    Raises ValueError for a missing column.
+    """
+    if missing := {"prompt", column} - set(localized.columns):
+        raise ValueError(f"localized lacks {', '.join(sorted(missing))}; it has {list(localized)}")
+    return dict(zip(localized["prompt"], localized[column], strict=True))
