@@ -54,6 +54,9 @@ class Detection(Parameters):
     holdout: Count | None = 40  # prompts on which the threshold is computed again
     seeds: Annotated[int, Field(ge=2)] = 10
     bootstrap: Count = 200
+    compared: Count | None = 4  # prompts of each group for the detectors of the field
+    detector_seeds: Count = 2  # images of each prompt, for all of them but NeMo
+    detector_steps: Annotated[int, Field(ge=5)] = 5  # DDIM steps of those that denoise
 
 
 class Activations(Parameters):
@@ -239,8 +242,10 @@ NOTEBOOKS: dict[str, Notebook] = {
     "00_quickstart": Notebook(Quickstart, {"steps": 50}, {"quick": 20, "lab": 30}),
     "01_detection": Notebook(
         Detection,
-        {"memorized": None, "non_memorized": None, "holdout": None, "bootstrap": 1000},
-        {"quick": 90, "lab": 600},
+        {"memorized": None, "non_memorized": None, "holdout": None, "bootstrap": 1000}
+        | {"compared": 10, "detector_steps": 25},
+        {"quick": 150, "lab": 800},
+        paper={"detector_seeds": 4, "detector_steps": 50},
     ),
     "02_activations": Notebook(
         Activations, {"memorized": None, "non_memorized": None}, {"quick": 20, "lab": 30}
@@ -308,6 +313,7 @@ FIGURES: tuple[Figure, ...] = (
     Figure("F2a", "01_detection", "density of the pairwise score: non-memorized, TM, VM"),
     Figure("ROC", "01_detection", "detection from the score alone: ROC curves"),
     Figure("detection", "01_detection", "AUROC, TPR@1%FPR and accuracy with intervals", False),
+    Figure("detectors", "01_detection", "detection scores of the field: AUROC, TPR@1%FPR, cost"),
     Figure("F13", "01_detection", "noise differences as pictures"),
     Figure("calibration", "01_detection", "the threshold and the scores it comes from"),
     Figure("F2b", "02_activations", "density of z in value layer 1"),
