@@ -1,9 +1,13 @@
-"""``nemo-kit detect`` and ``nemo-kit localize``: the method on prompts, given or from a file."""
+"""``nemo-kit detect`` and ``nemo-kit localize``: the method on prompts, given or from a file.
+
+Prompts of the command line are worked on and shown; those of files go through a store, so that a
+long run can be stopped, killed and gone on with.
+"""
 
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -17,8 +21,8 @@ from nemo_kit.cli.options import (
     SeedsOption,
     StatisticsOption,
     ThresholdOption,
+    existing,
     joined,
-    load,
     show,
     writer,
 )
@@ -31,6 +35,29 @@ from nemo_kit.cli.options import (
 from nemo_kit.cli.options import (
     texts as read_texts,
 )
+from nemo_kit.cli.sweeps import (
+    HoldOutOption,
+    Place,
+    Preset,
+    RetryOption,
+    SchedulerOption,
+    SettingsOption,
+    StoreOption,
+    WorkersOption,
+    calibrated,
+    end,
+    for_workers,
+    opened,
+    sweep,
+)
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+OutOption = Annotated[
+    Path | None, typer.Option("--out", help="Write the table to this .csv or .parquet file.")
+]
+STORE = Path("runs/store")
 
 
 def register(app: typer.Typer) -> None:
@@ -47,10 +74,14 @@ def detect(
     device: DeviceOption = Device.auto,
     seeds: SeedsOption = 10,
     threshold: ThresholdOption = None,
+    settings: SettingsOption = Preset.default,
+    hold_out: HoldOutOption = None,
+    store: StoreOption = STORE,
+    workers: WorkersOption = 1,
+    scheduler: SchedulerOption = None,
+    retry_failed: RetryOption = False,
     as_json: JsonOption = False,
-    out: Annotated[
-        Path | None, typer.Option("--out", help="Write the table to this .csv or .parquet file.")
-    ] = None,
+    out: OutOption = None,
 ) -> None:
     """Tell which prompts a model memorizes, from one prediction a seed.
 
@@ -58,19 +89,29 @@ def detect(
     prompt pulls every seed to the same picture. With neither prompts nor a file, and the model
     lab, the lab's own prompts are taken.
     """
-    from nemo_kit.localization import detect as detect_prompts
+    from nemo_kit.experiments import detect_all
+    from nemo_kit.experiments.method import Detect
 
+    place = Place(store, workers, scheduler, retry_failed)
     texts = read_texts(prompt, prompts, model)
     write = writer(out)
-    loaded = load(model, device, revision)
-    with progress_bar(len(texts), "detect", as_json) as bar:
-        rows = []
-        for text in texts:
-            rows.append(detect_prompts(loaded, [text], range(1, seeds + 1), threshold=threshold))
-            bar.update()
-    frame = joined(rows).drop(columns=["pairwise"], errors="ignore")
+    loaded = opened(model, device, revision, place)
+    chosen = calibrated(loaded, settings, threshold, hold_out, store)
+    options = {
+        "threshold": threshold,
+        "settings": chosen.detection,
+        "similarity": chosen.similarity,
+    }
+    numbers = range(1, seeds + 1)
+    if prompt and not prompts:
+        frame = _one_by_one(Detect(loaded, list(numbers), options), texts, "detect", as_json)
+    else:
+        named = for_workers(loaded, device, place)
+        frame = sweep(detect_all, named, texts, place, as_json, seeds=numbers, **options)
+    frame = frame.drop(columns=["pairwise"], errors="ignore")
     show(frame, ["memorized", "score", "prompt"], as_json)
     write(frame)
+    end(frame)
 
 
 def localize(
@@ -80,34 +121,78 @@ def localize(
     revision: RevisionOption = None,
     device: DeviceOption = Device.auto,
     seeds: SeedsOption = 10,
+    search: Annotated[
+        str,
+        typer.Option(
+            "--search",
+            help='How to search: "speculative" gives the paper\'s sets, batched; "sequential" is '
+            'call by call; "bisect" and "attributed" are cheaper and verified.',
+        ),
+    ] = "speculative",
     threshold: ThresholdOption = None,
     statistics: StatisticsOption = None,
+    settings: SettingsOption = Preset.default,
+    hold_out: HoldOutOption = None,
+    store: StoreOption = STORE,
+    workers: WorkersOption = 1,
+    scheduler: SchedulerOption = None,
+    retry_failed: RetryOption = False,
     as_json: JsonOption = False,
-    out: Annotated[
-        Path | None, typer.Option("--out", help="Write the table to this .csv or .parquet file.")
-    ] = None,
+    out: OutOption = None,
+    released: Annotated[
+        bool,
+        typer.Option("--released", help="Write --out FILE.csv in the released code's form."),
+    ] = False,
 ) -> None:
     """Find the neurons by which a model memorizes the image of a prompt.
 
     Prints layer and index of each neuron; layers are numbered from 1 as in the paper. A prompt
-    that is not memorized has none. Hard prompts take minutes.
+    that is not memorized has none. Hard prompts take minutes. Prompts of --prompts files go
+    through --store: run the same command again and it goes on where it stopped.
     """
-    from nemo_kit.localization import localize as localize_prompt
+    from nemo_kit.experiments import localize_all
+    from nemo_kit.experiments.method import Localize
+    from nemo_kit.localization.search import find_search
 
     if not prompt and not prompts:
         raise ValueError("localize needs a PROMPT, or --prompts FILE")
+    find_search(search)
+    place = Place(store, workers, scheduler, retry_failed)
     texts = read_texts(prompt, prompts, model)
-    write = writer(out)
+    write = _released_writer(out, prompts) if released else writer(out)
     known = read_statistics(statistics)
-    loaded = load(model, device, revision)
-    rows = []
-    with progress_bar(len(texts), "localize", as_json) as bar:
-        for text in texts:
-            found = localize_prompt(
-                loaded, text, range(1, seeds + 1), statistics=known, threshold=threshold
-            )
-            rows.append(found.to_row())
-            bar.update()
-    frame = joined(rows)
+    loaded = opened(model, device, revision, place)
+    chosen = calibrated(loaded, settings, threshold, hold_out, store)
+    options = {"search": search, "statistics": known, "threshold": threshold, "settings": chosen}
+    numbers = range(1, seeds + 1)
+    if not prompts:
+        frame = _one_by_one(Localize(loaded, list(numbers), options), texts, "localize", as_json)
+    else:
+        named = for_workers(loaded, device, place)
+        frame = sweep(localize_all, named, texts, place, as_json, seeds=numbers, **options)
+        sets = {name: [one.to_json() for one in frame[name]] for name in ("initial", "refined")}
+        frame = frame.assign(**sets)
     show(frame, ["memorized", "score", "n_initial", "n_refined", "refined", "prompt"], as_json)
     write(frame)
+    end(frame)
+
+
+def _one_by_one(work: Any, texts: list[str], label: str, quiet: bool) -> pd.DataFrame:
+    """Without a store: a prompt that fails ends the command."""
+    rows = []
+    with progress_bar(len(texts), label, quiet) as bar:
+        for text in texts:
+            rows.append(work(text))
+            bar.update()
+    return joined(rows)
+
+
+def _released_writer(out: Path | None, files: list[Path] | None) -> Any:
+    """Writes the released result CSV, a row for each row of the prompt files."""
+    from nemo_kit.experiments import prompt_rows, write_released
+
+    if out is None or out.suffix != ".csv":
+        raise ValueError(f"--released needs --out FILE.csv, got {out}")
+    writer(out)  # for its checks of the folder
+    rows = prompt_rows(existing(files, "--prompts")) if files else None
+    return lambda frame: write_released(out, frame, rows)

@@ -7,6 +7,7 @@ model, or a reference to it where the work is done in other processes.
 from __future__ import annotations
 
 import io
+import json
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -37,6 +38,7 @@ def detect_all(
 ) -> pd.DataFrame:
     """``detect`` for many prompts, resumable: one row a prompt, as ``detect`` gives them.
 
+    One more column, ``settings``, is the JSON of the detection and similarity settings.
     ``options`` go to ``detect``; ``executor`` and ``workers`` as in ``run``, where the model is
     opened once a process by its id. Raises what ``run`` raises; prompts that failed are named in a
     warning and have no row.
@@ -128,11 +130,18 @@ class Detect(PerPrompt):
     """``detect`` as the work on one prompt."""
 
     def __call__(self, prompt: str) -> pd.DataFrame:
-        """One row, as ``detect`` gives it."""
+        """One row, as ``detect`` gives it, with its settings."""
         from nemo_kit.localization import detect
+        from nemo_kit.localization.detection import resolve
+        from nemo_kit.settings import to_dict
 
         with opened(self.model) as model:
-            return detect(model, [prompt], self.seeds, **self.options)
+            frame = detect(model, [prompt], self.seeds, **self.options)
+            kinds = ("settings", "similarity")
+            chosen = resolve(model, *(self.options.get(kind) for kind in kinds))
+        names = ("detection", "similarity")
+        made = {name: to_dict(one) for name, one in zip(names, chosen, strict=True)}
+        return frame.assign(settings=json.dumps(made))
 
 
 class Localize(PerPrompt):

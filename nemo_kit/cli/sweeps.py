@@ -1,0 +1,187 @@
+"""What the commands that work through prompt files share: their options, model, and failures."""
+
+from __future__ import annotations
+
+import sys
+import warnings
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from enum import StrEnum
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from nemo_kit.cli.options import Device, existing, load
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+
+class Preset(StrEnum):
+    """Settings by name."""
+
+    default = "default"
+    released = "released"
+    paper = "paper"
+
+
+StoreOption = Annotated[
+    Path,
+    typer.Option(
+        "--store",
+        help="Folder that keeps the result of every prompt of a --prompts file; the same command "
+        "goes on from there, whatever stopped it.",
+    ),
+]
+WorkersOption = Annotated[
+    int,
+    typer.Option("--workers", min=1, help="Processes on this machine; on GPUs, one for each GPU."),
+]
+SchedulerOption = Annotated[
+    str | None,
+    typer.Option(
+        "--scheduler",
+        help="Address of a dask scheduler (tcp://HOST:PORT) or its scheduler file (.json): the "
+        "work is done by its workers. docs/cluster.md has a recipe for SLURM.",
+    ),
+]
+RetryOption = Annotated[
+    bool,
+    typer.Option("--retry-failed", help="Try again the prompts that failed before."),
+]
+SettingsOption = Annotated[
+    Preset,
+    typer.Option(
+        "--settings",
+        help='"released" follows the released code in all eight points where it differs from the '
+        'paper, "paper" the text; recorded in the results.',
+    ),
+]
+HoldOutOption = Annotated[
+    Path | None,
+    typer.Option(
+        "--hold-out",
+        help="File with prompts that the model does not memorize, to compute the threshold of "
+        "--settings from; the model lab has its own.",
+    ),
+]
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where results are kept and who computes them."""
+
+    store: Path
+    workers: int
+    scheduler: str | None
+    retry_failed: bool
+
+    @property
+    def elsewhere(self) -> bool:
+        """Whether other processes do the work."""
+        return self.workers > 1 or self.scheduler is not None
+
+    def options(self, quiet: bool) -> dict[str, Any]:
+        """What `detect_all` and `localize_all` take."""
+        return {
+            "store": self.store,
+            "workers": self.workers,
+            "executor": self.scheduler,
+            "retry_failed": self.retry_failed,
+            "progress": not quiet,
+        }
+
+
+def opened(model: str, device: Device, revision: str | None, place: Place) -> Any:
+    """The model; where other processes use GPUs, it is opened here without taking one."""
+    if not (place.elsewhere and _on_gpu(device, place)):
+        return load(model, device, revision)
+    import torch
+
+    from nemo_kit import models
+
+    if place.workers > max(1, torch.cuda.device_count()):
+        raise ValueError(
+            f"--workers must be at most {torch.cuda.device_count()}, one for each GPU here, got "
+            f"{place.workers}"
+        )
+    return models.load(model, "cpu", torch.float16, revision)
+
+
+def for_workers(model: Any, device: Device, place: Place) -> Any:
+    """The model, or a reference that says where workers open it."""
+    if not place.elsewhere:
+        return model
+    from nemo_kit.experiments import ModelRef
+
+    return ModelRef.of(model, "cuda" if _on_gpu(device, place) else None)
+
+
+def _on_gpu(device: Device, place: Place) -> bool:
+    """What workers of a scheduler have can't be seen from here: --device cuda says it."""
+    import torch
+
+    if place.scheduler is not None or device == Device.cuda:
+        return device == Device.cuda
+    return device == Device.auto and torch.cuda.is_available()
+
+
+def calibrated(
+    model: Any, settings: Preset, threshold: float | None, hold_out: Path | None, store: Path
+) -> Any:
+    """The settings; the model then has the threshold that belongs to them."""
+    from nemo_kit.experiments import prompt_table
+    from nemo_kit.presets import calibration_for, preset
+
+    chosen = preset(settings.value, model)
+    if threshold is None:
+        files = [hold_out] if hold_out else []
+        held = list(prompt_table(existing(files, "--hold-out"))["prompt"]) if files else []
+        model.calibration = calibration_for(model, chosen, held, store=store)
+    return chosen
+
+
+@contextmanager
+def plainly(place: Place) -> Iterator[None]:
+    """Say where results are; warnings and the end of a run in one line each."""
+    print(
+        f"nemo-kit: results are kept in {place.store}; the same command goes on from there",
+        file=sys.stderr,
+    )
+    with warnings.catch_warnings():
+        warnings.simplefilter("default")
+        warnings.showwarning = lambda message, *_, **__: None if "retry_failed" in str(
+            message
+        ) else print(f"nemo-kit: {message}", file=sys.stderr)  # fmt: skip
+        try:
+            yield
+        except RuntimeError as error:
+            print(f"nemo-kit: {' '.join(str(error).split())}", file=sys.stderr)
+            raise typer.Exit(1) from error
+
+
+def end(frame: pd.DataFrame) -> None:
+    """Exit code 1 and one line where prompts failed."""
+    failed = frame.attrs.get("failed", {})
+    if not failed:
+        return
+    prompt, error = next(iter(failed.items()))
+    print(
+        f"nemo-kit: {len(failed)} of {len(failed) + len(frame)} prompts failed (--retry-failed "
+        f"tries them again), the first, {prompt!r}, with {error}",
+        file=sys.stderr,
+    )
+    raise typer.Exit(1)
+
+
+Sweeper = Callable[..., "pd.DataFrame"]
+
+
+def sweep(
+    sweeper: Sweeper, model: Any, texts: Sequence[str], place: Place, quiet: bool, **options: Any
+) -> pd.DataFrame:
+    """Rows of all prompts, from the store or computed now."""
+    with plainly(place):
+        return sweeper(model, texts, **place.options(quiet), **options)

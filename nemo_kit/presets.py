@@ -1,0 +1,112 @@
+"""The settings presets by name, and the threshold that belongs to one on a given model.
+
+Scope: `default`, `released` (the released code in all eight points where it differs from the text)
+and `paper` (the text); what to compare with where the model was calibrated with other settings.
+Source: "Finding NeMo" (arXiv 2406.02366), section 4, and the authors' released code.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from contextlib import suppress
+from dataclasses import replace
+from pathlib import Path
+from secrets import token_hex
+from typing import TYPE_CHECKING, Any
+
+from nemo_kit.checks import check_choice
+from nemo_kit.files import value_digest
+from nemo_kit.settings import LocalizationSettings
+
+if TYPE_CHECKING:
+    from nemo_kit.calibration import Calibration
+    from nemo_kit.models import DiffusionModel
+
+PRESETS = ("default", "released", "paper")
+
+
+def preset(name: str, model: DiffusionModel) -> LocalizationSettings:
+    """The settings of that name, with a comparison that fits the model's latents.
+
+    Returns `LocalizationSettings` whose `name` says which; "default" leaves detection and
+    similarity to the model's calibration.
+    Raises ValueError for another name.
+    """
+    check_choice("settings", name, PRESETS)
+    own = model.calibration.similarity if model.calibration else None
+    if name == "default":
+        return LocalizationSettings()
+    made = LocalizationSettings.released if name == "released" else LocalizationSettings.paper
+    return made(own)
+
+
+def calibration_for(
+    model: DiffusionModel,
+    settings: LocalizationSettings,
+    hold_out: Sequence[str] = (),
+    seeds: Sequence[int] = range(1, 11),
+    store: str | Path | None = None,
+) -> Calibration | None:
+    """The calibration whose threshold holds for these settings; activation statistics stay.
+
+    Returns the model's own where it was made with them; for `released` on a model that the paper
+    names a threshold for, that one; else one computed from hold-out prompts.
+    Parameters: `hold_out`, prompts that the model does not memorize, for the embedded model by
+    default its own; `store`, a folder that keeps what was computed.
+    Raises ValueError where there is no threshold and no hold-out prompt.
+    """
+    from nemo_kit.calibration import published
+    from nemo_kit.localization.detection import resolve
+
+    detection, similarity = resolve(model, settings.detection, settings.similarity)
+    own = model.calibration
+    if own is None or (own.detection, own.similarity) == (detection, similarity):
+        return own
+    known = published(str(model.name)) if settings.name == "released" else None
+    texts = list(hold_out) or _lab_hold_out(model)
+    if known is None and not texts:
+        raise ValueError(
+            f"settings {settings.name!r}: the model's threshold {own.threshold:.3f} was computed "
+            "with other settings; give --threshold, or --hold-out with prompts that the model does "
+            "not memorize"
+        )
+    options = {"settings": detection, "similarity": similarity}
+    found = known or _computed(model, texts, list(seeds), options, store)
+    return replace(
+        found,
+        statistics=own.statistics or found.statistics,
+        detection=detection,
+        similarity=similarity,
+    )
+
+
+def _computed(
+    model: DiffusionModel,
+    texts: list[str],
+    seeds: list[int],
+    options: dict[str, Any],
+    store: str | Path | None,
+) -> Calibration:
+    """From the store where it is there, else computed."""
+    from nemo_kit.calibration import CALIBRATION_FILE, Calibration
+    from nemo_kit.experiments import model_key
+    from nemo_kit.localization import calibrate
+
+    if store is None:
+        return calibrate(model, texts, seeds, **options)
+    digest = value_digest([model_key(model), texts, seeds, options])
+    folder = Path(store) / "calibration" / digest[:16]
+    if not (folder / CALIBRATION_FILE).is_file():
+        part = folder.with_name(f".{folder.name}.{token_hex(6)}")
+        calibrate(model, texts, seeds, **options).save(part)
+        with suppress(OSError):  # another run was first
+            part.rename(folder)
+    return Calibration.load(folder)
+
+
+def _lab_hold_out(model: DiffusionModel) -> list[str]:
+    if model.name != "lab":
+        return []
+    from nemo_kit import lab
+
+    return list(lab.prompts("holdout")["prompt"])

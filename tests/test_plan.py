@@ -1,0 +1,111 @@
+"""Plans: what is measured and how it is scaled, with numbers that can be worked out on paper."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from nemo_kit.experiments.plan import Measurement, check, draw, measure, plan
+from nemo_kit.models import DiffusionModel
+
+LAB = Path(__file__).parents[1] / "nemo_kit" / "lab" / "model" / "model_index.json"
+MEASURED = Measurement(
+    detect_seconds=(1.0,) * 10, localize_seconds=(10.0, 12.0), flagged=2, bytes_skipped=1000.0,
+    bytes_found=3000.0, row_bytes=500.0, worker_bytes=10**9, gpu_bytes=0,
+)  # fmt: skip
+
+
+def test_hours_disk_and_cost_follow_from_the_measurement() -> None:
+    found = plan(MEASURED, 3600, price_per_hour=2.5)
+    assert found.memorized_share == 0.2
+    assert found.detect_hours == pytest.approx(1.0)
+    assert found.localize_hours == pytest.approx(0.2 * (11 - 1))  # it contains its own detection
+    assert found.hours == pytest.approx(3.0)
+    assert found.low < found.hours < found.high
+    assert found.cost == pytest.approx(7.5)
+    assert found.disk_bytes == pytest.approx(3600 * (0.8 * 1000 + 0.2 * 3000))
+    assert found.runner_bytes == 2 * 500 * 3600
+
+
+def test_more_devices_take_fewer_hours_and_cost_the_same() -> None:
+    one, four = plan(MEASURED, 1000, price_per_hour=1), plan(MEASURED, 1000, 4, price_per_hour=1)
+    assert four.hours == pytest.approx(one.hours / 4)
+    assert four.cost == pytest.approx(one.cost)
+    assert four.worker_bytes == one.worker_bytes
+
+
+def test_an_expected_share_takes_the_place_of_the_sample_s() -> None:
+    none, all_ = (plan(MEASURED, 3600, memorized_share=share) for share in (0.0, 1.0))
+    assert (none.localize_hours, none.hours) == (0.0, pytest.approx(1.0))
+    assert all_.hours == pytest.approx(11.0)
+    assert none.low == pytest.approx(none.high)  # all detections took the same
+    assert none.cost is None
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"prompts": 0}, "prompts must be an integer of at least 1, got 0"),
+        ({"devices": 0}, "devices must be an integer of at least 1, got 0"),
+        ({"memorized_share": 1.5}, "memorized_share must be from 0 to 1, got 1.5"),
+        ({"memorized_share": -1}, "memorized_share must be a finite number of at least 0"),
+        ({"price_per_hour": -1}, "price_per_hour must be a finite number of at least 0"),
+    ],
+)
+def test_bad_numbers_are_refused(options: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        plan(MEASURED, **({"prompts": 10} | options))
+
+
+def test_a_draw_is_repeatable_and_in_order() -> None:
+    texts = [str(i) for i in range(100)]
+    assert draw(texts, 200) == texts
+    some = draw(texts, 10)
+    assert some == draw(texts, 10) == sorted(some, key=int)
+    assert len(set(some)) == 10
+    assert some != draw(texts, 10, seed=1)
+    with pytest.raises(ValueError, match="count must be an integer of at least 1"):
+        draw(texts, 0)
+
+
+def test_a_measurement_counts_what_it_did(toy_model: DiffusionModel) -> None:
+    found = measure(toy_model, ["cat 0", "cat 1", "cat 0"], [1, 2], threshold=0.05,
+                    localizations=1)  # fmt: skip
+    assert (len(found.detect_seconds), found.flagged, len(found.localize_seconds)) == (2, 2, 1)
+    assert found.share == 1.0
+    assert found.bytes_skipped > 0
+    assert found.bytes_found > 0
+    assert found.worker_bytes > 10**7
+
+
+def test_without_memorized_prompts_there_is_nothing_to_time(toy_model: DiffusionModel) -> None:
+    options: dict[str, Any] = {"seeds": [1, 2], "threshold": 2.0}
+    with pytest.raises(ValueError, match="none of the 1 prompts of the sample is memorized"):
+        measure(toy_model, ["cat 0"], **options)
+    found = measure(toy_model, ["cat 0"], memorized=["cat 1"], **options)
+    assert (found.flagged, len(found.localize_seconds)) == (0, 1)
+
+
+def test_a_check_is_of_the_plan_for_these_prompts(toy_model: DiffusionModel) -> None:
+    with pytest.raises(ValueError, match="predicted must be for 2 prompts on 1 device, got 3 on 1"):
+        check(toy_model, ["a", "b"], plan(MEASURED, 3), [1, 2])
+    ratio = check(toy_model, ["a", "b"], plan(MEASURED, 2), [1, 2], progress=False, threshold=2.0)
+    assert 0 < ratio < 1  # nobody needs 6 seconds for these
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not LAB.is_file(), reason="the embedded model is not there: make lab")
+def test_the_embedded_model_in_two_processes_as_in_one(tmp_path: Path) -> None:
+    from nemo_kit import lab, load
+    from nemo_kit.experiments import localize_all
+
+    model = load("lab", device="cpu")
+    prompts = [*lab.prompts("verbatim")["prompt"][:2], *lab.prompts("non_memorized")["prompt"][:2]]
+    options: dict[str, Any] = {"seeds": range(1, 5), "progress": False}
+    one = localize_all(model, prompts, store=tmp_path / "one", **options)
+    two = localize_all(model, prompts, store=tmp_path / "two", workers=2, **options)
+    assert list(one["prompt"]) == list(two["prompt"]) == prompts
+    assert list(one["refined"]) == list(two["refined"])
+    assert list(one["samples_evaluated"]) == list(two["samples_evaluated"])
