@@ -3,6 +3,7 @@
 # make test, make lint       what .ci/run runs
 # make test-browser          the explorer in a real JupyterLab and Chromium (make test: where one is)
 # make lab-up                JupyterLab, opened on the explorer
+# make book                  course, notebooks and guides as a site in runs/book
 # make lab                   train the embedded model again from its corpus
 # make lab-report            what the embedded model reaches, measured
 # make clean                 remove what runs left behind; make distclean: .venv too
@@ -20,7 +21,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-.PHONY: figures test test-browser chromium lab-up lint lab lab-report clean distclean
+.PHONY: figures test test-browser chromium lab-up book lint lab lab-report clean distclean
 .DELETE_ON_ERROR:
 
 figures: $(STAMP)
@@ -38,10 +39,15 @@ chromium:
 lab-up: $(STAMP)
 	$(BIN)/jupyter lab notebooks/explorer.ipynb $(ARGS)
 
+book: $(STAMP)
+	$(BIN)/python -m pip install --disable-pip-version-check -q -c constraints.txt -e '.[book]'
+	$(BIN)/python -m sphinx -q -W --keep-going -b html -c docs . runs/book
+	@echo "open runs/book/docs/index.html"
+
 lint: $(STAMP)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
-	$(BIN)/nbstripout --verify notebooks/*.ipynb
+	$(BIN)/nbstripout --verify notebooks/*.ipynb notebooks/course/*.ipynb
 
 lab: $(STAMP)
 	$(BIN)/python -m nemo_kit.lab.build $(ARGS)

@@ -83,7 +83,7 @@ def test_the_form_of_an_answer_is_told() -> None:
 
 def test_arrays_tensors_and_numbers_are_compared_alike() -> None:
     course.check("2.1", lambda a, b: torch.from_numpy(course.exercises(2)["2.1"].solution(a, b)))
-    course.check("6.5", np.int64(1))
+    course.check("6.4", np.int64(1))
 
 
 @pytest.mark.parametrize("name", ["0.1", "9.1", "3.9", "3", "x", "", "3.2.1"])

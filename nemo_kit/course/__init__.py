@@ -11,10 +11,11 @@ from importlib import import_module
 from typing import Any
 
 from nemo_kit.course.exercise import Exercise, Feedback, Open, Wrong
+from nemo_kit.course.pictures import pictures
 
 LESSONS = range(1, 9)
 
-__all__ = ["LESSONS", "Exercise", "Feedback", "Open", "Wrong", "check", "exercises"]
+__all__ = ["LESSONS", "Exercise", "Feedback", "Open", "Wrong", "check", "exercises", "pictures"]
 
 
 @cache

@@ -84,7 +84,7 @@ class Exercise:
         except Exception as error:
             kind = type(error).__name__
             raise Wrong(f"{name}: your function stops with {kind}: {error}") from error
-        if result is ...:
+        if result is ... or result is None:
             raise Open(f"Exercise {name} ({self.title}) is open: put your answer where the … is.")
         if not same(given, case):
             raise Wrong(f"{name}: your function changes its arguments; work on copies.")

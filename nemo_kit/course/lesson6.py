@@ -16,7 +16,7 @@ Score = Callable[[frozenset], float]
 
 def _refine(score: Score, neurons: list[int], threshold: float) -> list[int]:
     left = list(neurons)
-    for neuron in reversed(neurons):
+    for neuron in neurons:
         trial = [n for n in left if n != neuron]
         if score(frozenset(trial)) < threshold:
             left = trial
@@ -28,7 +28,7 @@ def _forgetful(score: Score, neurons: list[int], threshold: float) -> list[int]:
     return [n for n in neurons if score(every - {n}) >= threshold]
 
 
-def _first_to_last(score: Score, neurons: list[int], threshold: float) -> list[int]:
+def _backwards(score: Score, neurons: list[int], threshold: float) -> list[int]:
     return sorted(_refine(score, neurons[::-1], threshold))
 
 
@@ -97,7 +97,7 @@ EXERCISES = {
                 "every neuron is tried against all candidates; what was dropped before has to "
                 "stay dropped, or two that stand in for each other are both thrown away.",
             ),
-            Mistake(_first_to_last, "Algorithm 4 walks from the last neuron to the first."),
+            Mistake(_backwards, "inside a layer the walk goes in the order given: by number."),
             Mistake(_turned, "these are the ones to drop: a low score means nothing was lost."),
         ),
         _redundant,
@@ -127,6 +127,15 @@ EXERCISES = {
         "one whole number",
     ),
     "6.4": Exercise(
+        "two neurons, of which either alone stops the copy",
+        1,
+        (
+            Mistake(2, "once one of them is known to be enough, is the other needed?"),
+            Mistake(0, "with both of them on again, the copy is back."),
+        ),
+        returns="one whole number",
+    ),
+    "6.5": Exercise(
         "how far a batched chain can be trusted",
         lambda verdicts: verdicts.index(False) + 1 if False in verdicts else len(verdicts),
         (
@@ -143,14 +152,5 @@ EXERCISES = {
         ),
         lambda rng: ([True] * int(rng.integers(1, 5)) + [False, True, True, False, True],),
         "one whole number",
-    ),
-    "6.5": Exercise(
-        "two neurons, of which either alone stops the copy",
-        1,
-        (
-            Mistake(2, "once one of them is known to be enough, is the other needed?"),
-            Mistake(0, "with both of them on again, the copy is back."),
-        ),
-        returns="one whole number",
     ),
 }
