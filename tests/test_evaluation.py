@@ -63,9 +63,8 @@ def test_pictures_on_detection_seeds_are_refused_before_any_is_drawn(tmp_path: P
 
 
 def test_measured_compares_every_setting_with_the_undisturbed_pictures(
-    toy_model: DiffusionModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    toy_model: DiffusionModel, tmp_path: Path
 ) -> None:
-    monkeypatch.setattr(effects, "align", lambda images, prompt: np.zeros(len(images)))
     settings = [("default", {}), ("NeMo", {"neurons": SETS}), ("NeMo", {"neurons": SETS})]
     options: dict[str, Any] = {
         "seeds": [50, 51], "detection_seeds": [1, 2], "store": tmp_path, "steps": 1
@@ -78,6 +77,7 @@ def test_measured_compares_every_setting_with_the_undisturbed_pictures(
     assert gen["NeMo", 0, "c"] == pytest.approx(1)  # nothing was found, nothing changes
     assert gen["NeMo", 0, "a"] < 1
     assert got["orig"].isna().all()  # no training image is known
+    assert set(got["clip"]) == {"lab CLIP"}
     drawn = toy_model.samples_evaluated
     evaluation.measured(toy_model, ROWS, settings, **options)
     assert toy_model.samples_evaluated == drawn  # all from the store
@@ -182,6 +182,9 @@ def test_orders_tell_agreement_ties_and_reversals() -> None:
     assert "VM, orig: of 5 pairs that the paper orders, 3 same, 1 tied, 1 reversed." in text
     assert "*x* lies 0.3 above *y* here, 0.2 below it there" in text
     assert paper.sentences(paper.orders(here[:0], there)).startswith("No pair of settings")
+    side = paper.beside(here[1:], there)
+    assert side["setting"].tolist() == ["y", "z", "w"]
+    assert side.loc[0, ["here", "paper"]].tolist() == [0.2, 0.3]
 
 
 # -------------------------------------------------------------------------------- ablation
@@ -381,14 +384,16 @@ def test_disentangled_averages_over_draws(toy_model: DiffusionModel) -> None:
 def test_the_closest_picture_tells_the_type(monkeypatch: pytest.MonkeyPatch) -> None:
     colours = np.eye(3, dtype=np.uint8) * 200
     paint = lambda *which: [np.broadcast_to(colours[i], (64, 64, 3)) for i in which]  # noqa: E731
-    monkeypatch.setattr(effects, "look", lambda x: x.reshape(len(x), -1, 3).mean(1) / 200)
+    colour = metrics.Embedder("colour", "mean", lambda x: x.reshape(len(x), -1, 3).mean(1))
     training = {"a": paint(0)[0], "b": paint(1)[0]}
     monkeypatch.setattr(effects, "training_image", training.get)
     generated = pd.DataFrame({"prompt": list("aabbcc"), "image": paint(1, 0, 0, 2, 0, 0)})
-    got = memorization_types.maxima(ROWS, generated)
+    got = memorization_types.maxima(ROWS, generated, embedder=colour)
     assert got["prompt"].tolist() == ["a", "b"]  # the third has no training image
     assert got["maximum"].tolist() == [1, 0]
     assert got["measured"].tolist() == ["VM", "TM"]
+    assert set(got["embedder"]) == {"colour"}
+    assert memorization_types.maxima(ROWS[2:], generated).empty
     told = memorization_types.agreement(got.assign(measured="VM")).set_index("group")
     assert told.loc["TM", ["prompts", "VM", "TM"]].tolist() == [1, 1, 0]
     assert memorization_types.sentence(got) == "All 2 prompts measure as labelled at 0.7."

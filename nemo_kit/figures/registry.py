@@ -97,7 +97,14 @@ class Evaluation(Parameters):
     guidance: float | None = Field(None, ge=1.0)  # None: the model's own
 
 
-class MitigationRun(Evaluation):
+class Copying(Evaluation):
+    """… and of those that compare them with training images."""
+
+    sscd: str | None = None  # TorchScript file of SSCD; None: the embedded model's descriptor
+    clip: str = "lab"  # for the alignment
+
+
+class MitigationRun(Copying):
     """05_mitigation: NeMo and all other mitigations on the same prompts and seeds."""
 
     memorized: Count | None = 3  # prompts of each type, VM and TM
@@ -113,6 +120,7 @@ class MemorizationTypes(Evaluation):
 
     memorized: Count | None = 12  # prompts of each type, VM and TM
     images: Count = 4
+    sscd: str | None = None  # TorchScript file of SSCD; None: the embedded model's descriptor
     threshold: Annotated[float, Field(ge=-1, le=1)] = 0.7
 
 
@@ -130,7 +138,7 @@ class Quality(Evaluation):
     real_images: str | None = None  # folder; None: the lab's features of background pictures
 
 
-class Ablation(Evaluation):
+class Ablation(Copying):
     """08_ablation: localization with one choice changed at a time, and other scaling factors."""
 
     memorized: Count | None = 2  # prompts of each type, VM and TM
@@ -329,6 +337,7 @@ FIGURES: tuple[Figure, ...] = (
     Figure("truth", "03_localization", "neurons found against planted ones"),
     Figure("dose_response", "04_dose_response", "memorization against the repetition rate"),
     Figure("T1", "05_mitigation", "all mitigations side by side"),
+    Figure("T1_distinct", "05_mitigation", "the same without near-duplicate prompts", False),
     Figure("T1_paper", "05_mitigation", "the paper's table 1, to read beside"),
     Figure("T1_orders", "05_mitigation", "pairs of rows that the paper orders otherwise", False),
     Figure("F3", "05_mitigation", "generations with and without the neurons"),

@@ -22,10 +22,7 @@ if TYPE_CHECKING:
     from nemo_kit.models import DiffusionModel
 
 MEASURES = ("orig", "gen", "diversity", "alignment")  # columns of `measured`, order of table 1
-NOTE = (
-    "Median ± MAD over prompts, below it the 95 % bootstrap interval. orig, gen, div: cosines "
-    "of the lab's copy descriptor; align: of the lab's CLIP."
-)
+Looks = tuple[metrics.Embedder, metrics.Clip]  # what pictures are compared by
 Setting = tuple[str, Mapping[str, Any]]
 
 
@@ -57,6 +54,27 @@ def refuse_shared_seeds(evaluation: Iterable[int], detection: Iterable[int]) -> 
         )
 
 
+def networks(sscd: str | Path | None = None, clip: str = "lab", device: str = "cpu") -> Looks:
+    """The copy descriptor and the CLIP that pictures are measured with.
+
+    Parameters: `sscd`, the TorchScript file of SSCD (320 pixels square, as in the paper), None: the
+    embedded model's descriptor; `clip`, "lab", a folder, or a hub id; `device`.
+    Raises ValueError or FileNotFoundError where one can't be opened.
+    Source: paper, section 4.
+    """
+    descriptor = metrics.lab_descriptor() if sscd is None else metrics.sscd(sscd, device=device)
+    return descriptor, metrics.load_clip(clip, device=device)
+
+
+def note(looks: Looks) -> str:
+    """A table's note: what its numbers are, and which networks gave them."""
+    embedder, clip = looks
+    return (
+        "Median ± MAD over prompts, below it the 95 % bootstrap interval. orig, gen, div: cosines "
+        f"of {embedder.name}; align: of {clip.name}."
+    )
+
+
 def measured(
     model: DiffusionModel,
     rows: pd.DataFrame,
@@ -65,30 +83,32 @@ def measured(
     seeds: Sequence[int],
     detection_seeds: Iterable[int],
     store: str | Path,
+    looks: Looks | None = None,
     **options: Any,
 ) -> pd.DataFrame:
     """Pictures of every prompt under every setting, from the store or new, and their measures.
 
-    Returns a frame with `setting`, `repeat` (0, 1, … where a name comes more than once), `prompt`,
-    `group`, `orig`, `gen`, `diversity`, `alignment`: medians over a prompt's pictures, `gen`
-    against the undisturbed pictures of the same seeds.
+    Returns a frame with `setting`, `repeat` (0, 1, … where a name comes more than once), the
+    columns of `rows`, and those of `metrics.copying_table`: `orig`, `gen`, `diversity`,
+    `alignment`, … of each prompt, and the names of what measured; `gen` is against the undisturbed
+    pictures of the same seeds.
 
     Parameters: `rows`, with `prompt` and `group`; `settings`, pairs of a name and what
     `generate_all` takes for it (`neurons`, `factor`, `mitigation`; nothing: undisturbed); `seeds`
-    of the pictures; `detection_seeds`, which they must not meet; `options`, for all pictures
-    (`steps`, `guidance`).
+    of the pictures; `detection_seeds`, which they must not meet; `looks`, from `networks`, by
+    default the embedded model's; `options`, for all pictures (`steps`, `guidance`).
     Raises ValueError for shared seeds, and what `generate_all` raises.
     Source: paper, section 4 and table 1.
     """
     refuse_shared_seeds(seeds, detection_seeds)
-    prompts = list(rows["prompt"])
+    prompts, looks = list(rows["prompt"]), looks or networks()
 
     def draw(**how: Any) -> pd.DataFrame:
         return generate_all(model, prompts, seeds, store=store, **options, **how)
 
     before, parts, repeats = draw(), [], Counter[str]()
     for name, how in settings:
-        part = _measures(rows, before, draw(**how) if how else before)
+        part = _measures(rows, before, draw(**how) if how else before, looks)
         part.insert(0, "setting", name)
         part.insert(1, "repeat", repeats[name])
         repeats[name] += 1
@@ -96,13 +116,15 @@ def measured(
     return pd.concat(parts, ignore_index=True)
 
 
-def _measures(rows: pd.DataFrame, before: pd.DataFrame, after: pd.DataFrame) -> pd.DataFrame:
+def _measures(
+    rows: pd.DataFrame, before: pd.DataFrame, after: pd.DataFrame, looks: Looks
+) -> pd.DataFrame:
     """Of the prompts that have both pictures: one that failed was named in a warning."""
     kept = rows[rows["prompt"].isin(before["prompt"]) & rows["prompt"].isin(after["prompt"])]
-    shots = [effects.pictures(made, kept["prompt"]) for made in (before, after)]
-    both = effects.copying(kept, *shots)
-    after_names = {f"{name}_after": name for name in MEASURES}
-    return both.rename(columns=after_names)[["prompt", "group", *MEASURES]]
+    first, second = (effects.pictures(made, kept["prompt"]) for made in (before, after))
+    known = [effects.training_image(prompt) for prompt in kept["prompt"]]
+    embedder, clip = looks
+    return metrics.copying_table(kept, second, embedder, known, first, clip)
 
 
 def over_prompts(frame: pd.DataFrame, measures: Sequence[str] = MEASURES) -> pd.DataFrame:

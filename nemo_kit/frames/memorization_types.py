@@ -15,29 +15,39 @@ from nemo_kit import effects, metrics
 
 
 def maxima(
-    rows: pd.DataFrame, generated: pd.DataFrame, threshold: float = metrics.COPY_THRESHOLD
+    rows: pd.DataFrame,
+    generated: pd.DataFrame,
+    threshold: float = metrics.COPY_THRESHOLD,
+    embedder: metrics.Embedder | None = None,
 ) -> pd.DataFrame:
     """Largest and median similarity of each prompt's pictures to its training image (F6).
 
     Returns a frame with `prompt`, `group` (the list's label), `maximum`, `median` (cosines),
-    `measured` ("VM" where the maximum exceeds the threshold, else "TM"). Prompts without a known
-    training image are left out, so for another model's prompts there may be no row.
+    `measured` ("VM" where the maximum exceeds the threshold, else "TM"), `embedder` and `protocol`
+    (what measured). Prompts without a known training image are left out, so for another model's
+    prompts there may be no row.
 
-    Parameters: `rows`, with `prompt` and `group`; `generated`, from `generate_all`; `threshold`.
+    Parameters: `rows`, with `prompt` and `group`; `generated`, from `generate_all`; `threshold`;
+    `embedder`, by default the embedded model's copy descriptor.
     Raises ValueError for a missing column or a prompt without pictures.
     Source: paper, figure 6 and section 4.
     """
     if missing := {"prompt", "group"} - set(rows.columns):
         raise ValueError(f"rows lack {', '.join(sorted(missing))}; they have {list(rows.columns)}")
-    found = []
-    for row in rows.itertuples():
-        training = effects.training_image(row.prompt)
-        if training is not None:
-            images = effects.pictures(generated, [row.prompt])[0]
-            values = metrics.copy_similarities(effects.small(images), training, effects.look)
-            found.append((row.prompt, row.group, values.max(), float(np.median(values))))
-    frame = pd.DataFrame(found, columns=["prompt", "group", "maximum", "median"])
-    return frame.assign(measured=np.where(frame["maximum"] > threshold, "VM", "TM"))
+    known = [effects.training_image(prompt) for prompt in rows["prompt"]]
+    kept = rows[[image is not None for image in known]]
+    names = ["prompt", "group", "maximum", "median", "embedder", "protocol"]
+    if kept.empty:
+        return pd.DataFrame(columns=[*names[:4], "measured", *names[4:]]).astype({"maximum": float})
+    table = metrics.copying_table(
+        kept,
+        effects.pictures(generated, kept["prompt"]),
+        embedder or metrics.lab_descriptor(),
+        [image for image in known if image is not None],
+    )
+    frame = table.rename(columns={"orig_max": "maximum", "orig": "median"})[names]
+    frame.insert(4, "measured", np.where(frame["maximum"] > threshold, "VM", "TM"))
+    return frame.reset_index(drop=True)
 
 
 def agreement(frame: pd.DataFrame) -> pd.DataFrame:

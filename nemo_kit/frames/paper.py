@@ -93,6 +93,18 @@ def table_4() -> pd.DataFrame:
     return pd.DataFrame(found, columns=["setting", "group", "measure", "median"])
 
 
+def beside(here: pd.DataFrame, there: pd.DataFrame) -> pd.DataFrame:
+    """Medians here and in the paper, side by side, where both have them.
+
+    Returns a frame with `setting`, `group`, `measure`, `here`, `paper`, in the paper's order.
+    Parameters: `here` and `there`, with `setting`, `group`, `measure`, `median`.
+    """
+    keys = ["setting", "group", "measure"]
+    both = there.merge(here, on=keys, suffixes=("_there", "_here"), validate="one_to_one")
+    named = both.rename(columns={"median_here": "here", "median_there": "paper"})
+    return named[[*keys, "here", "paper"]]
+
+
 def orders(here: pd.DataFrame, there: pd.DataFrame, margin: float = 0.05) -> pd.DataFrame:
     """Pairs of settings that the paper tells apart, and how they come out here.
 
