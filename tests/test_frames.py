@@ -212,33 +212,6 @@ def test_verdicts_by_group() -> None:
     assert got.loc["non-memorized"].tolist()[:3] == [1, 0, 0]
 
 
-def test_shared_neurons_and_their_prompts() -> None:
-    got = frames.shared_neurons(localized())
-    assert got.iloc[0].tolist() == [3, 7, 3]
-    assert frames.most_shared(localized()) == (B, ["b", "c", "a"])  # a needs another one too
-    assert frames.most_shared(localized(), most=2)[1] == ["b", "c"]
-
-
-def test_most_shared_takes_all_neurons_of_exactly_these_prompts() -> None:
-    both = NeuronSet({3: [7, 9]})
-    frame = localized().assign(refined=[both | A, both, NeuronSet({2: [1]}), NeuronSet()])
-    neurons, prompts = frames.most_shared(frame)
-    assert (neurons, prompts) == (both, ["b", "a"])
-    with pytest.raises(ValueError, match="no prompt with refined neurons"):
-        frames.most_shared(localized().assign(refined=[NeuronSet()] * 4))
-
-
-def test_most_shared_prefers_what_is_all_of_a_prompt_s_set() -> None:
-    many = NeuronSet({1: [0, 1, 2, 3, 4]})
-    frame = pd.DataFrame(
-        {
-            "prompt": list("abcde"), "group": "VM", "memorized": True, "initial": [many] * 5,
-            "refined": [many, many, many, B, B],
-        }
-    )  # fmt: skip
-    assert frames.most_shared(frame) == (B, ["d", "e"])  # 2 sets whole, not 3 fifths
-
-
 def test_neuron_names() -> None:
     assert frames.neuron_names(NeuronSet({1: [2], 3: [7, 9]})) == "layer 1\n#2\nlayer 3\n#7, #9"
 

@@ -15,7 +15,7 @@ import numpy as np
 import pandas as pd
 
 from nemo_kit.metrics import detection_metrics, localization_quality
-from nemo_kit.neurons import NeuronSet, frequency
+from nemo_kit.neurons import NeuronSet
 
 if TYPE_CHECKING:
     from nemo_kit.calibration import ActivationStatistics
@@ -322,39 +322,6 @@ def verdicts(localized: pd.DataFrame) -> pd.DataFrame:
         median_neurons=("some", "median"),
     )
     return table.reset_index()
-
-
-def shared_neurons(localized: pd.DataFrame) -> pd.DataFrame:
-    """Refined neurons by the number of prompts they serve, most first.
-
-    Returns a frame with `layer`, `neuron`, `prompts`.
-    Parameters: `localized`, from `localize_all`, grouped. Raises ValueError as `found`.
-    Source: paper, section 4 and figures 10 to 12.
-    """
-    return frequency(found(localized)["refined"])
-
-
-def most_shared(localized: pd.DataFrame, most: int = 4) -> tuple[NeuronSet, list[str]]:
-    """The neurons that are most of what several prompts need, and `most` of these prompts (F10).
-
-    A neuron counts for each prompt with the share it is of the prompt's neurons: one that is all of
-    seven prompts' sets comes before one among dozens in ten. Returns the first by this count with
-    all others that serve exactly the same prompts, and the prompts, smallest sets first.
-    Parameters: `localized`, from `localize_all`, grouped. Raises ValueError as `found`, and where
-    no prompt has a neuron.
-    """
-    rows = found(localized)
-    sizes = dict(zip(rows["prompt"], rows["refined"].map(len), strict=True))
-    owners: dict[Any, list[str]] = {}
-    for row in rows.itertuples():
-        for neuron in row.refined:
-            owners.setdefault(neuron, []).append(row.prompt)
-    if not owners:
-        raise ValueError("localized has no prompt with refined neurons")
-    several = {n: who for n, who in owners.items() if len(who) > 1} or owners
-    prompts = max(several.values(), key=lambda who: sum(1 / sizes[prompt] for prompt in who))
-    neurons = NeuronSet.of([n for n, who in owners.items() if who == prompts])
-    return neurons, sorted(prompts, key=sizes.__getitem__)[:most]
 
 
 def neuron_names(neurons: NeuronSet) -> str:

@@ -137,8 +137,9 @@ def localize_thresholds(
     """Localize one prompt for every sensible pair of an initial and a refinement threshold.
 
     Returns a `ThresholdGrid`. A pair makes sense where the refinement threshold is not below the
-    initial one: selection stops at a score just below its own threshold, and under a lower one
-    refinement could drop nothing. Detection keeps the model's own threshold, so that all pairs
+    initial one: selection stops at the first score that is not above its own threshold; under a
+    lower one refinement would ask for less memorization than selection has reached, and where it
+    has not, could drop nothing. Detection keeps the model's own threshold, so that all pairs
     are about the same seeds.
     Parameters: `deviations`, thresholds as multiples of σ from μ of the model's calibration;
     `seeds`, for detection; `settings`, as for `localize`; `search`, a name in `MODES`.
