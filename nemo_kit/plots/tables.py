@@ -4,7 +4,7 @@ Source: Hintersdorf et al., "Finding NeMo", NeurIPS 2024, tables 1, 3 and 4.
 """
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from itertools import pairwise
 from typing import Any
 
@@ -22,13 +22,11 @@ HEADS = {
     "alignment": "align ↑",
 }
 ROW, HEAD = 0.27, 0.62  # inches
-NAMES = 1.7  # inches for the settings' names
+NAMES = 1.85  # inches for the settings' names
 
 
 @styled
-def results(
-    frame: pd.DataFrame, note: str = "", decimals: Mapping[str, int] | None = None
-) -> Figure:
+def results(frame: pd.DataFrame, note: str = "", rules: Sequence[str] = ()) -> Figure:
     """Median ± MAD of every setting, group and measure, the interval below it (T1, T4).
 
     Returns a figure of the text width; measures without numbers have no column, missing cells a
@@ -36,7 +34,7 @@ def results(
 
     Parameters: `frame`, with `setting`, `group`, `measure`, `median`, and if there are any `mad`,
     `low`, `high` (95 % interval), `prompts`; `note`, below the table, e.g. which networks gave the
-    numbers; `decimals`, measure -> digits after the point, by default 2 (neurons: 1).
+    numbers; `rules`, settings with a thin line below.
     Raises ValueError for a missing column, no rows, or an unknown group.
     Source: paper, tables 1 and 4.
     """
@@ -52,15 +50,16 @@ def results(
     figure, axes = canvas(TEXT, height)
     axes.set(xlim=(0, TEXT), ylim=(height, 0))
     axes.axis("off")
-    digits = {"neurons": 1, **(decimals or {})}
     _heads(axes, columns, frame)
     cells = {(r.setting, r.group, r.measure): r for r in frame.itertuples()}
     for place, setting in enumerate(settings):
         y = HEAD + ROW * (place + 0.5)
+        if setting in rules:
+            axes.axhline(y + ROW / 2, color="#999999", linewidth=0.5)
         axes.text(0, y, setting, va="center", parse_math=False)
         for x, key in zip(_ends(columns), columns, strict=True):
             row = cells.get((setting, *key))
-            _cell(axes, x, y, row, digits.get(key[1], 2), 7 if len(columns) < 9 else 6.5)
+            _cell(axes, x, y, row, 1 if key[1] == "neurons" else 2, 7 if len(columns) < 9 else 6.5)
     for y, width in ((0.05, 1.0), (HEAD - 0.04, 0.6), (HEAD + ROW * len(settings) + 0.02, 1.0)):
         axes.axhline(y, color="black", linewidth=width)
     if note:
@@ -114,5 +113,6 @@ def _cell(axes: Axes, x: float, y: float, row: Any, digits: int, size: float) ->
 def _number(value: float, digits: int) -> str:
     """In the paper's short form: .83 for 0.83; counts as 3, not 3.0."""
     text = f"{value:.{digits}f}"
+    text = text.removeprefix("-") if not float(text) else text  # no minus before 0
     text = text.removesuffix(".0") if digits == 1 else re.sub(r"^(-?)0\.", r"\1.", text)
     return text.replace("-", "−")
