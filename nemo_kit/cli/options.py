@@ -64,6 +64,7 @@ StatisticsOption = Annotated[
 
 
 def load(model: str, device: Device, revision: str | None) -> Any:
+    """The model on that device, opened when the command runs and not before."""
     from nemo_kit.models import load
 
     return load(model, device=device.value, revision=revision)
@@ -89,6 +90,7 @@ def texts(prompt: Sequence[str] | None, files: Sequence[Path] | None, model: str
 
 
 def existing(files: Sequence[Path], option: str) -> Sequence[Path]:
+    """The files, or FileNotFoundError that names the option."""
     for path in files:
         if not path.is_file():
             raise FileNotFoundError(f"{option}: there is no file {path}")
@@ -96,6 +98,7 @@ def existing(files: Sequence[Path], option: str) -> Sequence[Path]:
 
 
 def statistics(path: Path | None) -> Any:
+    """Activation statistics of either kind of file, None without one."""
     if path is None:
         return None
     from nemo_kit.localization import ActivationStatistics
@@ -123,18 +126,21 @@ def writer(out: Path | None) -> Any:
 
 
 def bar(total: int, label: str, quiet: bool) -> Any:
+    """A progress bar over prompts, where there is more than one."""
     from tqdm import tqdm
 
     return tqdm(total=total, desc=label, unit="prompt", disable=quiet or total < 2)
 
 
 def joined(rows: list[Any]) -> pd.DataFrame:
+    """Rows or frames as one frame."""
     import pandas as pd
 
     return pd.DataFrame(rows) if isinstance(rows[0], dict) else pd.concat(rows, ignore_index=True)
 
 
 def show(frame: pd.DataFrame, columns: list[str], as_json: bool) -> None:
+    """Print the named columns as a table, or every row as JSON."""
     if as_json:
         for row in json.loads(frame.to_json(orient="records")):
             print(json.dumps(_opened(row), ensure_ascii=False))
