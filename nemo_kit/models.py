@@ -20,6 +20,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from nemo_kit import hub
 from nemo_kit.calibration import CALIBRATION_FILE, Calibration, published
 from nemo_kit.checks import check_seeds, check_texts
 from nemo_kit.layers import Projection, key_layers, searched, value_layers
@@ -198,13 +199,17 @@ def load(
     Returns a `DiffusionModel`; a folder `nemo` beside its parts is read as its calibration.
     Parameters: `name`, "lab" (embedded), a diffusers folder, or a hub id; `device`, "auto", "cpu",
     "cuda" or another of torch's; `dtype`, by default float16 on cuda, float32 elsewhere;
-    `revision`, the hub's commit, which a published result should name.
-    Raises ValueError for an unknown name or device and for models of another shape.
+    `revision`, the hub's commit, which a published result should name. A hub model that is not on
+    this machine is downloaded, after a line that says how large it is.
+    Raises ValueError for an unknown name or device, for models of another shape, and where the hub
+    can't be reached.
     """
     path = resolve(name)
     place = _device(device)
     kind = dtype or (torch.float16 if place.type == "cuda" else torch.float32)
-    parts = _open(path, kind, revision)
+    if isinstance(path, str):
+        path, revision = hub.fetch(path, revision)
+    parts = _open(name, path, kind)
     _check_parts(parts)
     from diffusers import DDIMScheduler
 
@@ -253,26 +258,22 @@ def _device(device: str) -> torch.device:
     return place
 
 
-def _open(path: str | Path, dtype: torch.dtype, revision: str | None) -> Any:
+def _open(name: str, path: Path, dtype: torch.dtype) -> Any:
     """The pipeline's parts; no safety checker, since images are analysed, not shown around."""
-    with _quiet(bars=not isinstance(path, Path)):  # a download shows how far it is
+    with _quiet():
         from diffusers import StableDiffusionPipeline
 
         try:
             return StableDiffusionPipeline.from_pretrained(
-                path,
-                dtype=dtype,
-                revision=revision,
-                safety_checker=None,
-                requires_safety_checker=False,
+                path, dtype=dtype, safety_checker=None, requires_safety_checker=False
             )
         except (OSError, ValueError, TypeError, AttributeError) as error:
-            raise ValueError(f"{_ALLOWED}; {str(path)!r} could not be opened: {error}") from error
+            raise ValueError(f"{_ALLOWED}; {name!r} could not be opened: {error}") from error
 
 
 @contextmanager
-def _quiet(bars: bool) -> Iterator[None]:
-    """Without the loaders' hints and, unless `bars`, their progress bars."""
+def _quiet() -> Iterator[None]:
+    """Without the loaders' hints and progress bars."""
     from diffusers.utils import logging as diffusers_logging
     from transformers.utils import logging as transformers_logging
 
@@ -281,8 +282,7 @@ def _quiet(bars: bool) -> Iterator[None]:
     try:
         for log in loggers:
             log.set_verbosity_error()
-            if not bars:
-                log.disable_progress_bar()
+            log.disable_progress_bar()
         yield
     finally:
         for log, verbosity, shown in before:
@@ -308,18 +308,18 @@ def _check_parts(parts: Any) -> None:
         )
 
 
-def _calibration(name: str, path: str | Path) -> Calibration | None:
-    folder = Path(path) / "nemo"
-    if isinstance(path, Path) and (folder / CALIBRATION_FILE).is_file():
+def _calibration(name: str, path: Path) -> Calibration | None:
+    folder = path / "nemo"
+    if (folder / CALIBRATION_FILE).is_file():
         found = Calibration.load(folder)
         return replace(found, source=found.source or str(folder))
     return published(name)
 
 
-def _guidance(path: str | Path) -> float:
+def _guidance(path: Path) -> float:
     """What `nemo/generation.json` in the folder says, else the paper's 7."""
-    file = Path(path) / "nemo" / GENERATION_FILE
-    if not (isinstance(path, Path) and file.is_file()):
+    file = path / "nemo" / GENERATION_FILE
+    if not file.is_file():
         return 7.0
     try:
         return float(json.loads(file.read_text("utf-8"))["guidance"])

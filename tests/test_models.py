@@ -182,14 +182,16 @@ def test_only_from_pretrained_with_plain_arguments(toy_folder: Path, monkeypatch
     original = StableDiffusionPipeline.from_pretrained
 
     def spy(path: object, **options: Any) -> Any:
-        seen.update(options)
+        seen.update(options, path=path)
         return original(toy_folder, safety_checker=None, requires_safety_checker=False)
 
     monkeypatch.setattr(diffusers.StableDiffusionPipeline, "from_pretrained", spy)
-    model = load("owner/model", device="cpu", revision="0123abc")
-    assert model.revision == seen["revision"] == "0123abc"
+    monkeypatch.setattr("nemo_kit.hub.fetch", lambda name, revision: (toy_folder, "0123abc"))
+    model = load("owner/model", device="cpu", revision="v1")
+    assert model.revision == "0123abc"  # the commit behind the tag
+    assert (model.name, seen["path"]) == ("owner/model", toy_folder)
     assert seen["safety_checker"] is None
-    assert set(seen) == {"dtype", "revision", "safety_checker", "requires_safety_checker"}
+    assert set(seen) == {"path", "dtype", "safety_checker", "requires_safety_checker"}
 
 
 def test_code_in_a_models_folder_is_not_run(toy_folder: Path, tmp_path: Path) -> None:
