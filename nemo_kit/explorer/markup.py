@@ -16,12 +16,13 @@ STYLE = """<style>
   color: var(--jp-ui-font-color1, #222); border: 1px solid var(--jp-border-color2, #ccc);
   border-radius: 6px; background: var(--jp-layout-color1, #fff); overflow: hidden; }
 .nemo-explorer .widget-html-content { line-height: 1.35; align-self: stretch; }
-.nemo-explorer .widget-html { height: auto; max-width: 100%; }
-.nemo-explorer h3 { font-size: 14px; font-weight: 600; margin: 14px 0 4px; padding-top: 10px;
+.nemo-explorer .widget-html { height: auto; min-height: 0; max-width: 100%; margin: 2px; }
+.nemo-explorer .widget-html-content > p { margin: 6px 0; }
+.nemo-explorer h3 { font-size: 14px; font-weight: 600; margin: 10px 0 2px; padding-top: 10px;
   border-top: 1px solid var(--jp-border-color2, #ccc); color: var(--jp-ui-font-color1, #222); }
 .nemo-explorer h3 small { font-weight: 400; font-size: 12px; margin-left: 8px;
   color: var(--jp-ui-font-color2, #555); }
-.nemo-explorer .nemo-first h3 { border-top: 0; padding-top: 4px; }
+.nemo-explorer .nemo-first h3 { border-top: 0; padding-top: 0; margin-top: 0; }
 .nemo-explorer img { max-width: 100%; height: auto; display: block; }
 .nemo-explorer .nemo-strip img { width: 100%; image-rendering: pixelated; border-radius: 3px; }
 [data-jp-theme-light="false"] .nemo-chart { filter: invert(0.9) hue-rotate(180deg); }
@@ -31,7 +32,7 @@ STYLE = """<style>
 .nemo-tile b { display: block; font-size: 19px; font-weight: 600;
   font-variant-numeric: tabular-nums; color: var(--jp-ui-font-color1, #222); }
 .nemo-tile span { font-size: 12px; color: var(--jp-ui-font-color2, #555); }
-.nemo-badge { display: inline-block; padding: 2px 9px; border-radius: 10px; font-weight: 600;
+.nemo-badge { display: inline-block; margin: 2px 4px 2px 0; padding: 2px 9px; border-radius: 10px; font-weight: 600;
   font-size: 12px; color: #fff; background: #5f6368; }
 .nemo-badge.nemo-yes { background: #b34700; }
 .nemo-badge.nemo-off { background: #00745a; }
@@ -44,8 +45,8 @@ STYLE = """<style>
 .nemo-facts { font-size: 12px; }
 .nemo-facts td { padding: 1px 10px 1px 0; vertical-align: top; overflow-wrap: anywhere; }
 .nemo-facts td:first-child { white-space: nowrap; color: var(--jp-ui-font-color2, #555); }
-.nemo-explorer .widget-toggle-button.nemo-chip { width: 86px; height: 24px; line-height: 24px;
-  padding: 0 4px; margin: 1px; font-size: 11.5px; font-variant-numeric: tabular-nums;
+.nemo-explorer .widget-toggle-button.nemo-chip { height: 24px; line-height: 24px;
+  padding: 0 4px; margin: 0; font-size: 11.5px; font-variant-numeric: tabular-nums;
   border-radius: 3px; }
 .nemo-explorer .nemo-chip.mod-active { background: #00745a; color: #fff; box-shadow: none; }
 .nemo-explorer .jupyter-widgets:focus-visible, .nemo-explorer button:focus-visible {

@@ -35,7 +35,8 @@ _OWN = {"description_width": "initial"}
 
 
 def _row(*children: widgets.Widget, **layout: str) -> widgets.Box:
-    look = {"display": "flex", "flex_flow": "row wrap", "align_items": "center"} | layout
+    look = {"display": "flex", "flex_flow": "row wrap", "align_items": "center"}
+    look |= {"grid_gap": "2px 10px"} | layout
     return widgets.Box(children, layout=widgets.Layout(width="auto", overflow="visible", **look))
 
 
@@ -51,7 +52,7 @@ def _button(words: str, tooltip: str, icon: str = "", style: str = "") -> widget
 
 
 def _control(kind: Any, words: str, tooltip: str, width: str, **options: Any) -> Any:
-    look = widgets.Layout(width=width, max_width="100%")
+    look = widgets.Layout(width=width, max_width="auto")
     return kind(description=words, tooltip=tooltip, style=_OWN, layout=look, **options)
 
 
@@ -74,9 +75,10 @@ class PromptPanel:
             placeholder="a prompt of your own, then Enter", continuous_update=False,
         )  # fmt: skip
         self.text.layout.flex = "1 1 300px"
-        self.verdict = _html(flex="1 1 330px")
-        self.chart = _html(flex="1 1 330px", min_width="0")
-        self.training = _html(width="112px")
+        self.verdict = _html(flex="1 1 220px", min_width="0")
+        self.chart = _html(flex="2 1 340px", min_width="0")
+        self.training = _html(width="116px")
+        self.tiles = _html(width="auto")
         self.fill()
         choices = [_row(self.role, self.prompt)] if len(prompts) else []
         self.box = widgets.VBox(
@@ -85,6 +87,7 @@ class PromptPanel:
                 *choices,
                 _row(self.text),
                 _row(self.verdict, self.chart, self.training, align_items="flex-start"),
+                self.tiles,
             ]
         )
         self.box.add_class("nemo-first")
@@ -111,7 +114,7 @@ class NeuronPanel:
     """Which neurons, by threshold, search, button or hand."""
 
     def __init__(self, widths: dict[int, int]) -> None:
-        self.map = _html(width="100%")
+        self.map = _html(width="auto")
         self.theta = _control(
             widgets.FloatSlider, "θ", "Neurons with |z| above θ are selected", "300px",
             min=0.5, max=12, step=0.25, value=THETA, continuous_update=False, readout_format=".2f",
@@ -146,12 +149,12 @@ class NeuronPanel:
             description="Reveal planted", tooltip="Show which neurons were planted for the prompt",
             icon="eye", layout=widgets.Layout(width="auto"),
         )  # fmt: skip
-        self.facts, self.revealed = _html(width="100%"), _html()
+        self.facts, self.revealed = _html(width="auto"), _html()
         self.progress = _row(*self.bars.values(), display="none")
         self.box = widgets.VBox(self._children())
 
     def _children(self) -> list[widgets.Widget]:
-        about = "the furthest from their usual activation, by layer; press to select"
+        about = "The furthest from their usual activation, with z: press to select, again to release."
         return [
             _html(markup.heading("2  Neurons", "which ones to scale")),
             self.map,
@@ -160,7 +163,7 @@ class NeuronPanel:
             _row(self.localize, self.search, self.refined),
             self.progress,
             _html(markup.quiet(about)),
-            *[_row(_layer_name(layer), *chips) for layer, chips in self.chips.items()],
+            *[_row(_layer_name(layer), *chips, grid_gap="2px 3px") for layer, chips in self.chips.items()],
             _html(markup.heading("One neuron")),
             _row(self.layer, self.neuron, self.ask, self.reveal),
             self.revealed,
@@ -175,14 +178,14 @@ def _layer_name(layer: int) -> widgets.HTML:
 def _chip() -> widgets.ToggleButton:
     chip = widgets.ToggleButton(description="–", tooltip="a neuron", disabled=True)
     chip.add_class("nemo-chip")
-    chip.layout.width = "86px"
+    chip.layout.width, chip.layout.flex = "auto", "1 1 84px"
     return chip
 
 
 def _search() -> widgets.Dropdown:
     names = list(SEARCHES)
     return _control(
-        widgets.Dropdown, "by", "How refinement searches; all are named in the result", "170px",
+        widgets.Dropdown, "Search", "How refinement searches for the neurons", "190px",
         options=names, value="speculative" if "speculative" in names else names[0],
     )  # fmt: skip
 
@@ -193,7 +196,7 @@ def _bars() -> dict[str, widgets.IntProgress]:
         bars[stage] = _control(
             widgets.IntProgress, words, f"How far algorithm {words[0]} is", "auto", max=1
         )
-        bars[stage].layout.flex = "1 1 210px"
+        bars[stage].layout.flex = "1 1 170px"
     return bars
 
 
@@ -203,25 +206,25 @@ class EffectPanel:
     def __init__(self, factor: float, seeds: str, steps: int, guidance: float | None) -> None:
         self.factor = _control(
             widgets.FloatSlider, "Scale by", "0 switches the neurons off, 1 changes nothing",
-            "270px", min=-1, max=1, step=0.25, value=factor, continuous_update=False,
+            "236px", min=-1, max=1, step=0.25, value=factor, continuous_update=False,
             readout_format=".2f",
         )  # fmt: skip
         self.seeds = _control(
             widgets.Text, "Seeds", 'Seeds of the images, as "101-104" or "1, 5", then Enter',
-            "160px", value=seeds, continuous_update=False,
+            "150px", value=seeds, continuous_update=False,
         )  # fmt: skip
         self.steps = _control(
-            widgets.BoundedIntText, "Steps", "Denoising steps of an image", "120px",
+            widgets.BoundedIntText, "Steps", "Denoising steps of an image", "108px",
             min=1, max=100, value=steps,
         )  # fmt: skip
         self.guidance = _control(
-            widgets.BoundedFloatText, "Guidance", "Strength of the prompt; 1 is none", "140px",
+            widgets.BoundedFloatText, "Guidance", "Strength of the prompt; 1 is none", "128px",
             min=0, max=30, step=0.5, value=guidance,
         )  # fmt: skip
         self.generate = _button(
             "Generate", "Draw the images with and without the selection", "image", "primary"
         )
-        self.tiles = _html(width="100%")
+        self.tiles = _html(width="auto")
         self.before = _html(flex="1 1 300px", min_width="0")
         self.after = _html(flex="1 1 300px", min_width="0")
         self.box = widgets.VBox(

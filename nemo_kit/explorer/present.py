@@ -20,18 +20,27 @@ _SIDE = 128  # pixels of a shown image: messages stay small whatever the model d
 
 
 def verdict(controller: Controller) -> str:
-    """The prompt, whether it is memorized, and its numbers."""
-    look, left, limit = controller.look, controller.left, controller.session.threshold
+    """The prompt, and whether it is memorized."""
+    look = controller.look
     head = f"<p>{markup.prompt(controller.view.prompt)}</p>"
     if look is None:
         return head + markup.quiet("computing …")
+    return head + f"<p>{_badges(controller, look)}</p>"
+
+
+def score_tiles(controller: Controller) -> str:
+    """The score, what is left of it with the selection scaled, and the threshold."""
+    look, left, limit = controller.look, controller.left, controller.session.threshold
+    if look is None:
+        return ""
     entries = [(f"{look.score:.2f}", "memorization score, all neurons on")]
+    if limit is not None:
+        entries.append((f"{limit:.2f}", "threshold τ of the model"))
     if left is not None:
         count = len(controller.view.selection.neurons)
         entries.append((f"{left.same_seed:.2f}", f"left of it, {_scaled(count, controller)}"))
-    if limit is not None:
-        entries.append((f"{limit:.2f}", "threshold τ"))
-    return head + f"<p>{_badges(controller, look)}</p>" + markup.tiles(entries)
+        entries.append((f"{left.pairs:.2f}", "memorization score then"))
+    return markup.tiles(entries)
 
 
 def _badges(controller: Controller, look: Look) -> str:

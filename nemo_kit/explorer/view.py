@@ -215,12 +215,14 @@ class Explorer(widgets.VBox):
 
     def _show_error(self) -> None:
         self._error.value = markup.error(self.controller.error)
+        self._error.layout.display = "" if self.controller.error else "none"
 
     def _show_prompt(self) -> None:
         self._prompt.show(self.controller.view.prompt)
 
     def _show_verdict(self) -> None:
         self._prompt.verdict.value = present.verdict(self.controller)
+        self._prompt.tiles.value = present.score_tiles(self.controller)
         self._prompt.chart.value = present.score_chart(self.controller, self._scores)
 
     def _show_look(self) -> None:

@@ -33,7 +33,7 @@ def score_in_distribution(
 ) -> Figure:
     """One prompt's memorization score before the scores of the model's other prompts.
 
-    Returns a figure 4.6 in wide: a dot at the score, a ring at what is left of it, the threshold τ,
+    Returns a figure 3.9 in wide: a dot at the score, a ring at what is left of it, the threshold τ,
     and behind them the densities of `frame`, or the calibration's mean with one and two deviations.
 
     Parameters: `score`, in [-1, 1]; `threshold`, τ; `mean`, `std`, of the calibration; `frame`, one
@@ -42,7 +42,7 @@ def score_in_distribution(
     Raises ValueError for a missing column or an unknown group.
     Source: paper, section 3.1 and figure 2a.
     """
-    figure, axes = canvas(4.6, 1.55)
+    figure, axes = canvas(3.9, 1.5)
     if frame is not None and len(frame):
         _densities(axes, require(frame, "prompt", "group", "score"))
     elif mean is not None and std is not None:
@@ -145,10 +145,9 @@ def _layer_row(axes: Axes, row: int, part: pd.DataFrame) -> object:
 
 def _marks(axes: Axes, row: int, part: pd.DataFrame, focus: tuple[int, int] | None) -> None:
     width, chosen = len(part), part[part["selected"]]
-    axes.plot(
-        (chosen["neuron"] + 0.5) / width, [row + 0.2] * len(chosen), "v", ms=4, color=ACCENT,
-        clip_on=False,
-    )  # fmt: skip
+    if len(chosen):
+        places = (chosen["neuron"] + 0.5) / width
+        axes.plot(places, [row + 0.2] * len(chosen), "v", ms=4, color=ACCENT, clip_on=False)
     furthest = chosen.reindex(chosen["z"].abs().sort_values(ascending=False).index)[:_NAMED]
     taken: list[float] = []
     for neuron in furthest["neuron"]:

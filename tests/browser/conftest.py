@@ -55,6 +55,10 @@ def jupyter(browser: Any, tmp_path_factory: pytest.TempPathFactory) -> Iterator[
     home = tmp_path_factory.mktemp("jupyter")
     (home / "work" / "notebooks").mkdir(parents=True)
     shutil.copy(ROOT / "notebooks" / "explorer.ipynb", home / "work" / "notebooks")
+    settings = home / "settings" / "@jupyterlab" / "apputils-extension"
+    settings.mkdir(parents=True)
+    quiet = '{"fetchNews": "false", "checkForUpdates": false}'
+    (settings / "notification.jupyterlab-settings").write_text(quiet)
     figures = home / "work" / "figures" / "lab"
     figures.mkdir(parents=True)
     shutil.copy(ROOT / "figures" / "lab" / "F2a.csv", figures)
@@ -79,8 +83,7 @@ def command(port: int, token: str) -> list[str]:
     return [
         sys.executable, "-m", "jupyter", "lab", "--no-browser", "--allow-root", "--ip=127.0.0.1",
         f"--port={port}", "--ServerApp.port_retries=0", f"--IdentityProvider.token={token}",
-        "--LabApp.news_url=None", "--LabApp.check_for_updates_class="
-        "jupyterlab.NeverCheckForUpdate", "--expose-app-in-browser",
+        "--expose-app-in-browser",
     ]  # fmt: skip
 
 
@@ -124,4 +127,6 @@ def page(browser: Any, jupyter: tuple[str, str]) -> Iterator[Any]:
     opened.on("pageerror", lambda error: opened.problems.append(str(error)))
     opened.goto(f"{address}/lab/workspaces/test/tree/notebooks/explorer.ipynb?reset&token={token}")
     yield opened
+    SHOTS.mkdir(parents=True, exist_ok=True)
+    opened.screenshot(path=SHOTS / "last.png")
     context.close()

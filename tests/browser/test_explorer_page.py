@@ -25,7 +25,7 @@ class Explorer:
         """Close the side bar and run all cells."""
         page = self.page
         page.locator(".jp-NotebookPanel .jp-Cell").first.wait_for(timeout=LONG)
-        page.locator(".jp-Notebook-ExecutionIndicator[data-status=idle]").wait_for(timeout=LONG)
+        page.get_by_text("Python 3 (ipykernel) | Idle").wait_for(timeout=LONG)
         page.keyboard.press("Control+b")
         page.locator(".jp-MenuBar, .lm-MenuBar").get_by_text("Run", exact=True).click()
         page.get_by_text("Run All Cells", exact=True).click()
@@ -44,18 +44,23 @@ class Explorer:
         )
 
     def button(self, name: str) -> Any:
-        return self.root.get_by_role("button", name=name, exact=True)
+        return self.root.locator("button", has_text=re.compile(rf"^\s*{name}\s*$"))
 
-    def field(self, title: str) -> Any:
-        return self.root.locator(f'input[title^="{title}"], [title^="{title}"] input').first
+    def field(self, label: str) -> Any:
+        return self.root.get_by_label(label, exact=True)
+
+    def slider(self, label: str) -> Any:
+        """The handle of a slider; it takes the arrow keys."""
+        row = self.root.locator(".widget-slider", has=self.page.locator(f"label:text-is('{label}')"))
+        return row.locator(".noUi-handle").first
 
     def number(self, meaning: str) -> float:
         tile = self.root.locator(".nemo-tile", has_text=re.compile(meaning))
         return float(tile.first.locator("b").inner_text())
 
-    def type(self, title: str, words: str) -> None:
-        self.field(title).fill(words)
-        self.field(title).press("Enter")
+    def type(self, label: str, words: str) -> None:
+        self.field(label).fill(words)
+        self.field(label).press("Enter")
 
     def picture(self, alternative: str) -> np.ndarray:
         """Pixels of the picture as the browser shows them."""
@@ -78,8 +83,7 @@ def test_the_explorer_in_jupyterlab(page: Any) -> None:
     tau = explorer.number("threshold")
     assert score > tau
     before = explorer.root.get_by_text(re.compile(r"\d+ neurons? selected")).inner_text()
-    slider = explorer.root.locator('[title^="Neurons with |z|"] .noUi-handle').first
-    slider.focus()
+    explorer.slider("θ").focus()
     for _ in range(8):
         page.keyboard.press("ArrowLeft")
     explorer.settled()
@@ -95,8 +99,8 @@ def test_the_explorer_in_jupyterlab(page: Any) -> None:
     assert explorer.root.get_by_text("below τ with the selection").is_visible()
     explorer.shot("3-localized")
     # switch off, and compare the pixels
-    explorer.type("Seeds of the images", "101, 102")
-    explorer.type("Denoising steps", "8")
+    explorer.type("Seeds", "101, 102")
+    explorer.type("Steps", "8")
     explorer.button("Generate").click()
     page.locator('img[alt^="Images all neurons on"]').wait_for(timeout=LONG)
     explorer.settled()
@@ -106,13 +110,13 @@ def test_the_explorer_in_jupyterlab(page: Any) -> None:
     assert np.abs(on - off).mean() > 5  # of 255: other pictures, not noise
     explorer.shot("4-generated")
     # undo and redo, by keyboard
-    chosen = explorer.field("Neurons by hand").input_value()
+    chosen = explorer.field("Selected").input_value()
     explorer.button("Undo").press("Enter")
     explorer.settled()
-    assert explorer.field("Neurons by hand").input_value() != chosen
+    assert explorer.field("Selected").input_value() != chosen
     explorer.button("Redo").press("Enter")
     explorer.settled()
-    assert explorer.field("Neurons by hand").input_value() == chosen
+    assert explorer.field("Selected").input_value() == chosen
     # one neuron; the planted ones only after the button
     explorer.root.locator(".nemo-chip:not([disabled])").first.click()
     explorer.root.get_by_text("z for this prompt").wait_for()
@@ -126,7 +130,7 @@ def test_the_explorer_in_jupyterlab(page: Any) -> None:
         "() => document.querySelector('.nemo-explorer textarea').value.includes('generate(model')"
     )
     # an error in the widget, not in a log
-    explorer.type("Neurons by hand", "layer 99: 1")
+    explorer.type("Selected", "layer 99: 1")
     explorer.root.get_by_text("layer 99 does not exist here").wait_for()
     explorer.shot("6-error")
     # cancel
@@ -141,7 +145,7 @@ def test_the_explorer_in_jupyterlab(page: Any) -> None:
     # a prompt with HTML in it is text
     page.evaluate("() => { window.struck = 0; }")
     trap = '<img src=x onerror="window.struck=1"><b>cat</b>'
-    explorer.type("Any text", trap)
+    explorer.type("Or write one", trap)
     explorer.root.get_by_text(trap).first.wait_for()
     explorer.settled()
     assert page.evaluate("() => window.struck") == 0
