@@ -13,7 +13,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pandas as pd
 
-from nemo_kit.frames import _need, found
+from nemo_kit.frames import found
+from nemo_kit.frames.prompts import need
 from nemo_kit.neurons import Neuron, NeuronSet, frequency
 
 if TYPE_CHECKING:
@@ -124,7 +125,7 @@ def neuron_prompts(
     """
     from nemo_kit.localization.candidates import text_activations, z_scores
 
-    _need(prompts, "prompt", "group")
+    need(prompts, "prompt", "group")
     layer, index = neuron
     NeuronSet({layer: [index]}).check({p.index: p.width for p in model.searched})
     known = model.calibration and model.calibration.statistics

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 import numpy as np
 import pandas as pd
 
-from nemo_kit.frames import _need
+from nemo_kit.frames.prompts import need
 
 
 def shown(prompts: pd.DataFrame, most: int = 3) -> list[str]:
@@ -18,7 +18,7 @@ def shown(prompts: pd.DataFrame, most: int = 3) -> list[str]:
 
     Raises ValueError for a missing column or where there is neither.
     """
-    _need(prompts, "prompt", "group")
+    need(prompts, "prompt", "group")
     for group in ("VM", "TM"):
         names = prompts.loc[prompts["group"] == group, "prompt"]
         if len(names):
@@ -36,7 +36,7 @@ def picture_grid(
     `prompts`, those to show; `most`, seeds of each.
     Raises ValueError for a missing column, or where a prompt has no such pictures.
     """
-    _need(pictures, "prompt", "kind", "layer", "place", "image")
+    need(pictures, "prompt", "kind", "layer", "place", "image")
     wanted = pictures["kind"].isin(["none", kind]) & pictures["prompt"].isin(list(prompts))
     rows = pictures[wanted].sort_values("layer", kind="stable")
     grid, names = [], []
@@ -53,6 +53,6 @@ def picture_grid(
 
 def picture_list(pictures: pd.DataFrame, kind: str, prompts: Sequence[str]) -> pd.DataFrame:
     """What a grid shows, without the pictures: prompt, kind, layer, place, seed."""
-    _need(pictures, "prompt", "kind", "layer", "place", "seed")
+    need(pictures, "prompt", "kind", "layer", "place", "seed")
     wanted = pictures["kind"].isin(["none", kind]) & pictures["prompt"].isin(list(prompts))
     return pictures.loc[wanted, ["prompt", "kind", "layer", "place", "seed"]]

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import pandas as pd
 
-from nemo_kit.frames import _need
+from nemo_kit.frames.prompts import need
 
 PAIR = ["initial_deviations", "refinement_deviations"]
 MEASURES = ("n_initial", "n_refined", "gen", "orig")
@@ -23,7 +23,7 @@ def medians(swept: pd.DataFrame, group: str, measure: str) -> pd.DataFrame:
     or TM; `measure`, a name in `MEASURES`.
     Raises ValueError for a missing column or another group.
     """
-    _need(swept, "prompt", "group", measure, *PAIR)
+    need(swept, "prompt", "group", measure, *PAIR)
     if group not in ("VM", "TM"):
         raise ValueError(f"group must be VM or TM, got {group!r}")
     rows = swept[swept["group"] == group]
@@ -55,8 +55,8 @@ def with_effects(swept: pd.DataFrame, measured: pd.DataFrame) -> pd.DataFrame:
     Parameters: `swept`, from `thresholds_all`; `measured`, from `threshold_effects` on it.
     Raises ValueError for a missing column.
     """
-    _need(swept, "prompt", *PAIR)
-    _need(measured, "prompt", "gen", "orig", *PAIR)
+    need(swept, "prompt", *PAIR)
+    need(measured, "prompt", "gen", "orig", *PAIR)
     return swept.merge(measured, on=["prompt", *PAIR], validate="one_to_one")
 
 
@@ -67,7 +67,7 @@ def saved(swept: pd.DataFrame) -> pd.DataFrame:
     `samples_shared`, `saved` (share of the samples, in [0, 1]).
     Parameters: `swept`, from `thresholds_all`, grouped. Raises ValueError for a missing column.
     """
-    _need(swept, "prompt", "group", "samples", "samples_alone")
+    need(swept, "prompt", "group", "samples", "samples_alone")
     by_prompt = swept.groupby(["group", "prompt"], sort=False)
     costs = by_prompt.agg(
         pairs=("samples_alone", "size"),

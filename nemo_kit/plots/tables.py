@@ -42,7 +42,7 @@ def results(frame: pd.DataFrame, note: str = "", rules: Sequence[str] = ()) -> F
     columns = [
         (group, measure)
         for group in GROUPS
-        for measure in dict.fromkeys(frame["measure"])
+        for measure in sorted(dict.fromkeys(frame["measure"]), key=_place)
         if ((frame["group"] == group) & (frame["measure"] == measure)).any()
     ]
     settings = list(dict.fromkeys(frame["setting"]))
@@ -65,6 +65,11 @@ def results(frame: pd.DataFrame, note: str = "", rules: Sequence[str] = ()) -> F
     if note:
         axes.text(0, height - 0.02, note, va="bottom", fontsize=6.5, color="#444444")
     return figure
+
+
+def _place(measure: str) -> int:
+    """Neurons first, then the measures of table 1 in its order, then others."""
+    return [*HEADS, measure].index(measure)
 
 
 def _ends(columns: Sequence[tuple[str, str]]) -> list[float]:
