@@ -152,12 +152,18 @@ def test_the_graph_draws_shared_neurons_and_says_what_it_leaves_out() -> None:
     axes = plots.bipartite(atlas.links(localized())).axes[0]
     texts = [text.get_text() for text in axes.texts]
     assert texts == ["a (2)", "b (1)", "C (1)", "layer 3, #7: 3 prompts"]
-    assert axes.get_title(loc="right") == "1 of 2 neurons not drawn"
+    assert axes.get_title(loc="right") == "not drawn: 1 of 2 neurons"
     lines = [
         line for line in axes.lines if len(line.get_xdata()) == 2 and line.get_marker() == "None"
     ]
     assert len(lines) == 3
     assert lines[0].get_linewidth() < lines[1].get_linewidth()  # a has two neurons, b one
+
+
+def test_the_graph_says_which_prompts_it_leaves_out() -> None:
+    axes = plots.bipartite(atlas.links(localized()), prompts=2).axes[0]
+    assert [text.get_text() for text in axes.texts] == ["b (1)", "C (1)", "layer 3, #7: 3 prompts"]
+    assert axes.get_title(loc="right") == "not drawn: 1 of 2 neurons, 1 of 3 prompts"
 
 
 def test_the_graph_of_a_single_prompt() -> None:

@@ -60,44 +60,56 @@ def shared_alone(group: Pictures, seeds: int = 4) -> Figure:
 
 
 @styled
-def bipartite(frame: pd.DataFrame, most: int = 40) -> Figure:
+def bipartite(frame: pd.DataFrame, most: int = 40, prompts: int = 60) -> Figure:
     """Prompts and the neurons that memorize them, joined by lines.
 
     Returns a figure of the text width: prompts on the left with, in brackets, all their neurons;
     on the right the neurons that serve most prompts, sorted so that lines cross little, larger the
     more prompts they serve. A line is the bolder, the fewer neurons the prompt has. Neurons of a
-    single prompt are left out where others are shared.
+    single prompt are left out where others are shared; the title tells what is left out.
 
     Parameters: `frame`, one row a prompt and neuron, with `prompt`, `group`, `layer`, `neuron`;
-    `most`, neurons to draw.
+    `most`, neurons to draw; `prompts`, prompts to draw, those with the fewest neurons.
     Raises ValueError for a missing column, no rows or an unknown group.
     Source: an addition; section 4 tells of neurons shared by many prompts.
     """
     require(frame, "prompt", "group", "layer", "neuron")
-    names = [name for _, _, rows in groups(frame) for name in rows["prompt"].unique()]
-    level = _spread(names)
-    served = frame.groupby(["layer", "neuron"])["prompt"].agg(list)
-    counts = served.map(len)
+    sizes = frame.groupby("prompt").size().sort_values(kind="stable")
+    drawn = frame[frame["prompt"].isin(sizes.index[:prompts])]
+    level = _spread(name for _, _, rows in groups(drawn) for name in rows["prompt"].unique())
+    served = drawn.groupby(["layer", "neuron"])["prompt"].agg(list)
+    counts = frame.groupby(["layer", "neuron"]).size()
     shown = counts[counts > 1] if (counts > 1).any() else counts
-    shown = shown.sort_values(ascending=False, kind="stable")[:most]
+    shown = shown[shown.index.isin(served.index)].sort_values(ascending=False, kind="stable")[:most]
     middle = served[shown.index].map(lambda who: np.mean([level[name] for name in who]))
     place = _spread(middle.sort_values(ascending=False, kind="stable").index)
     figure, axes = canvas(TEXT, 0.135 * max(len(level), len(place)) + 0.7)
-    _join(axes, frame, level, place)
-    totals = frame.groupby("prompt").size()
+    _join(axes, drawn, level, place)
+    _names(axes, level, place, sizes, shown)
+    text = f"not drawn: {len(counts) - len(place)} of {len(counts)} neurons"
+    text += f", {len(sizes) - len(level)} of {len(sizes)} prompts" * int(len(level) < len(sizes))
+    axes.set_title(text, loc="right", fontsize=6.5)
+    legend(axes)
+    return figure
+
+
+def _names(
+    axes: Axes,
+    level: dict[Any, float],
+    place: dict[Any, float],
+    sizes: pd.Series,
+    shown: pd.Series,
+) -> None:
+    """Prompts with their number of neurons on the left, neurons with that of prompts right."""
     for name, y in level.items():
-        text = f"{plain(name, 46)} ({totals[name]})"
+        text = f"{plain(name, 46)} ({sizes[name]})"
         axes.text(-0.02, y, text, ha="right", va="center", fontsize=6, parse_math=False)
     for key, y in place.items():
-        axes.scatter(1, y, 6 + 5 * shown[key], color=ACCENT, zorder=3)
+        axes.scatter(1, y, min(6 + 5 * shown[key], 60), color=ACCENT, zorder=3)
         text = f"layer {key[0]}, #{key[1]}: {shown[key]} prompt{'s' * int(shown[key] > 1)}"
         axes.text(1.04, y, text, va="center", fontsize=6)
     axes.set(xlim=(-0.95, 1.5), ylim=(-0.02, 1.02))
     axes.axis("off")
-    text = f"{len(counts) - len(shown)} of {len(counts)} neurons not drawn"
-    axes.set_title(text, loc="right", fontsize=6.5)
-    legend(axes)
-    return figure
 
 
 def _spread(names: Iterable[Any]) -> dict[Any, float]:
