@@ -144,7 +144,7 @@ class DiffusionModel:
         """The predicted noise ε_θ(x, t, y), also for models trained to predict v or x_0.
 
         Returns [N, C, H, W], float32; adds N to `samples_evaluated`.
-        Parameters: `latents`, [N, C, H, W]; `timestep`; `embeddings`, [N, tokens, dim].
+        Parameters: `latents`, [N, C, H, W]; `timestep`, one or [N]; `embeddings`, [N, tokens, dim].
         Raises ValueError as `predict`.
         Source: section 2; with a = ᾱ_t, ε = √a·v + √(1−a)·x, and ε = (x − √a·x_0)/√(1−a).
         """
@@ -152,7 +152,8 @@ class DiffusionModel:
         kind = self.scheduler.config.prediction_type
         if kind == "epsilon":
             return output
-        kept = self.scheduler.alphas_cumprod[int(timestep)].item()
+        places = torch.as_tensor(timestep).long().cpu().reshape(-1, 1, 1, 1)
+        kept = self.scheduler.alphas_cumprod[places].to(output)  # [1 or N, 1, 1, 1]
         if kind == "v_prediction":
             return kept**0.5 * output + (1 - kept) ** 0.5 * latents.float()
         return (latents.float() - kept**0.5 * output) / (1 - kept) ** 0.5
