@@ -307,7 +307,6 @@ NOTEBOOKS: dict[str, Notebook] = {
         Layers,
         {"memorized": 6, "images": 3, "steps": 20, "grid": 3},
         {"quick": 120, "lab": 700},
-        paper={"memorized": 25},  # 33 pictures for each prompt and seed
     ),
     "11_neuron_atlas": Notebook(
         NeuronAtlas,
