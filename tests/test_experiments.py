@@ -11,6 +11,7 @@ import sys
 import time
 import warnings
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -266,10 +267,44 @@ def test_generate_all_gives_images_with_a_set_for_each_prompt(
     assert len(shards(tmp_path)) == 3  # the undisturbed second prompt is one and the same
 
 
+def test_generate_all_under_a_mitigation_for_each_prompt(
+    toy_model: DiffusionModel, tmp_path: Path
+) -> None:
+    from nemo_kit import generate
+    from nemo_kit.mitigation import AttentionScaling
+
+    options = {"store": tmp_path, "progress": False, "steps": 2}
+    given = {PROMPTS[0]: AttentionScaling()}
+    frame = generate_all(toy_model, PROMPTS[:2], [5], mitigation=given, **options)
+    expected = generate(toy_model, PROMPTS[0], [5], mitigation=given[PROMPTS[0]], steps=2)
+    np.testing.assert_array_equal(frame["image"][0], expected[0])
+    plain = generate_all(toy_model, PROMPTS[:2], [5], **options)
+    np.testing.assert_array_equal(plain["image"][1], frame["image"][1])
+    assert (plain["image"][0] != frame["image"][0]).any()
+    assert len(shards(tmp_path)) == 3  # the undisturbed second prompt is one and the same
+    stronger = AttentionScaling(factor=2.0)
+    generate_all(toy_model, PROMPTS[:1], [5], mitigation=stronger, **options)
+    assert len(shards(tmp_path)) == 4
+
+
+def test_equal_fields_of_two_kinds_are_two_keys() -> None:
+    @dataclass(frozen=True)
+    class One:
+        factor: float = 1.0
+
+    @dataclass(frozen=True)
+    class Other:
+        factor: float = 1.0
+
+    assert files.value_digest(One()) == files.value_digest(One(1.0))
+    assert files.value_digest(One()) != files.value_digest(Other())
+
+
 def test_failed_prompts_are_named_in_a_warning(toy_model: DiffusionModel, tmp_path: Path) -> None:
     with pytest.warns(UserWarning, match="1 prompts failed and have no row"):
         frame = detect_all(toy_model, ["a cat", " "], [1, 2], store=tmp_path, progress=False)
     assert list(frame["prompt"]) == ["a cat"]
+    assert list(frame.attrs["failed"]) == [" "]
 
 
 def test_prompt_table_reads_the_three_kinds_of_files(tmp_path: Path) -> None:

@@ -96,13 +96,13 @@ def detect(
     texts = read_texts(prompt, prompts, model)
     write = writer(out)
     loaded = opened(model, device, revision, place)
-    chosen = calibrated(loaded, settings, threshold, hold_out, store)
+    numbers = range(1, seeds + 1)
+    chosen = calibrated(loaded, settings, threshold, hold_out, numbers, store)
     options = {
         "threshold": threshold,
         "settings": chosen.detection,
         "similarity": chosen.similarity,
     }
-    numbers = range(1, seeds + 1)
     if prompt and not prompts:
         frame = _one_by_one(Detect(loaded, list(numbers), options), texts, "detect", as_json)
     else:
@@ -162,9 +162,9 @@ def localize(
     write = _released_writer(out, prompts) if released else writer(out)
     known = read_statistics(statistics)
     loaded = opened(model, device, revision, place)
-    chosen = calibrated(loaded, settings, threshold, hold_out, store)
-    options = {"search": search, "statistics": known, "threshold": threshold, "settings": chosen}
     numbers = range(1, seeds + 1)
+    chosen = calibrated(loaded, settings, threshold, hold_out, numbers, store)
+    options = {"search": search, "statistics": known, "threshold": threshold, "settings": chosen}
     if not prompts:
         frame = _one_by_one(Localize(loaded, list(numbers), options), texts, "localize", as_json)
     else:

@@ -129,7 +129,12 @@ def _on_gpu(device: Device, place: Place) -> bool:
 
 
 def calibrated(
-    model: Any, settings: Preset, threshold: float | None, hold_out: Path | None, store: Path
+    model: Any,
+    settings: Preset,
+    threshold: float | None,
+    hold_out: Path | None,
+    seeds: Sequence[int],
+    store: Path,
 ) -> Any:
     """The settings; the model then has the threshold that belongs to them."""
     from nemo_kit.experiments import prompt_table
@@ -139,7 +144,7 @@ def calibrated(
     if threshold is None:
         files = [hold_out] if hold_out else []
         held = list(prompt_table(existing(files, "--hold-out"))["prompt"]) if files else []
-        model.calibration = calibration_for(model, chosen, held, store=store)
+        model.calibration = calibration_for(model, chosen, held, seeds, store)
     return chosen
 
 

@@ -1,0 +1,63 @@
+"""Presets by name, and whose threshold holds for them."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from nemo_kit.calibration import published
+from nemo_kit.models import DiffusionModel
+from nemo_kit.presets import PRESETS, calibration_for, preset
+from nemo_kit.settings import DetectionSettings
+
+SD = "CompVis/stable-diffusion-v1-4"
+
+
+def model(name: str) -> Any:
+    return SimpleNamespace(name=name, calibration=published(SD))
+
+
+def test_every_preset_says_its_name_and_compares_as_the_model_can(
+    toy_model: DiffusionModel,
+) -> None:
+    own = toy_model.calibration.similarity
+    for name in PRESETS:
+        made = preset(name, toy_model)
+        assert made.name == name
+        assert made.similarity is None or made.similarity.kernel == own.kernel
+    assert preset("default", toy_model).detection is None
+
+
+def test_another_name_is_refused(toy_model: DiffusionModel) -> None:
+    with pytest.raises(ValueError, match="settings must be one of default, released, paper; got"):
+        preset("other", toy_model)
+
+
+def test_the_model_s_own_threshold_holds_for_what_it_was_made_with() -> None:
+    one = model("elsewhere")
+    assert calibration_for(one, preset("default", one)) is one.calibration
+
+
+def test_released_takes_the_published_threshold_where_there_is_one() -> None:
+    one = model(SD)
+    found = calibration_for(one, preset("released", one))
+    assert found.threshold == 0.428
+    assert found.detection == DetectionSettings.released()
+    with pytest.raises(ValueError, match=r"'paper': the model's threshold 0.428 was computed with"):
+        calibration_for(one, preset("paper", one))
+    other = model("a/folder")
+    with pytest.raises(ValueError, match="give --threshold, or --hold-out"):
+        calibration_for(other, preset("released", other))
+
+
+def test_hold_out_prompts_give_a_threshold_and_statistics_stay(toy_model: DiffusionModel) -> None:
+    chosen = preset("paper", toy_model)
+    found = calibration_for(toy_model, chosen, ["x", "y", "z"], [1, 2])
+    assert (found.detection, found.similarity) == (chosen.detection, chosen.similarity)
+    assert found.prompts == 3
+    assert found.statistics is toy_model.calibration.statistics
+    bare = SimpleNamespace(name="bare", calibration=None)
+    assert calibration_for(bare, replace(chosen)) is None
