@@ -16,6 +16,7 @@ from nemo_kit.frames import ablation, evaluation, memorization_types, mitigation
 from nemo_kit.mitigation import NeMo, NoiseOptimisation, RandomNeurons
 from nemo_kit.models import DiffusionModel
 from nemo_kit.neurons import NeuronSet, frequency
+from nemo_kit.settings import LocalizationSettings
 
 A, B, C = NeuronSet({1: [4], 3: [7]}), NeuronSet({3: [7]}), NeuronSet({2: [0, 1]})
 SETS = {"a": A, "b": B, "c": NeuronSet()}
@@ -220,7 +221,8 @@ def test_variants_need_a_calibrated_model(
 def test_localized_counts_neurons_only_where_detection_flagged(
     toy_model: DiffusionModel, tmp_path: Path
 ) -> None:
-    chosen = {"NeMo": {"threshold": 0.0}, "strict": {"threshold": 0.999}}
+    quick = LocalizationSettings(refine=False)
+    chosen = {"NeMo": {"settings": quick, "threshold": 0.3}, "strict": {"threshold": 0.999}}
     got = ablation.localized(toy_model, ROWS[:2], chosen, range(1, 4), store=tmp_path)
     assert got["setting"].tolist() == ["NeMo"] * 2 + ["strict"] * 2
     assert got["memorized"].tolist() == [True, True, False, False]
