@@ -60,6 +60,15 @@ class Verdicts(ABC):
         """The highest score of the set so far, −∞ where none is known; asks nothing."""
         return max(self._known.get(neurons, {}).values(), default=-math.inf)
 
+    def near(self, neurons: NeuronSet, bound: float) -> list[int]:
+        """The leading seed, and all that score the set at the bound or above, or not at all yet.
+
+        Asks nothing.
+        """
+        known = self._known.get(neurons, {})
+        first, *others = self.leading()
+        return [first, *(i for i in others if known.get(i, bound) >= bound)]
+
     def above(
         self, sets: Sequence[NeuronSet], limit: float, watch: Sequence[int] | None = None
     ) -> list[bool]:
@@ -99,7 +108,7 @@ class Verdicts(ABC):
         )
 
     def _groups(self, watch: Sequence[int] | None) -> list[list[int]]:
-        """Seeds in the order they are asked, one first, then the others: what decides is early."""
+        """Seeds in the order they are asked: one first, then the others, as one often decides."""
         if self._together:
             return [list(range(self.seeds))]
         order = self.leading(watch)

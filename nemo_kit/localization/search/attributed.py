@@ -16,8 +16,9 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 
-from nemo_kit.localization.search.halving import Halving, confirmed, doubled, select
-from nemo_kit.localization.search.steps import Refinement, Report, joined
+from nemo_kit.localization.search.halving import Halving, doubled, select
+from nemo_kit.localization.search.steps import Refinement, Report, Walk, joined
+from nemo_kit.localization.search.verification import unnecessary, verified
 from nemo_kit.localization.verdicts import ScoreFunction, Verdicts, finite, verdicts
 from nemo_kit.neurons import NeuronSet
 
@@ -42,48 +43,47 @@ def refine(
     ask, limit = verdicts(score), finite("threshold", threshold)
     if not candidates:
         return Refinement(candidates, initial_score, 0, True)
-    order = by_effect(score, candidates)
-
-    def find(watch: Sequence[int]) -> NeuronSet:
-        strongest = _fewest(ask, order, limit, watch)
-        if report:
-            report(len(candidates) - len(strongest), len(candidates))
-        return _pruned(ask, strongest, limit, watch, report)
-
-    return confirmed(ask, candidates, limit, find, initial_score)
+    before = ask.asked
+    walk = Fewest(ask, candidates, limit, report)
+    walk.through(by_effect(score, candidates))
+    loose = _by_measure(ask, walk)
+    walk = Halving(ask, walk.neurons, limit, report)
+    walk.through(loose)
+    return verified(ask, walk, candidates, initial_score, before)
 
 
 def by_effect(score: object, candidates: NeuronSet) -> list[NeuronSet]:
-    """Each candidate as a set of its own, the strongest effect first."""
+    """Each candidate as a set of its own, that of the least effect first."""
     if not hasattr(score, "effects"):
         raise ValueError("search 'attributed' needs a Score with effects=…, got none")
     effects = score.effects(candidates, GRADIENTS)
-    ranked = sorted(candidates, key=lambda neuron: (-effects[neuron], neuron))
+    ranked = sorted(candidates, key=lambda neuron: (effects[neuron], neuron))
     return [NeuronSet.of([neuron]) for neuron in ranked]
 
 
-def _fewest(
-    ask: Verdicts, order: Sequence[NeuronSet], limit: float, watch: Sequence[int]
-) -> NeuronSet:
-    """The strongest of the order, as few as are below the limit when deactivated."""
+class Fewest(Walk):
+    """Finds how few of the last parts are enough, by keeping 1, 2, 4, … and halving between."""
 
-    def below(places: Sequence[int]) -> int:
-        return ask.first_below([joined(order[: p + 1]) for p in places], limit, watch)
+    margin = Halving.margin
 
-    low, high = doubled(len(order), below)
-    while high - low > 1 and high < len(order):
-        middle = (low + high) // 2
-        low, high = (low, middle) if below([middle]) == 0 else (middle, high)
-    return joined(order[: high + 1])
+    def _stretch(self, parts: Sequence[NeuronSet]) -> int:
+        run, looked = self.run(parts, len(parts))
+        self.neurons -= joined(parts[:run])
+        return looked
+
+    def run(self, rest: Sequence[NeuronSet], ahead: int) -> tuple[int, int]:
+        def below(places: Sequence[int]) -> int:
+            kept = [self.neurons - joined(rest[: ahead - 1 - place]) for place in places]
+            return self.ask.first_below(kept, self.limit, self.watch)
+
+        low, high = doubled(ahead, below)
+        while high - low > 1 and high < ahead:
+            middle = (low + high) // 2
+            low, high = (low, middle) if below([middle]) == 0 else (middle, high)
+        return max(ahead - 1 - high, 0), ahead
 
 
-def _pruned(
-    ask: Verdicts, neurons: NeuronSet, limit: float, watch: Sequence[int], report: Report | None
-) -> NeuronSet:
-    """Without those that prove unnecessary, tried in the order of the score each leaves alone."""
-    parts = [NeuronSet.of([neuron]) for neuron in neurons]
-    needed = ask.above([neurons - part for part in parts], limit, watch)
-    loose = [part for part, above in zip(parts, needed, strict=True) if not above]
-    walk = Halving(ask, neurons, limit, watch, report)
-    walk.through(sorted(loose, key=lambda part: ask.highest(neurons - part)))
-    return walk.neurons
+def _by_measure(ask: Verdicts, walk: Walk) -> list[NeuronSet]:
+    """The neurons left that prove unnecessary, by the score each leaves when re-activated alone."""
+    loose = unnecessary(ask, walk.neurons, walk.limit, walk.watch)
+    return sorted(loose, key=lambda part: ask.highest(walk.neurons - part))

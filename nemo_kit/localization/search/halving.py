@@ -1,9 +1,7 @@
 """The search mode `bisect`: runs of parts to drop are found by doubling and halving.
 
 Scope: Algorithms 3 and 4 in the order of the paper, where a run of parts that can be dropped is
-tried whole, and so is twice the run, until one is too long; then halving finds its end. While it
-looks for ends it watches the leading seeds only; at the end all seeds must be below, else the seed
-that was not is watched too and the walk is repeated (what is known is not scored again).
+tried whole, and so is twice the run, until one is too long; then halving finds its end.
 
 The sets are those of `sequential` where the score never falls as neurons are re-activated along
 the chain. Where it does, a run may be dropped over a part that alone would have stayed; so every
@@ -29,13 +27,10 @@ from nemo_kit.localization.search.steps import (
     neuron_parts,
     schedule,
 )
-from nemo_kit.localization.search.verification import settled
+from nemo_kit.localization.search.verification import verified
 from nemo_kit.localization.verdicts import ScoreFunction, Verdicts, finite, verdicts
 from nemo_kit.neurons import NeuronSet
 from nemo_kit.settings import LocalizationSettings
-
-WATCHED = 2  # leading seeds that are looked at on the way
-Find = Callable[[Sequence[int]], NeuronSet]
 
 
 def select(
@@ -98,36 +93,18 @@ def refine(
     Returns, takes and raises what `sequential.refine` does; its `verified` is True.
     Source: Algorithm 4; doubling, halving and verification are ours.
     """
-    ask, limit = verdicts(score), finite("threshold", threshold)
-
-    def find(watch: Sequence[int]) -> NeuronSet:
-        walk = Halving(ask, candidates, limit, watch, report)
-        walk.through(layer_parts(candidates))
-        walk.through(neuron_parts(walk.neurons))
-        return walk.neurons
-
-    return confirmed(ask, candidates, limit, find, initial_score)
-
-
-def confirmed(
-    ask: Verdicts, candidates: NeuronSet, limit: float, find: Find, initial_score: float
-) -> Refinement:
-    """What `find` finds by watching few seeds, once it is below on all of them, and verified.
-
-    Parameters: `find`, called with the seeds to watch; `initial_score`, that of the candidates.
-    """
-    before, watch = ask.asked, ask.leading()[:WATCHED]
-    neurons = find(watch)
-    while neurons != candidates and ask.exact(neurons) >= limit:
-        watch = [*watch, ask.worst(neurons)]
-        neurons = find(watch)
-    neurons, fell_back = settled(ask, neurons, limit)
-    reached = initial_score if neurons == candidates else ask.exact(neurons)
-    return Refinement(neurons, reached, ask.asked - before, True, fell_back)
+    ask = verdicts(score)
+    before = ask.asked
+    walk = Halving(ask, candidates, finite("threshold", threshold), report)
+    walk.through(layer_parts(candidates))
+    walk.through(neuron_parts(walk.neurons))
+    return verified(ask, walk, candidates, initial_score, before)
 
 
 class Halving(Walk):
     """Tries 1, 2, 4, … parts together until they are too many, and halves between."""
+
+    margin, stretch = 0.05, 64  # less care on the way: the result is verified
 
     def run(self, rest: Sequence[NeuronSet], ahead: int) -> tuple[int, int]:
         def above(places: Sequence[int]) -> int:

@@ -6,8 +6,10 @@ threshold are exactly the sequential ones; while parts stay, the next ones are t
 go, exact up to the first that can be dropped. A chain that held doubles in length, a surprise
 makes it short. A wrong guess costs one sample a set, as it is dropped after its leading seed.
 
-The sets may differ from those of `sequential` in one way only: a score that equals the threshold to
-the last digits, where a batch of another size rounds differently.
+The sets may differ from those of `sequential` in two ways, both rare: a score that equals the
+threshold to the last digits, where a batch of another size rounds differently; and a seed far
+below the threshold, not watched at the time (`Walk`), that rises above it and falls back within
+one stretch. `Chain.margin = math.inf` watches all seeds always, for nearly twice the samples.
 Source: "Finding NeMo" (arXiv 2406.02366), Algorithms 3 and 4.
 """
 
@@ -83,14 +85,14 @@ def refine(
     """
     ask = verdicts(score)
     before = ask.asked
-    walk = _Chain(ask, candidates, finite("threshold", threshold), report=report)
+    walk = Chain(ask, candidates, finite("threshold", threshold), report)
     walk.through(layer_parts(candidates))
     walk.through(neuron_parts(walk.neurons))
     reached = initial_score if walk.neurons == candidates else ask.exact(walk.neurons)
     return Refinement(walk.neurons, reached, ask.asked - before)
 
 
-class _Chain(Walk):
+class Chain(Walk):
     """Tries the next parts in all lengths at once: exact, whatever the score does between."""
 
     def run(self, rest: Sequence[NeuronSet], ahead: int) -> tuple[int, int]:

@@ -95,39 +95,57 @@ class Walk(ABC):
     Runs of parts that can be dropped alternate with runs that must stay: after a part that stays,
     the next ones are tried alone, all in one go, until one can be dropped. Verdicts up to the
     first surprise are those that trying one part after the other would give.
+
+    Not all seeds are looked at on the way: only those whose score came near the limit when all
+    were looked at last, and the leading one. After every few drops all seeds are looked at; where
+    one that was not watched is above, it is watched from then on and the stretch walked again
+    (what is known is not scored again).
     Attribute: `neurons`, what is still deactivated.
     """
 
     first, most = 2, 16  # parts tried at once: at first, and after runs without a surprise
+    margin = 0.1  # a seed this close to the limit is watched; infinity: all of them, always
+    stretch = 16  # parts dropped before all seeds are looked at
 
     def __init__(
-        self,
-        ask: Verdicts,
-        neurons: NeuronSet,
-        limit: float,
-        watch: Sequence[int] | None = None,
-        report: Report | None = None,
+        self, ask: Verdicts, neurons: NeuronSet, limit: float, report: Report | None = None
     ) -> None:
-        self.ask, self.neurons, self.limit, self.watch = ask, neurons, limit, watch
-        self.report = report
+        self.ask, self.neurons, self.limit, self.report = ask, neurons, limit, report
+        self.watch: list[int] = []
         self.done = self.total = 0
+        self._dropping, self._ahead = True, self.first
 
     def through(self, parts: Sequence[NeuronSet]) -> None:
         """Walk over these parts, in their order."""
-        self.total = self.done + len(parts)
-        place, dropping, ahead = 0, True, self.first
+        self.total, place = self.done + len(parts), 0
         while place < len(parts):
+            place += self._sure(parts[place:])
+            self._tell(self.total - len(parts) + place)
+
+    def _sure(self, parts: Sequence[NeuronSet]) -> int:
+        """Walk a stretch, again with more seeds watched while one proves it wrong; its length."""
+        before = self.neurons
+        self.watch = self.ask.near(before, self.limit - self.margin)
+        while True:
+            walked = self._stretch(parts)
+            if self.neurons == before or self.ask.exact(self.neurons) < self.limit:
+                return walked
+            self.watch = [*self.watch, self.ask.worst(self.neurons)]
+            self.neurons = before
+
+    def _stretch(self, parts: Sequence[NeuronSet]) -> int:
+        """Walk until enough parts are dropped, on the seeds watched; how many were looked at."""
+        place = dropped = 0
+        while place < len(parts) and dropped < self.stretch:
             rest = parts[place:]
-            run, looked = self.run(rest, ahead) if dropping else self._stay(rest[:ahead])
+            run, looked = self.run(rest, self._ahead) if self._dropping else self._stay(rest)
             surprise = run < looked
-            if dropping:
-                self.neurons -= joined(rest[:run])
-            elif surprise:
-                self.neurons -= rest[run]
-            place += run + surprise
-            ahead = self.first if surprise else min(2 * ahead, self.most)
-            dropping ^= surprise
-            self._tell(run + surprise)
+            gone = rest[:run] if self._dropping else rest[run : run + surprise]
+            self.neurons -= joined(gone)
+            dropped, place = dropped + len(gone), place + run + surprise
+            self._ahead = self.first if surprise else min(2 * self._ahead, self.most)
+            self._dropping ^= surprise
+        return place
 
     @abstractmethod
     def run(self, rest: Sequence[NeuronSet], ahead: int) -> tuple[int, int]:
@@ -135,11 +153,11 @@ class Walk(ABC):
 
     def _stay(self, rest: Sequence[NeuronSet]) -> tuple[int, int]:
         """How many parts must stay before one can be dropped, and of how many tried."""
-        alone = [self.neurons - part for part in rest]
-        return self.ask.first_below(alone, self.limit, self.watch), len(rest)
+        alone = [self.neurons - part for part in rest[: self._ahead]]
+        return self.ask.first_below(alone, self.limit, self.watch), len(alone)
 
-    def _tell(self, steps: int) -> None:
-        self.done += steps
+    def _tell(self, done: int) -> None:
+        self.done = done
         if self.report:
             self.report(self.done, self.total)
 

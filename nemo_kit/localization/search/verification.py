@@ -6,30 +6,41 @@ Source: ours; the claim is Algorithm 4's, made about the set that is returned in
 
 from __future__ import annotations
 
-from nemo_kit.localization.search.steps import neuron_parts
+from collections.abc import Sequence
+
+from nemo_kit.localization.search.speculative import Chain
+from nemo_kit.localization.search.steps import Refinement, Walk, joined, neuron_parts
 from nemo_kit.localization.verdicts import Verdicts
 from nemo_kit.neurons import NeuronSet
 
 
-def unnecessary(ask: Verdicts, neurons: NeuronSet, limit: float) -> list[NeuronSet]:
-    """The neurons that, re-activated alone, leave the score below the limit, last layer first."""
+def unnecessary(
+    ask: Verdicts, neurons: NeuronSet, limit: float, watch: Sequence[int] | None = None
+) -> list[NeuronSet]:
+    """The neurons that, re-activated alone, leave the score below the limit, last layer first.
+
+    Parameters: `watch`, the seeds to look at, by default all.
+    """
     parts = neuron_parts(neurons)
-    needed = ask.above([neurons - part for part in parts], limit)
+    needed = ask.above([neurons - part for part in parts], limit, watch)
     return [part for part, above in zip(parts, needed, strict=True) if not above]
 
 
-def settled(ask: Verdicts, neurons: NeuronSet, limit: float) -> tuple[NeuronSet, NeuronSet]:
-    """The set without what it does not need, and the neurons that failed on the way there.
+def verified(
+    ask: Verdicts, walk: Walk, candidates: NeuronSet, initial_score: float, before: int
+) -> Refinement:
+    """The walk's result without what it does not need, and what failed on the way there.
 
-    Returns (neurons, neurons that failed); of the first every one is necessary. What fails is
-    walked as in `sequential`, one neuron after the other, on all seeds; then all is looked at
-    again, as it may hold no longer.
-    Parameters: `neurons`, with a score below the limit, or all candidates.
+    Returns a `Refinement` whose every neuron is necessary and whose score is below the limit
+    (or all candidates). What fails is walked as in `sequential`, one neuron after the other; then
+    all is looked at again, as it may hold no longer.
+    Parameters: `initial_score`, that of the candidates; `before`, sets asked before refinement.
     """
-    failed = NeuronSet()
-    while loose := unnecessary(ask, neurons, limit):
-        for part in loose:
-            failed |= part
-            if not ask.above([neurons - part], limit)[0]:
-                neurons -= part
-    return neurons, failed
+    neurons, failed = walk.neurons, NeuronSet()
+    while loose := unnecessary(ask, neurons, walk.limit):
+        failed |= joined(loose)
+        again = Chain(ask, neurons, walk.limit, walk.report)
+        again.through(loose)
+        neurons = again.neurons
+    reached = initial_score if neurons == candidates else ask.exact(neurons)
+    return Refinement(neurons, reached, ask.asked - before, True, failed)
