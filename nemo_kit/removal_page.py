@@ -24,17 +24,20 @@ PAGE, DATA = "removal.html", "removal.json"
 _MOST_SHOWN = 20  # prompts with pictures; the tables hold all
 _MOST_PICTURES = 4  # of each prompt and side
 _WORDS = {
+    "flagged_before": "flagged before", "flagged_after": "flagged after",
+    "score_before": "score before", "score_after": "score after",
     "orig_before": "to training image before", "orig_after": "to training image after",
     "above_before": "copies before", "above_after": "copies after", "gen": "same seed",
     "diversity_before": "between seeds before", "diversity_after": "between seeds after",
     "alignment_before": "alignment before", "alignment_after": "alignment after",
-    "score_before": "score before", "score_after": "score after",
-    "flagged_before": "flagged before", "flagged_after": "flagged after",
 }  # fmt: skip
 _STYLE = """
 body { font: 15px/1.5 system-ui, sans-serif; margin: 2rem auto; max-width: 72rem; padding: 0 1rem;
   color: #222; background: #fff }
-table { border-collapse: collapse; margin: 1rem 0; display: block; overflow-x: auto }
+.wide { overflow-x: auto; margin: 0 0 1.5rem }
+.caption { margin: 1.2rem 0 .3rem; color: #555; max-width: 56rem }
+table { border-collapse: collapse }
+td:first-child { min-width: 11rem }
 th, td { border-bottom: 1px solid #ddd; padding: .3rem .6rem; text-align: left;
   vertical-align: top }
 td { font-variant-numeric: tabular-nums }
@@ -126,7 +129,10 @@ def _copies(own: pd.DataFrame) -> str:
 
 
 def _named(frame: pd.DataFrame) -> pd.DataFrame:
-    return frame.rename(columns=_WORDS).dropna(axis="columns", how="all")
+    """Before and after of a measure side by side, in words, without what is not known."""
+    first = [name for name in frame if name not in _WORDS]
+    ordered = frame[[*first, *(name for name in _WORDS if name in frame)]]
+    return ordered.rename(columns=_WORDS).dropna(axis="columns", how="all")
 
 
 def _measured(medians: pd.DataFrame) -> pd.DataFrame:
@@ -137,7 +143,7 @@ def _frame(frame: pd.DataFrame, caption: str) -> str:
     if frame.empty:
         return ""
     table = frame.to_html(index=False, border=0, na_rep="–", float_format="{:.3f}".format)
-    return table.replace("<thead>", f"<caption>{escape(caption)}</caption><thead>", 1)
+    return f'<p class="caption">{escape(caption)}</p><div class="wide">{table}</div>'
 
 
 def _shown(removal: Removal) -> list[tuple[str, Any]]:

@@ -125,7 +125,7 @@ def test_the_record_says_what_was_done(
     assert record["prompts"] == ["a b"]
     assert record["mitigation"]["name"] == "NeMo"
     assert record["mitigation"]["neurons"] == {"a b": json.loads(FOUND.to_json())}
-    assert list(record["changed"].values()) == ["2 neurons", "6 neurons", "1 neurons"]
+    assert list(record["changed"].values()) == ["2 neurons", "6 neurons", "1 neuron"]
     assert record["unet_before"] != record["unet_after"]
     assert record["statistics"].startswith("exact")
     folder = export(toy_model, WANDA, tmp_path / "pruned", ["a b"])

@@ -48,6 +48,10 @@ EVERY: list[Mitigation] = [
     AttentionMasking(), EmbeddingAdjustment(0.0, 2), NoiseOptimisation(0.0, None, 1, 2), WANDA,
 ]  # fmt: skip
 
+HOOKED = [way for way in EVERY if type(way) in (NeMo, AttentionScaling, AttentionMasking,
+                                                WandaPruning)]  # fmt: skip
+SEARCHING = [way for way in EVERY if type(way) in (EmbeddingAdjustment, NoiseOptimisation)]
+
 
 def a_run(model: DiffusionModel, prompts: tuple[str, ...] = ("a b", "Öl"), **changes: Any) -> Run:
     """Two images, guided, two steps."""
@@ -100,7 +104,7 @@ def test_each_image_is_its_own_and_nothing_stays(
     assert count_hooks(toy_model.denoiser) == 0
 
 
-@pytest.mark.parametrize("way", EVERY, ids=lambda way: way.name)
+@pytest.mark.parametrize("way", HOOKED, ids=lambda way: way.name)
 def test_nothing_stays_where_something_raises(toy_model: DiffusionModel, way: Mitigation) -> None:
     def stop(*_: Any) -> None:
         raise KeyboardInterrupt
@@ -117,12 +121,12 @@ def half_model(toy_folder: Any) -> DiffusionModel:
 
 @pytest.mark.parametrize("way", EVERY, ids=lambda way: way.name)
 def test_half_precision(half_model: DiffusionModel, way: Mitigation) -> None:
-    images = generate(half_model, ["a b", "Öl"], [1], steps=1, mitigation=way)
-    assert images.shape == (2, 1, 32, 32, 3)
+    images = generate(half_model, ["a b"], [1], steps=1, mitigation=way)
+    assert images.shape == (1, 1, 32, 32, 3)
     assert count_hooks(half_model.denoiser) == 0
 
 
-@pytest.mark.parametrize("way", EVERY, ids=lambda way: way.name)
+@pytest.mark.parametrize("way", HOOKED + SEARCHING, ids=lambda way: way.name)
 def test_models_that_predict_v(sd2_model: DiffusionModel, way: Mitigation) -> None:
     """Without guidance, where the empty prompt is no part of the batch."""
     images = generate(sd2_model, "a b", [1], steps=1, mitigation=way, guidance=0)

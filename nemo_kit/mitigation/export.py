@@ -245,7 +245,9 @@ def _write_notes(
 
 def _told(gain: Tensor) -> str:
     count = int((gain != 1).sum())
-    return f"{count} neurons" if gain.shape[1] == 1 else f"{count} of {gain.numel()} weights"
+    if gain.shape[1] == 1:
+        return f"{count} neuron" + "s" * (count > 1)
+    return f"{count} of {gain.numel()} weights"
 
 
 def _statistics_note(model: DiffusionModel, gains: Mapping[str, Tensor]) -> str:

@@ -1,0 +1,34 @@
+"""Mitigations on the embedded model, whose memorized images and neurons are known."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from nemo_kit import effects, lab, load
+from nemo_kit.generation import generate
+from nemo_kit.metrics import copy_similarities
+from nemo_kit.mitigation import EmbeddingAdjustment, Mitigation, NeMo, NoMitigation, RandomNeurons
+
+SEEDS = [101]
+
+
+@pytest.mark.slow
+def test_nemo_and_embedding_adjustment_reduce_memorization_and_random_neurons_do_not() -> None:
+    model, planted = load("lab", device="cpu"), lab.planted()
+    names = [name for name in lab.prompts("verbatim")["prompt"] if name in planted][:3]
+    neurons = {name: planted[name] for name in names}
+    originals = effects.training_images(names)
+    assert originals is not None
+
+    def copying(way: Mitigation) -> float:
+        """Median cosine to the training image over the prompts."""
+        shots = generate(model, names, SEEDS, steps=10, mitigation=way)
+        pairs = zip(shots, originals, strict=True)
+        return float(np.median([copy_similarities(a, b, effects.look) for a, b in pairs]))
+
+    default = copying(NoMitigation())
+    assert default > 0.6, "the embedded model memorizes these"
+    assert copying(NeMo(neurons)) < default - 0.2
+    assert copying(EmbeddingAdjustment()) < default - 0.1
+    assert copying(RandomNeurons(neurons)) > default - 0.1
