@@ -1,10 +1,13 @@
 """Metrics against numbers worked out by hand and against independent libraries."""
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 
-from nemo_kit import metrics
+from nemo_kit import lab, metrics
 from nemo_kit.neurons import NeuronSet
 
 RED, GREEN, BLUE = np.eye(3, dtype=np.uint8) * 200
@@ -125,9 +128,8 @@ def test_frechet_distance_by_hand() -> None:
 
 
 @pytest.mark.parametrize("count", [200, 10])  # more, and fewer, images than features
-def test_frechet_distance_against_scipy_and_torchmetrics(count: int) -> None:
+def test_frechet_distance_against_scipy(count: int) -> None:
     from scipy.linalg import sqrtm
-    from torchmetrics.image.fid import FrechetInceptionDistance
 
     rng = np.random.default_rng(0)
     a, b = rng.normal(size=(count, 16)), rng.normal(0.3, 1.4, size=(count, 16))
@@ -136,42 +138,37 @@ def test_frechet_distance_against_scipy_and_torchmetrics(count: int) -> None:
     gap = np.sum((a.mean(0) - b.mean(0)) ** 2)
     root = np.real(sqrtm(first @ second))
     assert got == pytest.approx(gap + np.trace(first + second - 2 * root), rel=1e-4)
-    other = fill(FrechetInceptionDistance(feature=Features(16)).set_dtype(torch.float64), a, b)
-    assert got == pytest.approx(other.compute().item(), rel=1e-4)
 
 
-class Features(torch.nn.Module):
-    """Passes features through, so that torchmetrics takes them for an extractor's output."""
-
-    def __init__(self, num_features: int) -> None:
-        super().__init__()
-        self.num_features = num_features
-
-    def forward(self, values: torch.Tensor) -> torch.Tensor:
-        return values
-
-
-def fill(metric: object, a: np.ndarray, b: np.ndarray) -> object:
-    metric.update(torch.from_numpy(b), real=True)
-    metric.update(torch.from_numpy(a), real=False)
-    return metric
-
-
-def test_kernel_distance_against_torchmetrics_on_all_images() -> None:
-    from torchmetrics.image.kid import KernelInceptionDistance
-
+def test_kernel_distance_against_a_plain_reading() -> None:
     rng = np.random.default_rng(1)
-    a, b = rng.normal(size=(40, 8)), rng.normal(0.5, 1, size=(40, 8))
-    got = metrics.kernel_distance(a, b, "random numbers", subsets=1, subset_size=40)
-    other = KernelInceptionDistance(feature=Features(8), subsets=1, subset_size=40)
-    expected = fill(other.set_dtype(torch.float64), a, b).compute()[0].item()
-    assert got.value == pytest.approx(expected, rel=1e-6)
+    a, b = rng.normal(size=(20, 8)), rng.normal(0.5, 1, size=(20, 8))
+    got = metrics.kernel_distance(a, b, "random numbers", subsets=1, subset_size=20)
+
+    def kernel(x: np.ndarray, y: np.ndarray) -> float:
+        return float((x @ y / 8 + 1) ** 3)
+
+    within = [
+        np.mean([kernel(x[i], x[j]) for i in range(20) for j in range(20) if i != j])
+        for x in (a, b)
+    ]
+    across = np.mean([kernel(x, y) for x in a for y in b])
+    assert got.value == pytest.approx(sum(within) - 2 * across, rel=1e-9)
     assert (got.name, got.extractor, got.images, got.references) == (
         "KID",
         "random numbers",
-        40,
-        40,
+        20,
+        20,
     )
+
+
+def test_kernel_distance_leaves_torch_s_generator_alone() -> None:
+    a = np.random.default_rng(0).normal(size=(10, 3))
+    torch.manual_seed(5)
+    wanted = torch.rand(3)
+    torch.manual_seed(5)
+    metrics.kernel_distance(a, a + 1, "noise", subsets=3)
+    assert torch.equal(torch.rand(3), wanted)
 
 
 def test_kernel_distance_is_near_zero_for_one_distribution_and_repeatable() -> None:
@@ -198,6 +195,57 @@ def test_distances_name_their_extractor_and_refuse_what_cannot_be_compared() -> 
         metrics.frechet_distance(a, a[:1])
     with pytest.raises(ValueError, match=r"subset_size must lie in 2\.\.10 .* got 11"):
         metrics.kernel_distance(a, a, "x", subset_size=11)
+
+
+def channel_means(images: np.ndarray) -> np.ndarray:
+    return images.astype(float).mean(axis=(1, 2))
+
+
+@pytest.mark.parametrize(
+    ("family", "names"),
+    [
+        ("Inception", ["FID", "KID"]),
+        ("CLIP", ["CLIP-FID", "CLIP-KID"]),
+        ("", ["Fréchet distance", "kernel distance"]),
+    ],
+)
+def test_distances_of_pictures_are_named_after_their_network(family: str, names: list) -> None:
+    rng = np.random.default_rng(0)
+    ours, real = (rng.integers(0, 256, (n, 8, 8, 3), dtype=np.uint8) for n in (12, 9))
+    extractor = metrics.Embedder("net", "as they are", channel_means, family)
+    got = metrics.image_distances(ours, real, extractor, subsets=5)
+    assert [one.name for one in got] == names
+    assert {one.extractor for one in got} == {"net (as they are)"}
+    assert {(one.images, one.references) for one in got} == {(12, 9)}
+    features = channel_means(ours), channel_means(real)
+    assert got[0].value == pytest.approx(metrics.frechet_distance(*features))
+    again = metrics.image_distances(ours, features[1], extractor, subsets=5)
+    assert again == got, "features made before give the same"
+
+
+def test_real_pictures_from_a_folder(tmp_path: Path) -> None:
+    rng = np.random.default_rng(0)
+    images = [rng.integers(0, 256, (h, 8, 3), dtype=np.uint8) for h in (8, 8, 6, 8)]
+    (tmp_path / "below").mkdir()
+    for place, image in enumerate(images):
+        Image.fromarray(image).save(tmp_path / ("below" if place == 0 else ".") / f"{place}.png")
+    (tmp_path / "notes.txt").write_text("no picture")
+    extractor = metrics.as_embedder(channel_means)
+    got = metrics.real_features(tmp_path, extractor)
+    order = [1, 2, 3, 0]  # 1.png, 2.png, 3.png, below/0.png
+    assert got == pytest.approx(np.stack([channel_means(images[i][None])[0] for i in order]))
+    (tmp_path / "4.png").write_text("broken")
+    with pytest.raises(ValueError, match=r"4\.png is no picture"):
+        metrics.real_features(tmp_path, extractor)
+    with pytest.raises(ValueError, match="must be a folder with pictures"):
+        metrics.real_features(tmp_path / "none", extractor)
+
+
+def test_the_lab_s_real_features_belong_to_its_clip() -> None:
+    got = metrics.real_features("lab", metrics.load_clip().embedder)
+    assert got == pytest.approx(lab.reference_features().numpy())
+    with pytest.raises(ValueError, match="features of the lab CLIP, not of 'channel_means'"):
+        metrics.real_features("lab", metrics.as_embedder(channel_means))
 
 
 # ------------------------------------------------------------------------------- detection

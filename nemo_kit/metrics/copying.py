@@ -20,7 +20,7 @@ from nemo_kit.metrics.embedders import as_embedder
 from nemo_kit.metrics.scores import COPY_THRESHOLD, share_above, summarize
 
 ALL, DISTINCT = "all", "without near duplicates"
-LABELS = ("embedder", "protocol", "clip")  # columns that name what measured
+LABELS = ("embedder", "protocol", "clip_model")  # columns that name what measured
 
 
 def copying_table(
@@ -37,7 +37,7 @@ def copying_table(
     Returns a frame with the columns of `rows`, `images` (how many), `orig` (median cosine to the
     training image), `orig_max`, `above` (share of pictures above the threshold), `gen` (median
     cosine to the undisturbed picture of the same seed), `diversity` (median over pairs),
-    `alignment`, `threshold`, `embedder`, `protocol`, `clip`; NaN or empty where what it needs is
+    `alignment`, `threshold`, `embedder`, `protocol`, `clip_model`; NaN or empty where what it needs is
     not there.
 
     Parameters: `rows`, with `prompt`; `images`, for each row uint8 [N, H, W, 3]; `embedder`, see
@@ -62,7 +62,7 @@ def copying_table(
         one["diversity"] = _spread(vectors)
         one["alignment"] = np.nan if clip is None else np.median(clip.align(pictures, prompt))
         found.append(one)
-    names = look.labels | {"clip": "" if clip is None else clip.name}
+    names = look.labels | {"clip_model": "" if clip is None else clip.name}
     table = pd.DataFrame(found, index=rows.index).assign(threshold=threshold, **names)
     return pd.concat([rows, table], axis=1)
 
