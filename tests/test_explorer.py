@@ -507,7 +507,7 @@ def test_prompts_are_shown_as_text_everywhere(controller: Controller) -> None:
     controller.fail(ValueError(TRAP))
     shown = [present.verdict(controller), present.facts(controller, None),
              markup.error(controller.error), markup.status(TRAP), markup.heading(TRAP, TRAP),
-             markup.tiles([(TRAP, TRAP)]), markup.image(b"", TRAP), present.status_words(controller)]  # fmt: skip
+             markup.tiles([(TRAP, TRAP)]), markup.image(b"", TRAP)]  # fmt: skip
     assert all("<img src" not in html and "<b>cat" not in html for html in shown)
     assert sum("&lt;img src=x onerror=&quot;" in html for html in shown) == 7
 
@@ -517,7 +517,7 @@ def test_status_words(controller: Controller) -> None:
     from nemo_kit.explorer.controller import Progress
 
     controller.progress = Progress("Localizing", "select", 3, 17)
-    assert present.status_words(controller) == "Localizing: select 3 of 17 …"
+    assert present.status_words(controller) == "Localizing: 3 initial selection 3 of 17 …"
     assert (present.neurons(1), present.neurons(2)) == ("1 neuron", "2 neurons")
 
 
@@ -679,7 +679,9 @@ def test_closing_lets_go_of_everything(explorer: Any) -> None:
 
 
 def test_bad_arguments_are_refused(toy_model: DiffusionModel) -> None:
-    with pytest.raises(TypeError, match=r'model must be a loaded one, as in explore\(load\("lab"\)'):
+    with pytest.raises(
+        TypeError, match=r'model must be a loaded one, as in explore\(load\("lab"\)'
+    ):
         explore("lab")  # type: ignore[arg-type]
     with pytest.raises(ValueError, match="prompts needs a column 'prompt'"):
         explore(toy_model, prompts=pd.DataFrame({"text": ["a"]}))
@@ -691,3 +693,25 @@ def test_bad_arguments_are_refused(toy_model: DiffusionModel) -> None:
         explore(toy_model, prompts=["a"], found={"a": NeuronSet({99: [1]})})
     with pytest.raises(ValueError, match=r"scores lacks the columns \['group'\]"):
         explore(toy_model, prompts=["a"], scores=pd.DataFrame({"prompt": ["a"], "score": [1.0]}))
+
+
+# benchmark
+
+
+def test_the_benchmark_reports_every_request(
+    toy_model: DiffusionModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from nemo_kit.explorer import bench
+
+    monkeypatch.setattr(bench, "load", lambda name: toy_model)
+    report = bench.run("toy", repeats=2, steps=1)
+    assert set(report["seconds"]) == {"selection", "images", "images_first"}
+    assert [len(report["all"][k]) for k in ("selection", "images", "images_first")] == [2, 1, 1]
+    json.dumps(report)
+    broken = explore(toy_model, prompts=TOY_PROMPTS[:1], seeds=range(1, 5))
+    with pytest.raises(RuntimeError, match="must read like"):
+        bench.measure(broken, lambda: broken.controller.by_hand("x"))
+    broken.close()
+    monkeypatch.setattr("sys.argv", ["bench", "--repeats", "0"])
+    with pytest.raises(SystemExit):
+        bench.main()

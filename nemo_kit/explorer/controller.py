@@ -312,7 +312,8 @@ class Controller:
             self.note = "Not memorized: there is nothing to localize."
             self._refresh()
             return
-        self.note = f"{len(result.refined)} neurons found in {result.seconds:.1f} s."
+        count = len(result.refined)
+        self.note = f"{count} neuron{'s' * (count != 1)} found in {result.seconds:.1f} s."
         self.take_refined()
 
     def fail(self, error: Exception) -> None:

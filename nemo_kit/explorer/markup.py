@@ -32,7 +32,8 @@ STYLE = """<style>
 .nemo-tile b { display: block; font-size: 19px; font-weight: 600;
   font-variant-numeric: tabular-nums; color: var(--jp-ui-font-color1, #222); }
 .nemo-tile span { font-size: 12px; color: var(--jp-ui-font-color2, #555); }
-.nemo-badge { display: inline-block; margin: 2px 4px 2px 0; padding: 2px 9px; border-radius: 10px; font-weight: 600;
+.nemo-badge { display: inline-block; margin: 2px 4px 2px 0; padding: 2px 9px;
+  border-radius: 10px; font-weight: 600;
   font-size: 12px; color: #fff; background: #5f6368; }
 .nemo-badge.nemo-yes { background: #b34700; }
 .nemo-badge.nemo-off { background: #00745a; }

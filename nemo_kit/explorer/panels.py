@@ -154,7 +154,9 @@ class NeuronPanel:
         self.box = widgets.VBox(self._children())
 
     def _children(self) -> list[widgets.Widget]:
-        about = "The furthest from their usual activation, with z: press to select, again to release."
+        about = (
+            "The furthest from their usual activation, with z: press to select, again to release."
+        )
         return [
             _html(markup.heading("2  Neurons", "which ones to scale")),
             self.map,
@@ -163,7 +165,10 @@ class NeuronPanel:
             _row(self.localize, self.search, self.refined),
             self.progress,
             _html(markup.quiet(about)),
-            *[_row(_layer_name(layer), *chips, grid_gap="2px 3px") for layer, chips in self.chips.items()],
+            *[
+                _row(_layer_name(layer), *chips, grid_gap="2px 3px")
+                for layer, chips in self.chips.items()
+            ],
             _html(markup.heading("One neuron")),
             _row(self.layer, self.neuron, self.ask, self.reveal),
             self.revealed,

@@ -12,7 +12,7 @@ from nemo_kit import plots
 from nemo_kit.explorer import markup
 from nemo_kit.explorer.controller import Controller
 from nemo_kit.explorer.session import Facts, Look, Pictures
-from nemo_kit.frames import MEASURES
+from nemo_kit.frames import ALGORITHMS, MEASURES
 from nemo_kit.neurons import NeuronSet
 from nemo_kit.plots.style import row_of
 
@@ -34,12 +34,12 @@ def score_tiles(controller: Controller) -> str:
     if look is None:
         return ""
     entries = [(f"{look.score:.2f}", "memorization score, all neurons on")]
+    if left is not None:
+        how = scaled(len(controller.view.selection.neurons), controller.view.factor)
+        entries.append((f"{left.pairs:.2f}", f"memorization score, {how}"))
+        entries.append((f"{left.same_seed:.2f}", "left of it: same seed, with and without"))
     if limit is not None:
         entries.append((f"{limit:.2f}", "threshold τ of the model"))
-    if left is not None:
-        count = len(controller.view.selection.neurons)
-        entries.append((f"{left.same_seed:.2f}", f"left of it, {_scaled(count, controller)}"))
-        entries.append((f"{left.pairs:.2f}", "memorization score then"))
     return markup.tiles(entries)
 
 
@@ -55,10 +55,9 @@ def _badges(controller: Controller, look: Look) -> str:
     return " ".join(words)
 
 
-def _scaled(count: int, controller: Controller) -> str:
-    factor = controller.view.factor
-    how = "off" if factor == 0 else f"× {factor:g}"
-    return f"{neurons(count)} {how}"
+def scaled(count: int, factor: float) -> str:
+    """ "2 neurons off", or "2 neurons × 0.5"."""
+    return f"{neurons(count)} {'off' if factor == 0 else f'× {factor:g}'}"
 
 
 def neurons(count: int) -> str:
@@ -216,4 +215,5 @@ def status_words(controller: Controller) -> str:
     if now is None:
         return controller.note or "Ready."
     counted = f" {now.done} of {now.total}" if now.total else ""
-    return f"{now.job}: {now.stage}{counted} …" if now.stage else f"{now.job} …"
+    stage = ALGORITHMS.get(now.stage, now.stage)
+    return f"{now.job}: {stage}{counted} …" if stage else f"{now.job} …"

@@ -169,7 +169,7 @@ class Session:
         return Selection(candidates(look.activations, z, theta, k), f"θ = {theta:g}, k = {k}")
 
     def pictures(self, view: View, tick: Tick) -> Pictures:
-        """Images and noise differences with and without the selection; undisturbed ones are kept."""
+        """Images and noise differences with and without; the undisturbed ones are kept."""
         before, noise = self._remember("plain", view.plain_key(), lambda: self._plain(view, tick))
         neurons, factor = view.selection.neurons, view.factor
         if not len(neurons) or factor == 1:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from typing import Any, ClassVar
 
 import ipywidgets as widgets
@@ -55,6 +56,7 @@ class Explorer(widgets.VBox):
     ) -> None:
         self._scores, self._still = scores, False
         self._shown: dict[int, list[int]] = {}  # layer -> the neurons on its buttons
+        self._keys: dict[str, object] = {}  # what each picture was drawn from
         self._watched: list[tuple[widgets.Widget, Callable[[Any], None]]] = []
         worker = Worker(deliver or on_this_loop())
         self.controller = Controller(session, worker, self._render)
@@ -221,9 +223,19 @@ class Explorer(widgets.VBox):
         self._prompt.show(self.controller.view.prompt)
 
     def _show_verdict(self) -> None:
-        self._prompt.verdict.value = present.verdict(self.controller)
-        self._prompt.tiles.value = present.score_tiles(self.controller)
-        self._prompt.chart.value = present.score_chart(self.controller, self._scores)
+        tell, panel = self.controller, self._prompt
+        if tell.look is not None and tell.left is None and tell.progress is not None:
+            return  # the numbers stay until the new ones are there
+        panel.verdict.value = present.verdict(tell)
+        panel.tiles.value = present.score_tiles(tell)
+        key = (tell.view.prompt, tell.look is None, tell.left)
+        self._draw(panel.chart, key, lambda: present.score_chart(tell, self._scores))
+
+    def _draw(self, where: widgets.HTML, key: object, make: Callable[[], str]) -> None:
+        """Put a picture there, unless the one of the same key is there already."""
+        if self._keys.get(where.model_id, "") != key:
+            where.value = make()
+            self._keys[where.model_id] = key
 
     def _show_look(self) -> None:
         self._prompt.training.value = present.training(self.controller)
@@ -239,7 +251,8 @@ class Explorer(widgets.VBox):
     def _show_selection(self) -> None:
         tell, neurons = self.controller, self._neurons
         chosen = tell.view.selection.neurons
-        neurons.map.value = present.z_chart(tell)
+        key = (tell.view.prompt, tell.look is None, chosen, tell.focus)
+        self._draw(neurons.map, key, lambda: present.z_chart(tell))
         neurons.line.value = present.selection_line(tell)
         neurons.hand.value = write_neurons(chosen)
         neurons.theta.value, neurons.k.value = tell.theta, tell.k
@@ -279,14 +292,16 @@ class Explorer(widgets.VBox):
         tell, shown = self.controller, self.controller.pictures
         self._effect.tiles.value = present.picture_tiles(tell)
         if shown is None:
-            self._effect.before.value = self._effect.after.value = ""
+            for where in (self._effect.before, self._effect.after):
+                self._draw(where, None, str)
             return
-        count = len(shown.view.selection.neurons)
-        factor = shown.view.factor
-        how = "off" if factor == 0 else f"× {factor:g}"
-        before = present.strip(shown, False, "all neurons on", tell.stale)
-        after = present.strip(shown, True, f"{present.neurons(count)} {how}", tell.stale)
-        self._effect.before.value, self._effect.after.value = before, after
+        how = present.scaled(len(shown.view.selection.neurons), shown.view.factor)
+        for where, disturbed, words in (
+            (self._effect.before, False, "all neurons on"),
+            (self._effect.after, True, how),
+        ):
+            make = partial(present.strip, shown, disturbed, words, tell.stale)
+            self._draw(where, (id(shown), tell.stale), make)
 
     _shows: ClassVar[dict[str, Callable[[Explorer], None]]] = {
         "busy progress": _show_progress,
@@ -294,7 +309,7 @@ class Explorer(widgets.VBox):
         "error": _show_error,
         "prompt": _show_prompt,
         "look": _show_look,
-        "prompt look left selection": _show_verdict,
+        "prompt look left selection busy": _show_verdict,
         "prompt look selection": _show_selection,
         "view": _show_settings,
         "prompt look focus selection": _show_focus,

@@ -28,7 +28,7 @@ FLAGS = [
     "--no-sandbox", "--disable-gpu", "--disable-background-networking", "--no-first-run",
     "--disable-component-update", "--disable-sync", "--disable-dev-shm-usage",
 ]  # fmt: skip
-WIDTH, HEIGHT = 1024, 1500
+WIDTH, HEIGHT = 1024, 2700  # so high that a screenshot holds all of the explorer
 
 
 def chromium() -> str | None:
