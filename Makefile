@@ -89,7 +89,7 @@ if [ -z "$$python" ]; then \
 fi
 endef
 
-# Chromium is Debian's package; the flags it runs with are in tests/browser/conftest.py.
+# Chromium is Debian's package; the flags it runs with are in tests/browser/servers.py.
 define find_chromium
 found() { [ -n "$$CHROMIUM" ] || command -v chromium >/dev/null || command -v chromium-browser >/dev/null; }; \
 if ! found && [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null; then \

@@ -134,7 +134,8 @@ def test_ci_runs_the_tests_and_the_linter() -> None:
     script = ROOT / ".ci" / "run"
     assert script.stat().st_mode & 0o111
     assert {"make test", "make lint"} <= set(script.read_text().splitlines())
-    for target in ("figures", "test", "lint", "lab", "lab-report", "clean"):
+    for target in ("figures", "test", "lint", "lab", "lab-report", "lab-up", "chromium",
+                   "test-browser", "clean"):  # fmt: skip
         done = subprocess.run(["make", "-n", target], cwd=ROOT, capture_output=True, check=False)
         assert done.returncode == 0, target
 

@@ -1,18 +1,99 @@
-"""The explorer in a real JupyterLab: chosen, moved, localized, switched off, looked at."""
+"""The explorer in a real JupyterLab: chosen, moved, localized, switched off, looked at.
+
+JupyterLab runs on a free port with a token, Debian's Chromium is driven by `playwright`; without
+one of them (Chromium on the PATH, or its path in CHROMIUM) the tests are skipped and say so.
+Screenshots of the steps stay in runs/browser.
+"""
 
 from __future__ import annotations
 
+import os
 import re
+import secrets
+import shutil
+import signal
+import subprocess
+from collections.abc import Iterator
 from io import BytesIO
 from typing import Any
 
 import numpy as np
 import pytest
-from conftest import SHOTS
 from PIL import Image
+from servers import (
+    FLAGS,
+    HEIGHT,
+    ROOT,
+    SHOTS,
+    WIDTH,
+    chromium,
+    command,
+    environment,
+    free_port,
+    wait_for,
+)  # fmt: skip
 
 pytestmark = pytest.mark.slow
 LONG = 150_000  # ms; a computation on a busy machine
+
+
+@pytest.fixture(scope="session")
+def browser() -> Iterator[Any]:
+    """Headless Chromium."""
+    playwright = pytest.importorskip("playwright.sync_api", reason="the package playwright")
+    if chromium() is None:
+        pytest.skip("no Chromium here: `apt-get install chromium`, or its path in CHROMIUM")
+    with playwright.sync_playwright() as driver:
+        opened = driver.chromium.launch(executable_path=chromium(), args=FLAGS)
+        yield opened
+        opened.close()
+
+
+@pytest.fixture(scope="session")
+def jupyter(browser: Any, tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[str, str]]:
+    """Address and token of a `jupyter lab` over a copy of the explorer's notebook."""
+    home = tmp_path_factory.mktemp("jupyter")
+    (home / "work" / "notebooks").mkdir(parents=True)
+    shutil.copy(ROOT / "notebooks" / "explorer.ipynb", home / "work" / "notebooks")
+    settings = home / "settings" / "@jupyterlab" / "apputils-extension"
+    settings.mkdir(parents=True)
+    quiet = '{"fetchNews": "false", "checkForUpdates": false}'
+    (settings / "notification.jupyterlab-settings").write_text(quiet)
+    figures = home / "work" / "figures" / "lab"
+    figures.mkdir(parents=True)
+    shutil.copy(ROOT / "figures" / "lab" / "F2a.csv", figures)
+    port, token = free_port(), secrets.token_hex(16)
+    with (home / "server.log").open("wb") as log:
+        server = subprocess.Popen(
+            command(port, token), cwd=home / "work", env=environment(home), stdout=log,
+            stderr=subprocess.STDOUT, start_new_session=True,
+        )  # fmt: skip
+        try:
+            wait_for(f"http://127.0.0.1:{port}/api?token={token}", server, home / "server.log")
+            yield f"http://127.0.0.1:{port}", token
+        finally:
+            os.killpg(server.pid, signal.SIGTERM)
+            try:
+                server.wait(20)
+            except subprocess.TimeoutExpired:
+                os.killpg(server.pid, signal.SIGKILL)
+
+
+@pytest.fixture
+def page(browser: Any, jupyter: tuple[str, str]) -> Iterator[Any]:
+    """A page with the explorer's notebook open; `page.problems` lists errors of the console."""
+    address, token = jupyter
+    context = browser.new_context(viewport={"width": WIDTH, "height": HEIGHT})
+    opened = context.new_page()
+    opened.set_default_timeout(120_000)
+    opened.problems = []
+    opened.on("console", lambda m: opened.problems.append(m.text) if m.type == "error" else None)
+    opened.on("pageerror", lambda error: opened.problems.append(str(error)))
+    opened.goto(f"{address}/lab/workspaces/test/tree/notebooks/explorer.ipynb?reset&token={token}")
+    yield opened
+    SHOTS.mkdir(parents=True, exist_ok=True)
+    opened.screenshot(path=SHOTS / "last.png")
+    context.close()
 
 
 class Explorer:
