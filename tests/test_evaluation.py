@@ -465,6 +465,8 @@ def test_quality_draws_the_baseline_and_a_panel_for_each_measure() -> None:
     two = pd.concat([curves(), curves().assign(measure="CLIP-KID")])
     figure = plots.quality(two)
     assert [axes.get_ylabel() for axes in figure.axes] == ["CLIP-FID", "CLIP-KID"]
+    named = plots.quality(curves().assign(extractor="lab CLIP (unit vectors)"))
+    assert named.axes[0].get_ylabel() == "CLIP-FID (lab CLIP)"
     lines = {line.get_label(): line for line in figure.axes[0].lines}
     assert lines["most frequent"].get_xydata().tolist() == [[1, 10], [5, 13], [9, 14]]
     assert lines["none blocked"].get_ydata()[0] == 10

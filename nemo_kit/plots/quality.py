@@ -27,7 +27,8 @@ def quality(frame: pd.DataFrame) -> Figure:
     band, grey line and band: none blocked. The axis of counts is logarithmic.
 
     Parameters: `frame`, with `measure`, `choice` ("none", "most frequent", "random"), `neurons`
-    (count), `mean`, `deviation`; lower is better in every measure.
+    (count), `mean`, `deviation`, and if there is one `extractor`, which names the axis; lower
+    is better in every measure.
     Raises ValueError for a missing column, no rows, an unknown choice, or counts below 1.
     Source: paper, figures 5a and 8a to 8c.
     """
@@ -62,11 +63,18 @@ def _panel(axes: Axes, rows: pd.DataFrame, measure: str) -> None:
             axes.plot(part["neurons"], part["mean"], label=choice, ms=3.5, mec="white", **look)
             ends = (part["mean"] - part["deviation"], part["mean"] + part["deviation"])
             axes.fill_between(part["neurons"], *ends, color=look["color"], alpha=0.15, linewidth=0)
-    axes.set(xscale="log", xlabel="blocked neurons (log)", ylabel=measure)
+    axes.set(xscale="log", xlabel="blocked neurons (log)", ylabel=_named(rows, measure))
     counts = sorted(rows.loc[rows["neurons"] > 0, "neurons"].unique())
     axes.set_xticks(_apart(counts))
     axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
     axes.xaxis.set_minor_locator(NullLocator())
+
+
+def _named(rows: pd.DataFrame, measure: str) -> str:
+    """The measure with the network that its features come from, where the frame tells it."""
+    if "extractor" not in rows:
+        return measure
+    return f"{measure} ({str(rows['extractor'].iloc[0]).split(' (')[0]})"
 
 
 def _apart(counts: list[int]) -> list[int]:
@@ -138,7 +146,7 @@ def unseen(frame: pd.DataFrame) -> Figure:
     for place, row in enumerate(frame.itertuples()):
         colour = ACCENT if row.source == "here" else GREY
         axes.plot([row.low, row.high], [place] * 2, color=colour, linewidth=1.2)
-        axes.plot(row.share, place, "o", color=colour)
+        axes.plot(row.share, place, "o", color=colour, clip_on=False)
     names = [f"{r.source}\n{r.with_neurons} of {r.prompts}" for r in frame.itertuples()]
     axes.set_yticks(range(len(frame)), names)
     axes.set(xlim=(0, max(0.4, frame["high"].max() * 1.05)), ylim=(len(frame) - 0.5, -0.5))
