@@ -242,7 +242,7 @@ def test_changed_weights_are_another_model(toy_model: DiffusionModel, tmp_path: 
 
 
 def test_localize_all_gives_neuron_sets(toy_model: DiffusionModel, tmp_path: Path) -> None:
-    options = {"seeds": range(1, 4), "store": tmp_path, "progress": False, "threshold": 0.05}
+    options = {"seeds": range(1, 3), "store": tmp_path, "progress": False, "threshold": 0.5}
     first = localize_all(toy_model, PROMPTS[:2], **options)
     again = localize_all(toy_model, PROMPTS[:2], **options)
     assert list(first["prompt"]) == PROMPTS[:2]

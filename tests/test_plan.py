@@ -71,7 +71,7 @@ def test_a_draw_is_repeatable_and_in_order() -> None:
 
 
 def test_a_measurement_counts_what_it_did(toy_model: DiffusionModel) -> None:
-    found = measure(toy_model, ["cat 0", "cat 1", "cat 0"], [1, 2], threshold=0.05,
+    found = measure(toy_model, ["cat 0", "cat 1", "cat 0"], [1, 2], threshold=0.5,
                     localizations=1)  # fmt: skip
     assert (len(found.detect_seconds), found.flagged, len(found.localize_seconds)) == (2, 2, 1)
     assert found.share == 1.0

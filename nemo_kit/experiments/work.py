@@ -146,11 +146,12 @@ class ModelRef:
         except Exception as error:
             raise WorkerError(f"a worker can't open the model {self.name!r}: {error}") from error
         model.calibration, model.guidance = self.calibration, self.guidance
-        if model_key(model) != self.key:
+        opened = model_key(model)
+        if differing := [name for name in self.key if opened.get(name) != self.key[name]]:
             raise WorkerError(
-                f"the model that a worker opens as {self.name!r} is not the one given: was it "
-                "changed in memory, or does the worker have another version? Save it to a folder, "
-                "or work in this process (workers=1)"
+                f"the model that a worker opens as {self.name!r} is not the one given: they differ "
+                f"in {', '.join(differing)}. Was it changed in memory, or does the worker have "
+                "another version? Save it to a folder, or work in this process (workers=1)"
             )
         return model
 
