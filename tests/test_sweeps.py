@@ -311,7 +311,7 @@ def test_a_model_changed_in_memory_is_not_mistaken_for_its_folder(
         reference = ModelRef.of(toy_model)
     finally:
         weight.copy_(kept)
-    with pytest.raises(WorkerError, match="is not the one given: they differ in weights. Was it"):
+    with pytest.raises(WorkerError, match=r"is not the one given: they differ in weights. Was it"):
         detect_all(reference, ["cat 0"], [1, 2], store=tmp_path, progress=False)
     assert not list(tmp_path.rglob("*.parquet"))  # no fault of the prompt
 
