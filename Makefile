@@ -6,6 +6,7 @@
 # make book                  course, notebooks and guides as a site in runs/book
 # make lab                   train the embedded model again from its corpus
 # make lab-report            what the embedded model reaches, measured
+# make bench                 what localization costs, beside the released algorithm
 # make clean                 remove what runs left behind; make distclean: .venv too
 #
 # Each makes .venv first, from pyproject.toml under constraints.txt, and again when one of them
@@ -21,7 +22,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-.PHONY: figures test test-browser chromium lab-up book lint lab lab-report clean distclean
+.PHONY: figures test test-browser chromium lab-up book lint lab lab-report bench clean distclean
 .DELETE_ON_ERROR:
 
 figures: $(STAMP)
@@ -54,6 +55,9 @@ lab: $(STAMP)
 
 lab-report: $(STAMP)
 	@$(BIN)/nemo-kit lab-report $(ARGS)
+
+bench: $(STAMP)
+	@$(BIN)/nemo-kit bench $(ARGS)
 
 clean:
 	rm -rf runs figures/*-quick .pytest_cache .ruff_cache .hypothesis

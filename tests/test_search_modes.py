@@ -176,7 +176,7 @@ def test_long_chains_cost_few_samples() -> None:
     """60 candidates, 3 necessary, 10 seeds: checks of the released algorithm cost 20 each."""
     candidates = NeuronSet({1: range(20), 2: range(20), 3: range(20)})
     wanted = {(1, 3), (2, 19), (3, 7)}
-    effects = {n: 1.0 for n in wanted}
+    effects = dict.fromkeys(wanted, 1.0)
     samples = {}
     for search in BATCHED:
         of = [lambda one: 0.2 if wanted <= set(one) else 0.9] * 10
@@ -234,11 +234,10 @@ def test_plain_functions_answer_too() -> None:
 
 
 def test_progress_ends_at_its_total() -> None:
+    calls: list[tuple] = []
+    report = lambda *call: calls.append(call)  # noqa: E731
     for search in BATCHED:
-        calls: list[tuple] = []
-        SEARCHES[search].refine(
-            Seeds(lambda one: 0.2 if (1, 2) in one else 0.9), NeuronSet({1: range(5), 2: [1]}),
-            LIMIT, report=lambda *call: calls.append(call),
-        )  # fmt: skip
-        assert calls[-1][0] <= calls[-1][1]
-        assert calls
+        score = Seeds(lambda one: 0.2 if (1, 2) in one else 0.9)
+        SEARCHES[search].refine(score, NeuronSet({1: range(5), 2: [1]}), LIMIT, report)
+        assert calls[-1][0] == calls[-1][1]
+        calls.clear()

@@ -14,7 +14,7 @@ from typing import Annotated, NoReturn
 import typer
 
 from nemo_kit import __version__
-from nemo_kit.cli import convert, export, figures, lab, method, plan
+from nemo_kit.cli import bench, convert, export, figures, lab, method, plan
 
 app = typer.Typer(
     help="Find and switch off the neurons by which a diffusion model memorizes training images.",
@@ -36,7 +36,7 @@ def _root(
         print(context.get_help())
 
 
-for module in (figures, method, plan, convert, lab, export):
+for module in (figures, method, plan, convert, bench, lab, export):
     module.register(app)
 
 

@@ -1,0 +1,206 @@
+"""Baseline and search modes in alternation, prompt by prompt, and the table of ratios.
+
+Scope: `measure` runs them into a store, one shard a prompt, so that a run that was ended goes on;
+`summary` and `disagreements` make tables of it. Which way comes first changes from prompt to
+prompt. A way is a search mode, or a mode and a precision: "speculative@bfloat16".
+Source: "Finding NeMo" (arXiv 2406.02366), table 2; the ratios are ours.
+"""
+
+from __future__ import annotations
+
+import zlib
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, get_args
+
+import pandas as pd
+
+from nemo_kit.bench.released import localize_released
+from nemo_kit.checks import check_choice, check_seeds, check_texts
+from nemo_kit.localization import SEARCHES, Localization, LocalizationSettings, localize
+from nemo_kit.memory import track_peak
+from nemo_kit.neurons import NeuronSet
+from nemo_kit.settings import Precision
+
+if TYPE_CHECKING:
+    from nemo_kit.models import DiffusionModel
+
+BASELINE = "released"
+TIE = 1e-4  # another rounding may turn a verdict whose score is this close to its threshold
+WAYS = ("speculative", "bisect", "attributed")
+
+
+def measure(
+    model: DiffusionModel,
+    prompts: pd.DataFrame,
+    ways: Sequence[str] = WAYS,
+    seeds: Iterable[int] = range(1, 11),
+    *,
+    store: str | Path,
+    progress: bool = True,
+) -> pd.DataFrame:
+    """Localize each prompt by the released algorithm and in each way, in alternation.
+
+    Returns a frame, one row a prompt and way: prompt, group, way, seconds, samples, neurons,
+    memorized, initial and refined (JSON), limit (the fewest samples a search could take),
+    verified, fell_back (count), nearest (of the baseline: smallest distance to a threshold),
+    peak (MiB). What the store holds is not run again.
+    Parameters: `prompts`, with `prompt` and `group` (VM, TM), as `frames.choose` gives.
+    Raises ValueError for an unknown way or missing columns, and what `experiments.run` raises.
+    """
+    from nemo_kit.experiments import model_key, run
+
+    if missing := {"prompt", "group"} - set(prompts):
+        raise ValueError(f"prompts lacks the columns {sorted(missing)}, got {list(prompts)}")
+    check_texts(prompts["prompt"])
+    chosen, numbers = [_split(way) for way in ways], check_seeds(seeds, least=2, distinct=True)
+    _warm_up(model, numbers)
+
+    def alternate(item: dict[str, str]) -> list[dict[str, Any]]:
+        turn = zlib.crc32(item["prompt"].encode()) % (len(chosen) + 1)
+        order = [None, *chosen]
+        return [_row(model, item, way, numbers) for way in order[turn:] + order[:turn]]
+
+    key = {"ways": list(ways), "seeds": numbers, "device": str(model.device), **model_key(model)}
+    items = prompts[["prompt", "group"]].to_dict("records")
+    return run(alternate, items, store, key, name="bench", progress=progress).frame
+
+
+def _split(way: str) -> tuple[str, Precision]:
+    """Search mode and precision of a way; raises ValueError for unknown ones."""
+    search, _, precision = way.partition("@")
+    check_choice("way", search, sorted(SEARCHES))
+    check_choice("precision", precision or "model", get_args(Precision))
+    return search, precision or "model"  # type: ignore[return-value]
+
+
+def _warm_up(model: DiffusionModel, seeds: list[int]) -> None:
+    """The first calls of a process are slow; they are nobody's costs."""
+    from nemo_kit.localization import prompt_differences
+    from nemo_kit.memory import fitting
+
+    fitting(model)
+    prompt_differences(model, "warm-up", seeds)
+
+
+def _row(
+    model: DiffusionModel,
+    item: dict[str, str],
+    way: tuple[str, Precision] | None,
+    seeds: list[int],
+) -> dict[str, Any]:
+    peak, nearest = track_peak(model.device), float("nan")
+    if way is None:
+        found, nearest = localize_released(model, item["prompt"], seeds)
+    else:
+        settings = LocalizationSettings(precision=way[1])
+        found = localize(model, item["prompt"], seeds, search=way[0], settings=settings)
+    name = BASELINE if way is None else way[0] + (f"@{way[1]}" if way[1] != "model" else "")
+    return {
+        **item,
+        "way": name,
+        "seconds": found.seconds,
+        "samples": found.samples_evaluated,
+        "memorized": found.memorized,
+        "neurons": len(found.refined),
+        "initial": found.initial.to_json(),
+        "refined": found.refined.to_json(),
+        "limit": fewest_samples(found, len(seeds)),
+        "verified": bool(found.verified),
+        "fell_back": len(found.fell_back),
+        "nearest": nearest,
+        "peak": peak(),
+    }
+
+
+def fewest_samples(found: Localization, seeds: int) -> int:
+    """The samples no search for these neurons can do without.
+
+    Detection, one sample for each kept neuron (a seed above the threshold), one final check.
+    """
+    if not found.memorized:
+        return seeds
+    return seeds + len(found.refined) + len(found.kept_seeds)
+
+
+def summary(frame: pd.DataFrame, truth: dict[str, NeuronSet] | None = None) -> pd.DataFrame:
+    """Ratios of each way to the released algorithm, VM and TM apart and together.
+
+    Returns a frame with group, way, prompts, faster (seconds of the baseline over the way's),
+    samples (of the way over the baseline's), same (share of prompts with the baseline's
+    neurons), to_limit (samples over the fewest possible), neurons (mean), peak (MiB, largest),
+    verified (share) and fell_back (prompts), and with `truth` mean precision and recall. Only
+    prompts that detection flags count.
+    Raises ValueError where the frame has no flagged prompt.
+    """
+    flagged = frame[frame["memorized"]]
+    if flagged.empty:
+        raise ValueError("frame holds no prompt that detection flags as memorized")
+    parts = [(name, part) for name, part in flagged.groupby("group", sort=False)]
+    if len(parts) > 1:
+        parts.append(("all", flagged))
+    rows = [_ratios(str(name), part, way, truth) for name, part in parts for way in _ways(part)]
+    return pd.DataFrame(rows)
+
+
+def _ways(frame: pd.DataFrame) -> list[str]:
+    """The ways, the baseline first, the others in the order of the searches."""
+    names = [BASELINE, *SEARCHES]
+    order = {name: place for place, name in enumerate(names)}
+    return sorted(frame["way"].unique(), key=lambda way: (order[way.partition("@")[0]], way))
+
+
+def _ratios(
+    group: str, part: pd.DataFrame, way: str, truth: dict[str, NeuronSet] | None
+) -> dict[str, Any]:
+    base, own = (part[part["way"] == name].set_index("prompt") for name in (BASELINE, way))
+    base = base.loc[own.index]
+    row = {
+        "group": group,
+        "way": way,
+        "prompts": len(own),
+        "faster": base["seconds"].sum() / own["seconds"].sum(),
+        "samples": own["samples"].sum() / base["samples"].sum(),
+        "same": (own["refined"] == base["refined"]).mean(),
+        "to_limit": own["samples"].sum() / own["limit"].sum(),
+        "neurons": own["neurons"].mean(),
+        "peak": own["peak"].max(),
+        "verified": own["verified"].mean(),
+        "fell_back": int((own["fell_back"] > 0).sum()),
+    }
+    return row | (_quality(own, truth) if truth else {})
+
+
+def _quality(own: pd.DataFrame, truth: dict[str, NeuronSet]) -> dict[str, float]:
+    """Mean precision and recall against known neurons, over the prompts that have any."""
+    from nemo_kit.metrics import localization_quality
+
+    known = own[own.index.isin(list(truth))]
+    scores = pd.DataFrame(
+        [
+            localization_quality(NeuronSet.from_json(text), truth[str(prompt)])
+            for prompt, text in known["refined"].items()
+        ],
+        columns=["precision", "recall"],
+    )
+    return {"precision": scores["precision"].mean(), "recall": scores["recall"].mean()}
+
+
+def disagreements(frame: pd.DataFrame) -> pd.DataFrame:
+    """Prompts where a way found other neurons than the released algorithm.
+
+    Returns a frame with prompt, group, way, neurons, baseline (its number), shared, and tie:
+    whether a score came so close to its threshold that rounding decides.
+    """
+    base = frame[frame["way"] == BASELINE].set_index("prompt")
+    rows = []
+    for row in frame[frame["way"] != BASELINE].itertuples():
+        own, other = (
+            NeuronSet.from_json(t) for t in (row.refined, base.loc[row.prompt, "refined"])
+        )
+        if own != other:
+            tie = bool(base.loc[row.prompt, "nearest"] < TIE)
+            counts = len(own), len(other), len(own & other)
+            rows.append((row.prompt, row.group, row.way, *counts, tie))
+    names = ["prompt", "group", "way", "neurons", "baseline", "shared", "tie"]
+    return pd.DataFrame(rows, columns=names)

@@ -1,0 +1,167 @@
+"""The benchmark: the baseline's costs and neurons, the tables, the command."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import pandas as pd
+import pytest
+import torch
+from conftest import TOY_SIMILARITY
+from toys import TEXT_WIDTH, save_pipeline, unet
+
+from nemo_kit.bench import disagreements, localize_released, measure, summary, throughput
+from nemo_kit.localization import localize
+from nemo_kit.models import DiffusionModel
+from nemo_kit.neurons import NeuronSet
+from nemo_kit.plots import bench_costs
+
+SEEDS = [1, 2, 3]
+
+
+@pytest.fixture
+def easy(toy_model: DiffusionModel, monkeypatch: pytest.MonkeyPatch) -> DiffusionModel:
+    """The random-weight model with a threshold at which a few candidates suffice."""
+    calibration = replace(toy_model.calibration, threshold=0.5)
+    monkeypatch.setattr(toy_model, "calibration", calibration)
+    return toy_model
+
+
+def test_the_baseline_costs_what_the_released_code_does(easy: DiffusionModel) -> None:
+    found, nearest = localize_released(easy, "a red cup", SEEDS)
+    plain = localize(easy, "a red cup", SEEDS, "sequential")
+    assert found.memorized
+    assert (found.initial, found.refined) == (plain.initial, plain.refined)
+    assert (found.theta, found.k, found.kept_seeds) == (plain.theta, plain.k, plain.kept_seeds)
+    assert found.samples["detect"] == 2 * 3
+    assert found.samples["activations"] == 3
+    checks = round((5 - found.theta) / 0.25) + 1
+    assert found.samples["select"] == 2 * 3 * checks
+    assert found.samples["refine"] % 6 == 0
+    assert found.samples["refine"] > 2 * plain.samples["refine"] - 1
+    assert found.samples_evaluated == sum(found.samples.values())
+    assert 0 < nearest < 0.5
+
+
+def test_a_prompt_that_is_not_memorized_ends_with_detection(
+    toy_model: DiffusionModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    high = replace(toy_model.calibration, threshold=0.99)
+    monkeypatch.setattr(toy_model, "calibration", high)
+    found, _ = localize_released(toy_model, "a", SEEDS)
+    assert not found.memorized
+    assert found.samples == {"detect": 6, "activations": 0, "select": 0, "refine": 0}
+
+
+def test_a_run_goes_on_and_gives_ratios(easy: DiffusionModel, tmp_path: Path) -> None:
+    prompts = pd.DataFrame({"prompt": ["a red cup"], "group": ["VM"]})
+    options = {"ways": ["attributed"], "seeds": SEEDS, "store": tmp_path, "progress": False}
+    frame = measure(easy, prompts, **options)
+    assert sorted(frame["way"]) == ["attributed", "released"]
+    before = easy.samples_evaluated
+    again = measure(easy, prompts, **options)
+    assert easy.samples_evaluated - before == 3  # the warm-up alone
+    pd.testing.assert_frame_equal(again, frame)
+    ratios = summary(frame)
+    assert ratios["group"].tolist() == ["VM", "VM"]
+    assert ratios.loc[1, "samples"] < 0.5
+    assert ratios.loc[1, "verified"] == 1
+
+
+def rows() -> pd.DataFrame:
+    """Two prompts; the mode takes a quarter, and finds another neuron for the second."""
+    one, two = NeuronSet({1: [0]}).to_json(), NeuronSet({1: [0, 1]}).to_json()
+    cells = [
+        ("a", "VM", "released", 8.0, 100, one, 1, 0.2),
+        ("a", "VM", "speculative", 2.0, 25, one, 1, float("nan")),
+        ("b", "TM", "released", 4.0, 60, one, 1, 1e-6),
+        ("b", "TM", "speculative", 1.0, 15, two, 2, float("nan")),
+    ]
+    names = ["prompt", "group", "way", "seconds", "samples", "refined", "neurons", "nearest"]
+    more = {"memorized": True, "limit": 20, "verified": False, "fell_back": 0, "peak": 100.0}
+    return pd.DataFrame(cells, columns=names).assign(**more)
+
+
+def test_ratios_by_hand() -> None:
+    found = summary(rows(), {"a": NeuronSet({1: [0]}), "b": NeuronSet({1: [0]})})
+    both = found[(found["group"] == "all") & (found["way"] == "speculative")].iloc[0]
+    assert both[["faster", "samples", "same", "to_limit"]].tolist() == [4.0, 0.25, 0.5, 1.0]
+    assert (both["precision"], both["recall"], both["neurons"]) == (0.75, 1.0, 1.5)
+    assert found["group"].tolist() == ["VM", "VM", "TM", "TM", "all", "all"]
+    assert (found.loc[found["way"] == "released", "faster"] == 1).all()
+
+
+def test_disagreements_name_the_ties() -> None:
+    found = disagreements(rows())
+    assert found.to_dict("records") == [
+        {"prompt": "b", "group": "TM", "way": "speculative", "neurons": 2, "baseline": 1,
+         "shared": 1, "tie": True}
+    ]  # fmt: skip
+
+
+def test_the_figure_tells_the_ratio() -> None:
+    figure = bench_costs(rows())
+    texts = [text.get_text() for axes in figure.axes for text in axes.texts]
+    assert texts == ["4.0", "4.0"]
+    with pytest.raises(ValueError, match="frame needs the way 'released' and another"):
+        bench_costs(rows().query("way == 'released'"))
+    with pytest.raises(ValueError, match="frame lacks samples"):
+        bench_costs(rows().drop(columns="samples"))
+
+
+def test_throughput_of_small_shapes() -> None:
+    found = throughput("cpu", torch.float32, [2], 1, dict(unet().config), TOY_SIMILARITY)
+    assert found["batch"].tolist() == [2]
+    assert (found[["bare", "score"]] > 0).all(axis=None)
+    assert found["share"][0] == pytest.approx(found["score"][0] / found["bare"][0])
+    assert unet().config.cross_attention_dim == TEXT_WIDTH
+
+
+def test_bad_arguments(easy: DiffusionModel, tmp_path: Path) -> None:
+    one = pd.DataFrame({"prompt": ["a"], "group": ["VM"]})
+    with pytest.raises(ValueError, match=r"way must be one of attributed, bisect.*got 'quick'"):
+        measure(easy, one, ["quick"], store=tmp_path)
+    with pytest.raises(ValueError, match=r"precision must be one of .*got 'int8'"):
+        measure(easy, one, ["bisect@int8"], store=tmp_path)
+    with pytest.raises(ValueError, match=r"prompts lacks the columns \['group'\]"):
+        measure(easy, one[["prompt"]], store=tmp_path)
+    with pytest.raises(ValueError, match="no prompt that detection flags"):
+        summary(rows().assign(memorized=False))
+    with pytest.raises(TypeError, match="prompt must be one text, got 3"):
+        localize_released(easy, 3)  # type: ignore[arg-type]
+    easy.calibration = None
+    with pytest.raises(ValueError, match="has no calibration"):
+        localize_released(easy, "a")
+    if not torch.cuda.is_available():
+        with pytest.raises(ValueError, match="needs a CUDA device, and torch sees none here"):
+            throughput()
+
+
+@pytest.mark.slow
+def test_the_command(easy: DiffusionModel, tmp_path: Path) -> None:
+    folder = save_pipeline(tmp_path / "toy")
+    easy.calibration.save(folder / "nemo")
+    (tmp_path / "p.csv").write_text("prompt,type\na red cup,VM\n")
+    arguments = ["--prompts", tmp_path / "p.csv", "--model", folder, "--seeds", "3"]
+    arguments += [
+        "--search",
+        "attributed",
+        "--store",
+        tmp_path / "store",
+        "--out",
+        tmp_path / "out",
+    ]
+    command = [sys.executable, "-m", "nemo_kit.cli", "bench", *map(str, arguments)]
+    done = subprocess.run(command, capture_output=True, text=True, env=os.environ | {})
+    assert done.returncode == 0, done.stderr
+    assert "attributed" in done.stdout
+    assert torch.cuda.is_available() or "not measured: throughput" in done.stdout
+    written = {path.name for path in (tmp_path / "out").iterdir()}
+    assert written >= {"bench.csv", "bench_summary.csv", "bench.png"}
+    wrong = subprocess.run([*command, "--search", "quick"], capture_output=True, text=True)
+    assert wrong.returncode == 2
+    assert "way must be one of" in wrong.stderr
