@@ -8,9 +8,9 @@ Source: Hintersdorf et al., "Finding NeMo", NeurIPS 2024, section 4, table 1, fi
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pandas as pd
@@ -132,58 +132,48 @@ def copying(
     before: np.ndarray,
     after: np.ndarray,
     training: np.ndarray | None = None,
+    embedder: Callable[[np.ndarray], Any] | None = None,
+    clip: metrics.Clip | None = None,
 ) -> pd.DataFrame:
     """SSCD_orig, SSCD_gen, diversity and alignment of each prompt, before and after.
 
-    Returns a frame with `prompt`, `group`, and `orig`, `diversity`, `alignment` with the endings
-    `_before` and `_after`, and `gen`; medians over seeds, of the lab's descriptor and CLIP.
-    `orig` is NaN for a prompt without a training image.
+    Returns a frame with `prompt`, `group`, and `orig`, `above` (share of copies), `diversity`,
+    `alignment` with the endings `_before` and `_after`, `gen`, and the names of what measured:
+    `embedder`, `protocol`, `clip_model`. Medians over seeds; `orig` and `above` are NaN for a
+    prompt without a training image.
 
     Parameters: `rows`, with `prompt` and `group`; `before`, `after`, uint8 [prompts, seeds, H, W,
-    3]; `training`, uint8 [prompts, side, side, 3], by default those `training_images` knows.
+    3]; `training`, uint8 [prompts, side, side, 3], by default those `training_images` knows;
+    `embedder`, see `metrics.as_embedder`, and `clip`, by default the lab's.
     Source: paper, section 4 and table 1.
     """
-    parts = []
-    for place, row in enumerate(rows.itertuples()):
-        known = training_images([row.prompt]) if training is None else training[[place]]
-        original = None if known is None else known[0]
-        one = {"prompt": row.prompt, "group": row.group}
-        one["gen"] = metrics.sscd_gen(after[place], before[place], look)
-        for name, images in (("before", before[place]), ("after", after[place])):
-            one |= {
-                f"{key}_{name}": v for key, v in _measures(row.prompt, images, original).items()
-            }
-        parts.append(one)
-    return pd.DataFrame(parts)
+    if training is None:
+        known = [training_images([prompt]) for prompt in rows["prompt"]]
+        training = [None if one is None else one[0] for one in known]
+    network = embedder or metrics.Embedder("lab descriptor", "64 square, bicubic", look)
+    names = rows[["prompt", "group"]].reset_index(drop=True)
+    shared = (network, training, before, clip or metrics.load_clip())
+    first, second = (metrics.copying_table(names, shots, *shared) for shots in (before, after))
+    ends = [first[list(_TWICE)].add_suffix("_before"), second[list(_TWICE)].add_suffix("_after")]
+    return pd.concat([names, second["gen"], *ends, second[list(_NAMES)]], axis=1)
 
 
-def _measures(prompt: str, images: np.ndarray, original: np.ndarray | None) -> dict[str, float]:
-    known, several = original is not None, len(images) > 1
-    return {
-        "orig": metrics.sscd_orig(images, original, look) if known else np.nan,
-        "diversity": metrics.diversity(images, look) if several else np.nan,
-        "alignment": float(np.median(align(images, prompt))),
-    }
+_TWICE = ("orig", "above", "diversity", "alignment")
+_NAMES = ("embedder", "protocol", "clip_model")
 
 
-def summary(measured: pd.DataFrame) -> pd.DataFrame:
+def summary(measured: pd.DataFrame, both_ways: bool = False) -> pd.DataFrame:
     """Median ± median absolute deviation over prompts of each number, by group (in T1's manner).
 
     Returns a frame with `group`, `measure`, `prompts`, `median`, `mad`, `low`, `high` (95 %
-    bootstrap interval of the median).
-    Parameters: `measured`, from `copying`. A number that is NaN for a prompt leaves it out.
+    bootstrap interval of the median), and the names of what measured where `measured` has them.
+    Parameters: `measured`, from `copying`, whose NaN leave a prompt out; `both_ways`, also without
+    near-duplicate prompts, told apart by the column `kept`.
     Source: paper, table 1.
     """
-    rows = []
-    names = [name for name in measured.columns if name not in ("prompt", "group")]
-    for group, part in measured.groupby("group", sort=False):
-        for name in names:
-            values = part[name].dropna()
-            if len(values):
-                told = metrics.summarize(values)
-                numbers = {k: getattr(told, k) for k in ("median", "mad", "low", "high")}
-                rows.append({"group": group, "measure": name, "prompts": told.count} | numbers)
-    return pd.DataFrame(rows)
+    numbers = measured.select_dtypes("number").columns
+    found = metrics.over_groups(measured, list(numbers))
+    return found if both_ways else found[found["kept"] == "all"].drop(columns="kept")
 
 
 def dose(

@@ -151,6 +151,12 @@ def test_medians_both_ways_by_hand() -> None:
     assert (got["protocol"] == "y").all()
 
 
+def test_medians_of_nothing_have_their_columns() -> None:
+    got = metrics.over_groups(measured(), ["gen"])
+    assert len(got) == 0
+    assert {"kept", "median", "embedder"} <= set(got)
+
+
 def test_bad_medians() -> None:
     with pytest.raises(ValueError, match="measured lacks above"):
         metrics.over_groups(measured(), ["orig", "above"])

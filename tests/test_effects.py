@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
+
 import numpy as np
 import pandas as pd
 import pytest
 import torch
 
-from nemo_kit import effects, lab
+from nemo_kit import effects, lab, metrics
 from nemo_kit.models import DiffusionModel
 from nemo_kit.neurons import NeuronSet
 
@@ -30,7 +32,8 @@ def _known_lab(monkeypatch: pytest.MonkeyPatch) -> None:
 
     monkeypatch.setattr(lab, "training_images", lambda: (["red", "green"], solid(RED, GREEN)))
     monkeypatch.setattr(lab, "descriptor", lambda: descriptor)
-    monkeypatch.setattr(effects, "align", lambda images, prompt: np.arange(len(images)) / 10)
+    clip = SimpleNamespace(name="counter", align=lambda shots, prompt: np.arange(len(shots)) / 10)
+    monkeypatch.setattr(effects.metrics, "load_clip", lambda: clip)
 
 
 def generated() -> pd.DataFrame:
@@ -87,6 +90,31 @@ def test_copying_by_hand() -> None:
     assert got.loc["red", ["diversity_before", "diversity_after"]].tolist() == pytest.approx([1, 0])
     assert got.loc["green", ["orig_before", "gen"]].tolist() == pytest.approx([1, 1])
     assert got["alignment_after"].tolist() == pytest.approx([0.1, 0.1])
+    assert got["above_before"].tolist() == pytest.approx([1, 2 / 3])
+    assert set(got["embedder"]) == {"lab descriptor"}
+    assert set(got["protocol"]) == {"64 square, bicubic"}
+    assert set(got["clip_model"]) == {"counter"}
+
+
+def test_copying_by_another_network() -> None:
+    """One that sees no colour finds every picture alike."""
+    network = metrics.Embedder("blind", "closed", lambda images: np.ones((len(images), 2)))
+    clip = SimpleNamespace(name="mine", align=lambda shots, prompt: np.full(len(shots), 0.5))
+    rows = pd.DataFrame({"prompt": ["red"], "group": ["VM"]})
+    shots = solid(RED, GREEN)[None]
+    got = effects.copying(rows, shots, shots, solid(BLUE), network, clip).iloc[0]
+    assert (got["orig_after"], got["gen"]) == (pytest.approx(1), pytest.approx(1))
+    assert (got["embedder"], got["protocol"], got["clip_model"]) == ("blind", "closed", "mine")
+    assert got["alignment_before"] == 0.5
+
+
+def test_summary_names_the_network_and_tells_both_ways() -> None:
+    rows = pd.DataFrame({"prompt": ["red", "red!", "green"], "group": ["VM"] * 3})
+    shots = np.stack([solid(RED, RED), solid(GREEN, RED), solid(GREEN, GREEN)])
+    got = effects.summary(effects.copying(rows, shots, shots, solid(RED, RED, GREEN)), True)
+    counts = got[got["measure"] == "orig_before"].set_index("kept")["prompts"]
+    assert counts.to_dict() == {"all": 3, "without near duplicates": 2}
+    assert set(got["protocol"]) == {"64 square, bicubic"}
 
 
 def test_copying_without_training_images_or_a_second_seed() -> None:

@@ -20,6 +20,7 @@ from nemo_kit.metrics.embedders import as_embedder
 from nemo_kit.metrics.scores import COPY_THRESHOLD, share_above, summarize
 
 ALL, DISTINCT = "all", "without near duplicates"
+_TOLD = ("kept", "group", "measure", "prompts", "median", "mad", "low", "high")
 LABELS = ("embedder", "protocol", "clip_model")  # columns that name what measured
 
 
@@ -37,8 +38,8 @@ def copying_table(
     Returns a frame with the columns of `rows`, `images` (how many), `orig` (median cosine to the
     training image), `orig_max`, `above` (share of pictures above the threshold), `gen` (median
     cosine to the undisturbed picture of the same seed), `diversity` (median over pairs),
-    `alignment`, `threshold`, `embedder`, `protocol`, `clip_model`; NaN or empty where what it needs is
-    not there.
+    `alignment`, `threshold`, `embedder`, `protocol`, `clip_model`; NaN or empty where what it
+    needs is not there.
 
     Parameters: `rows`, with `prompt`; `images`, for each row uint8 [N, H, W, 3]; `embedder`, see
     `as_embedder`; `training`, for each row uint8 [H, W, 3] or None; `unmitigated`, pictures of the
@@ -119,7 +120,7 @@ def over_groups(
         for name in measures
         if part[name].notna().any()
     ]
-    return pd.DataFrame(parts)
+    return pd.DataFrame(parts) if parts else pd.DataFrame(columns=[*_TOLD, *LABELS])
 
 
 def _told(part: pd.DataFrame, name: str, level: float) -> dict[str, Any]:
