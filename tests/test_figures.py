@@ -94,6 +94,7 @@ def test_the_preset_paper_is_the_papers_settings_and_every_prompt() -> None:
         known = {key: chosen[key] for key in registry.PAPER if key in chosen}
         assert known == {key: registry.PAPER[key] for key in known}, name
         counts = {"memorized", "non_memorized", "holdout", "per_rate"} & set(chosen)
+        counts -= set(figures.NOTEBOOKS[name].paper)  # a row may say fewer, with the reason
         assert {chosen[key] for key in counts} <= {None}, name
     assert registry.parameters("03_localization", "paper").images == 10
     assert registry.parameters("03_localization", "paper", images=2).images == 2
@@ -120,6 +121,7 @@ def test_every_figure_and_table_of_the_paper_has_a_command() -> None:
 def test_numbers_in_the_paper_in_words() -> None:
     assert registry.Figure("F2a", "n", "").paper == "Figure 2a"
     assert registry.Figure("F10", "n", "", also=("F11", "T3")).paper == "Figures 10, 11 and Table 3"
+    assert registry.Figure("F8", "n", "", also=("F8a", "F8b")).paper == "Figures 8a, 8b"
     assert registry.Figure("shared", "n", "").paper == ""
     assert registry.Figure("people", "n", "", also=("F9",)).numbers == ("F9",)
 
@@ -417,6 +419,19 @@ def test_a_vector_format_that_is_asked_for_and_lost_is_drawn_again(tmp_path: Pat
     assert (reason(), reason("pdf")) == ("", "F2a.pdf missing")
     with pytest.raises(ValueError, match="also must be of pdf, svg, got 'gif'"):
         runner.plan(figures.select([NAME]), "quick", tmp_path, also=["gif"])
+
+
+def test_settings_go_to_the_notebooks_that_know_them(tmp_path: Path) -> None:
+    rows = figures.select(["00_quickstart", "02_activations"])
+    folder = notebook(tmp_path / "notebooks")
+    notebook(folder, name="02_activations")
+    planned = runner.plan(rows, "quick", tmp_path, notebooks=folder, settings={"steps": 3})
+    assert planned[0].parameters.steps == 3
+    assert "steps" not in planned[1].parameters.model_dump()
+    with pytest.raises(ValueError, match="no notebook chosen has the parameter 'holdout'; they"):
+        runner.plan(rows, "quick", tmp_path, notebooks=folder, settings={"holdout": 3})
+    with pytest.raises(ValidationError, match="greater than or equal to 1"):
+        runner.plan(rows, "quick", tmp_path, notebooks=folder, settings={"steps": 0})
 
 
 def test_prompts_without_a_needed_role_leave_a_notebook_out(

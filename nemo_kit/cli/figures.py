@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+from collections.abc import Sequence
 from enum import StrEnum
 from pathlib import Path
 from typing import Annotated, Any
@@ -78,6 +80,15 @@ def figures(
             "'Index' of the prompt file says. Missing ones are counted and left out.",
         ),
     ] = None,
+    settings: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--set",
+            metavar="NAME=VALUE",
+            help="A parameter of the notebooks that have it, as in their first code cell, such as "
+            "sscd=FILE or steps=30. May be repeated.",
+        ),
+    ] = None,
     device: DeviceOption = Device.auto,
     out: Annotated[
         Path | None,
@@ -134,8 +145,9 @@ def figures(
     common = _common(model, revision, prompts, training_images, device)
     formats = [one.value for one in also or ()]
     jobs = runner.plan(
-        rows, preset.value, target, notebooks=notebooks, force=force, also=formats, **common
-    )
+        rows, preset.value, target, notebooks=notebooks, force=force, also=formats,
+        settings=_settings(settings or ()), **common,
+    )  # fmt: skip
     if show or dry_run:
         print(report.listing(rows, jobs) if show else report.dry(jobs))
         return
@@ -148,6 +160,20 @@ def figures(
     print(f"all of them on one page: {runner.shown(page)}")
     if any(outcome.error for outcome in outcomes.values()):
         raise typer.Exit(1)
+
+
+def _settings(given: Sequence[str]) -> dict[str, Any]:
+    """NAME=VALUE as name and value: JSON where it is some, an existing file's path, or text."""
+    values: dict[str, Any] = {}
+    for text in given:
+        name, equals, value = text.partition("=")
+        if not (name and equals):
+            raise ValueError(f"--set must be NAME=VALUE, got {text!r}")
+        try:
+            values[name] = json.loads(value)
+        except ValueError:
+            values[name] = str(Path(value).resolve()) if Path(value).exists() else value
+    return values
 
 
 def _common(

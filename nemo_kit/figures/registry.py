@@ -223,8 +223,9 @@ class Figure:
     @property
     def numbers(self) -> tuple[str, ...]:
         """Figures and tables of the paper that it shows, as F2a or T1; empty where it is ours."""
-        own = (self.name,) if re.fullmatch(r"[FT]\d+[a-d]?", self.name) else ()
-        return own + self.also
+        own = bool(re.fullmatch(r"[FT]\d+[a-d]?", self.name))
+        parts = any(number.startswith(self.name) for number in self.also)  # F8: F8a, F8b, F8c
+        return self.also if parts or not own else (self.name, *self.also)
 
     @property
     def paper(self) -> str:

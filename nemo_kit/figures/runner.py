@@ -12,7 +12,7 @@ from __future__ import annotations
 import os
 import shutil
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -20,7 +20,7 @@ from typing import Any
 
 from nemo_kit.figures.jobs import Job, Outcome, read_manifest, shown, written
 from nemo_kit.figures.keys import content_key, notebook_parameters
-from nemo_kit.figures.output import manifest_path
+from nemo_kit.figures.output import PLACES, manifest_path
 from nemo_kit.figures.process import NotebookFailed, Tick, execute
 from nemo_kit.figures.registry import NOTEBOOKS, Figure, parameters
 from nemo_kit.files import PACKAGE, value_digest, write_atomically, write_json
@@ -61,12 +61,14 @@ def plan(
     notebooks: Path | None = None,
     force: bool = False,
     also: Sequence[str] = (),
+    settings: Mapping[str, Any] | None = None,
     **common: Any,
 ) -> list[Job]:
     """Jobs for the notebooks that draw the figures, in order, each fresh or with a reason.
 
     Returns a list of ``Job``. ``common`` are parameters of every notebook (``model``, ``device``);
-    ``also``, further formats of each picture: pdf, svg.
+    ``also``, further formats of each picture: pdf, svg; ``settings``, parameters for those
+    notebooks that know them.
     Raises FileNotFoundError where a notebook is missing, ValueError for a refused parameter.
     """
     if unknown := sorted(set(also) - set(FORMATS)):
@@ -74,9 +76,9 @@ def plan(
     folder = (notebooks or root() / "notebooks").resolve()
     wanted = {row.notebook for row in figures}
     roles = _roles(common.get("prompt_files", ()))
-    jobs = [
-        _job(name, preset, out.resolve(), folder, common) for name in NOTEBOOKS if name in wanted
-    ]
+    chosen = [name for name in NOTEBOOKS if name in wanted]
+    own = _own_settings(chosen, settings or {})
+    jobs = [_job(name, preset, out.resolve(), folder, common | own[name]) for name in chosen]
     return [
         replace(
             job,
@@ -153,6 +155,17 @@ def _roles(prompt_files: Sequence[str]) -> set[str]:
     from nemo_kit.experiments import prompt_table
 
     return {"", *prompt_table(prompt_files)["role"]}
+
+
+def _own_settings(notebooks: Sequence[str], settings: Mapping[str, Any]) -> dict[str, Any]:
+    """For each notebook, those of the settings that it knows; each must be known to one."""
+    fields = {name: set(NOTEBOOKS[name].parameters.model_fields) for name in notebooks}
+    if unknown := sorted(set(settings) - set().union(*fields.values())):
+        raise ValueError(
+            f"no notebook chosen has the parameter {unknown[0]!r}; they have "
+            f"{', '.join(sorted(set().union(*fields.values()) - PLACES))}"
+        )
+    return {n: {k: v for k, v in settings.items() if k in fields[n]} for n in notebooks}
 
 
 def _lacks(notebook: str, roles: set[str]) -> str:

@@ -29,7 +29,8 @@ def choose(
 
     Parameters: `table`, with `prompt` and `role`, as `experiments.prompt_table` gives;
     `memorized`, prompts of each type VM and TM; `non_memorized`, `holdout`, prompts of that role;
-    None takes all, 0 none.
+    None takes all, 0 none. A table without hold-out prompts (the released files name none) gives
+    non-memorized ones in their place.
     Raises ValueError for a missing column, a negative number, or when no prompt is left.
     """
     need(table, "prompt", "role")
@@ -39,6 +40,9 @@ def choose(
         "non_memorized": non_memorized,
         "holdout": holdout,
     }
+    if holdout != 0 and not (table["role"] == "holdout").any():
+        other = table[table["role"] == "non_memorized"]
+        table = pd.concat([table, other.assign(role="holdout")])
     parts = [_spread(table[table["role"] == role], count) for role, count in counts.items()]
     chosen = pd.concat(parts, ignore_index=True)
     if chosen.empty:
