@@ -130,12 +130,14 @@ class Explorer:
     def field(self, label: str) -> Any:
         return self.root.get_by_label(label, exact=True)
 
-    def slider(self, label: str) -> Any:
-        """The handle of a slider; it takes the arrow keys."""
-        row = self.root.locator(
-            ".widget-slider", has=self.page.locator(f"label:text-is('{label}')")
-        )
-        return row.locator(".noUi-handle").first
+    def slide(self, label: str, value: str) -> None:
+        """Type into the number beside a slider (the arrow keys belong to JupyterLab)."""
+        named = self.page.locator(f"label:text-is('{label}')")
+        readout = self.root.locator(".widget-slider", has=named).locator(".widget-readout")
+        readout.click()
+        readout.press("Control+a")
+        readout.press_sequentially(value)
+        readout.press("Enter")
 
     def number(self, meaning: str) -> float:
         tile = self.root.locator(".nemo-tile", has_text=re.compile(meaning))
@@ -156,22 +158,36 @@ class Explorer:
         self.root.screenshot(path=SHOTS / f"{name}.png")
 
 
-def test_the_explorer_in_jupyterlab(page: Any) -> None:
-    explorer = Explorer(page)
-    explorer.run()
+@pytest.fixture
+def explorer(page: Any) -> Iterator[Explorer]:
+    """The explorer, run; afterwards the browser's console must hold no error."""
+    opened = Explorer(page)
+    opened.run()
+    yield opened
+    assert page.problems == []
+
+
+def test_neurons_are_found_and_switched_off(explorer: Explorer) -> None:
+    page = explorer.page
     explorer.shot("1-opened")
-    # choose a prompt, move θ
-    score = explorer.number("all neurons on")
-    tau = explorer.number("threshold")
+    score, tau = explorer.number("all neurons on"), explorer.number("threshold")
     assert score > tau
-    before = explorer.root.get_by_text(re.compile(r"\d+ neurons? selected")).inner_text()
-    explorer.slider("θ").focus()
-    for _ in range(8):
-        page.keyboard.press("ArrowLeft")
-    explorer.settled()
+    # another prompt, and back
+    first = explorer.root.locator(".nemo-prompt").first.inner_text()
+    explorer.field("Prompt").select_option(index=1)
     page.wait_for_function(
-        "old => !document.querySelector('.nemo-explorer').innerText.includes(old)", arg=before
+        "old => document.querySelector('.nemo-prompt').innerText != old", arg=first
     )
+    explorer.settled()
+    assert explorer.number("all neurons on") != score
+    explorer.field("Prompt").select_option(index=0)
+    explorer.settled()
+    # θ: fewer standard deviations, more neurons
+    before = count_selected(explorer)
+    explorer.slide("θ", "3")
+    page.get_by_text(re.compile("selected · θ = 3, k = 0")).wait_for()
+    explorer.settled()
+    assert count_selected(explorer) > before
     explorer.shot("2-theta")
     # localize: the result becomes the selection, and the score falls below τ
     explorer.button("Localize").click()
@@ -180,71 +196,72 @@ def test_the_explorer_in_jupyterlab(page: Any) -> None:
     assert explorer.number("left of it") < tau < score
     assert explorer.root.get_by_text("below τ with the selection").is_visible()
     explorer.shot("3-localized")
-    # switch off, and compare the pixels
-    explorer.type("Seeds", "101, 102")
+    # the images with and without them
     explorer.type("Steps", "8")
     explorer.button("Generate").click()
     page.locator('img[alt^="Images all neurons on"]').wait_for(timeout=LONG)
     explorer.settled()
     on = explorer.picture("Images all neurons on")
-    off = explorer.picture(f"Images {len_selected(explorer)} off")
+    off = explorer.picture(f"Images {count_selected(explorer)} neuron")
     assert on.shape == off.shape
     assert np.abs(on - off).mean() > 5  # of 255: other pictures, not noise
     explorer.shot("4-generated")
-    # undo and redo, by keyboard
-    chosen = explorer.field("Selected").input_value()
+
+
+def test_steps_back_facts_code_errors_and_cancelling(explorer: Explorer) -> None:
+    page = explorer.page
+    explorer.button("Clear").click()
+    explorer.root.get_by_text("0 neurons selected").wait_for()
     explorer.button("Undo").press("Enter")
-    explorer.settled()
-    assert explorer.field("Selected").input_value() != chosen
+    explorer.root.get_by_text("selected · θ = 5").wait_for()
     explorer.button("Redo").press("Enter")
-    explorer.settled()
-    assert explorer.field("Selected").input_value() == chosen
-    # one neuron; the planted ones only after the button
+    explorer.root.get_by_text("0 neurons selected").wait_for()
     explorer.root.locator(".nemo-chip:not([disabled])").first.click()
+    explorer.root.get_by_text("1 neuron selected").wait_for()
     explorer.root.get_by_text("z for this prompt").wait_for()
-    assert explorer.root.get_by_text("Planted").count() == 0
+    assert explorer.root.get_by_text(re.compile("Planted")).count() == 0
     explorer.button("Reveal planted").click()
     explorer.root.get_by_text(re.compile("Planted: layer|No neuron was planted")).wait_for()
-    explorer.settled()
-    explorer.shot("5-neuron")
     explorer.button("Copy as code").click()
     page.wait_for_function(
         "() => document.querySelector('.nemo-explorer textarea').value.includes('generate(model')"
     )
+    explorer.settled()
+    explorer.shot("5-neuron")
     # an error in the widget, not in a log
     explorer.type("Selected", "layer 99: 1")
-    explorer.root.get_by_text("layer 99 does not exist here").wait_for()
+    explorer.root.get_by_text(re.compile("layer 99 does not exist here")).wait_for()
     explorer.shot("6-error")
     # cancel
-    explorer.button("Clear").click()
-    explorer.settled()
     explorer.button("Localize").click()
     page.get_by_text(re.compile("Localizing: [1-4]")).wait_for()
     explorer.button("Cancel").click()
     page.get_by_text("Localizing was cancelled.").wait_for()
-    assert explorer.root.get_by_text("0 neurons selected").is_visible()
+    assert count_selected(explorer) == 1
     explorer.shot("7-cancelled")
-    # a prompt with HTML in it is text
+
+
+def test_a_prompt_with_html_is_text_and_the_page_is_dark_and_narrow(explorer: Explorer) -> None:
+    page = explorer.page
     page.evaluate("() => { window.struck = 0; }")
     trap = '<img src=x onerror="window.struck=1"><b>cat</b>'
     explorer.type("Or write one", trap)
-    explorer.root.get_by_text(trap).first.wait_for()
+    explorer.root.locator(".nemo-prompt", has_text=trap).first.wait_for()
     explorer.settled()
+    explorer.button("Look at it").click()
+    explorer.root.get_by_text("z for this prompt").wait_for()
     assert page.evaluate("() => window.struck") == 0
     assert explorer.root.locator("img[src=x], .nemo-prompt b").count() == 0
     explorer.shot("8-html")
-    # dark theme
-    page.evaluate("() => window.jupyterapp.commands.execute('apputils:change-theme',"
-                  " {theme: 'JupyterLab Dark'})")  # fmt: skip
+    theme = "{theme: 'JupyterLab Dark'}"
+    page.evaluate(f"() => window.jupyterapp.commands.execute('apputils:change-theme', {theme})")
     page.locator("body[data-jp-theme-light=false]").wait_for()
-    page.wait_for_timeout(1500)
+    page.wait_for_timeout(1500)  # the theme's style sheet
     explorer.shot("9-dark")
-    overflow = explorer.root.evaluate("e => e.scrollWidth - e.clientWidth")
-    assert overflow <= 1, "the explorer is wider than its cell"
-    assert page.problems == []
+    assert explorer.root.evaluate("e => e.scrollWidth - e.clientWidth") <= 1
 
 
-def len_selected(explorer: Explorer) -> str:
-    """ "1 neuron" or "3 neurons", as the page says it."""
-    line = explorer.root.get_by_text(re.compile(r"\d+ neurons? selected")).inner_text()
-    return re.match(r"\d+ neurons?", line)[0]
+def count_selected(explorer: Explorer) -> int:
+    """How many neurons are selected, as the page says it."""
+    line = explorer.root.get_by_text(re.compile(r"\d+ neurons? selected")).first.inner_text()
+    return int(line.split()[0])
