@@ -15,7 +15,7 @@ import signal
 import sys
 import threading
 from collections import Counter, deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable, Iterator
 from concurrent.futures import (
     FIRST_COMPLETED,
     CancelledError,
@@ -38,7 +38,9 @@ _CONNECT = "30s"
 _IMPORT = "it must be importable from a module, and so must all that it holds"
 
 
-def finished(units: Iterable[Unit], executor: object, workers: int) -> Iterator[Finished]:
+def finished(
+    units: Iterable[Unit], executor: object, workers: int
+) -> Generator[Finished, None, None]:
     """Work on all units; yields each as it is done, in any order unless in this process.
 
     Parameters: `executor`, a `concurrent.futures.Executor`, a dask `Client`, the address of a dask
@@ -52,7 +54,7 @@ def finished(units: Iterable[Unit], executor: object, workers: int) -> Iterator[
     _check(executor)
     todo = deque(units)
     if not todo:
-        return iter(())
+        return _here(todo)
     if executor is None:
         return _here(todo) if workers == 1 else _Crew(todo, workers).work()
     return _elsewhere(todo, executor)
@@ -73,12 +75,12 @@ def _is_client(executor: object) -> bool:
     return module == "distributed" and hasattr(executor, "get_executor")
 
 
-def _here(units: Iterable[Unit]) -> Iterator[Finished]:
+def _here(units: Iterable[Unit]) -> Generator[Finished, None, None]:
     for unit in units:
         yield unit, unit()
 
 
-def _elsewhere(todo: deque[Unit], executor: object) -> Iterator[Finished]:
+def _elsewhere(todo: deque[Unit], executor: object) -> Generator[Finished, None, None]:
     with _as_executor(executor) as (pool, size):
         hand: dict[Future[bool], Unit] = {}
         try:
@@ -189,7 +191,8 @@ class _Crew:
         self.deaths: Counter[Any] = Counter()
         self.hand: dict[Future[bool], Unit] = {}
 
-    def work(self) -> Iterator[Finished]:
+    def work(self) -> Generator[Finished, None, None]:
+        """Each unit once it is done."""
         while self.todo or self.suspects or self.hand:
             try:
                 with _processes(self.workers) as pool:

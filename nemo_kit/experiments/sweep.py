@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -68,8 +68,10 @@ def run(
     todo = [p for p, shard in found.items() if shard is None or (retry_failed and shard.error)]
     units = [Unit(name, function, paths[path], path, retry_failed) for path in todo]
     computed = 0
-    with _turn(folder / name, units) as ordered:
-        done = finished(ordered, executor, workers)
+    with (
+        _turn(folder / name, units) as ordered,
+        closing(finished(ordered, executor, workers)) as done,
+    ):
         label = f"{name}, {len(paths) - len(todo)} found" if len(todo) < len(paths) else name
         hidden = not (progress and todo)
         bar = Bar(done, desc=label, unit="prompt", total=len(todo), disable=hidden)
