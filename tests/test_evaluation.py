@@ -78,7 +78,7 @@ def test_measured_compares_every_setting_with_the_undisturbed_pictures(
     assert gen["NeMo", 0, "c"] == pytest.approx(1)  # nothing was found, nothing changes
     assert gen["NeMo", 0, "a"] < 1
     assert got["orig"].isna().all()  # no training image is known
-    assert set(got["clip"]) == {"lab CLIP"}
+    assert set(got["clip_model"]) == {"lab CLIP"}
     drawn = toy_model.samples_evaluated
     evaluation.measured(toy_model, ROWS, settings, **options)
     assert toy_model.samples_evaluated == drawn  # all from the store
