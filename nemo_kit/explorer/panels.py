@@ -32,6 +32,7 @@ ALGORITHMS = dict(
 )
 CHIPS = 7  # buttons of a layer: its most extreme neurons
 _OWN = {"description_width": "initial"}
+_TYPED = "the number can be typed"  # JupyterLab keeps the arrow keys for itself
 
 
 def _row(*children: widgets.Widget, **layout: str) -> widgets.Box:
@@ -116,11 +117,11 @@ class NeuronPanel:
     def __init__(self, widths: dict[int, int]) -> None:
         self.map = _html(width="auto")
         self.theta = _control(
-            widgets.FloatSlider, "θ", "Neurons with |z| above θ are selected; the number can be typed", "300px",
+            widgets.FloatSlider, "θ", f"Neurons with |z| above θ are selected; {_TYPED}", "300px",
             min=0.5, max=12, step=0.25, value=THETA, continuous_update=False, readout_format=".2f",
         )  # fmt: skip
         self.k = _control(
-            widgets.IntSlider, "k", "The k largest activations of each layer are selected too; the number can be typed",
+            widgets.IntSlider, "k", f"Also the k largest activations of each layer; {_TYPED}",
             "240px", min=0, max=20, value=K, continuous_update=False,
         )  # fmt: skip
         self.undo = _button("Undo", "The selection before", "undo")
@@ -210,8 +211,8 @@ class EffectPanel:
 
     def __init__(self, factor: float, seeds: str, steps: int, guidance: float | None) -> None:
         self.factor = _control(
-            widgets.FloatSlider, "Scale by", "0 switches the neurons off, 1 changes nothing; the number can be typed",
-            "236px", min=-1, max=1, step=0.25, value=factor, continuous_update=False,
+            widgets.FloatSlider, "Scale by",
+            f"0 switches the neurons off, 1 changes nothing; {_TYPED}", "236px", min=-1, max=1, step=0.25, value=factor, continuous_update=False,
             readout_format=".2f",
         )  # fmt: skip
         self.seeds = _control(
