@@ -115,7 +115,7 @@ def test_saved_samples_are_counted_once_a_prompt() -> None:
 def test_a_heat_map_has_a_text_in_each_pair_that_makes_sense() -> None:
     figure = plots.threshold_map(thresholds.medians(swept(), "VM", "n_refined"), "refined neurons")
     axes = figure.axes[0]
-    assert [t.get_text() for t in axes.texts if t.get_text()] == ["4\n± 0", "2\n± 0", "2\n± 0"]
+    assert [t.get_text() for t in axes.texts if t.get_text()] == ["4\n± 0", "2\n± 0", "1.5\n± 0.5"]
     assert (axes.get_xlabel(), axes.get_ylabel()) == ("refinement threshold", "initial threshold")
     assert axes.get_title(loc="right") == "VM (n = 2)"
     assert figure.axes[1].get_ylabel() == "refined neurons"

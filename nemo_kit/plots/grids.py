@@ -51,7 +51,7 @@ def threshold_map(frame: pd.DataFrame, label: str, digits: int = 0) -> Figure:
     figure that says so.
 
     Parameters: `frame`, one row a pair, with `group`, `initial`, `refinement` (names, in order),
-    `median`, `mad`, `prompts`; `label`, what is counted or measured; `digits`, decimals.
+    `median`, `mad`, `prompts`; `label`, what is counted or measured; `digits`, decimals (0: counts).
     Raises ValueError for a missing column or an unknown group.
     Source: paper, figures 14 and 15.
     """
@@ -62,7 +62,8 @@ def threshold_map(frame: pd.DataFrame, label: str, digits: int = 0) -> Figure:
     names = list(dict.fromkeys([*known["initial"], *known["refinement"]]))
     shape = {"index": "initial", "columns": "refinement"}
     values = known.pivot(**shape, values="median").reindex(index=names, columns=names)
-    texts = [f"{m:.{digits}f}\n± {d:.{digits}f}" for m, d in known[["median", "mad"]].to_numpy()]
+    form = f".{digits}f" if digits else ".4g"  # counts: 3 and 3.5
+    texts = [f"{m:{form}}\n± {d:{form}}" for m, d in known[["median", "mad"]].to_numpy()]
     cells = known.assign(text=texts).pivot(**shape, values="text").reindex(values.index)
     figure, axes = canvas(COLUMN, 0.62 * len(names) + 0.8)
     look = {"cmap": "cividis", "linewidths": 1.5, "square": False, "fmt": ""}
