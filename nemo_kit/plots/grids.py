@@ -51,7 +51,7 @@ def threshold_map(frame: pd.DataFrame, label: str, digits: int = 0) -> Figure:
     figure that says so.
 
     Parameters: `frame`, one row a pair, with `group`, `initial`, `refinement` (names, in order),
-    `median`, `mad`, `prompts`; `label`, what is counted or measured; `digits`, decimals (0: counts).
+    `median`, `mad`, `prompts`; `label`, what is measured; `digits`, decimals, 0 for counts.
     Raises ValueError for a missing column or an unknown group.
     Source: paper, figures 14 and 15.
     """
