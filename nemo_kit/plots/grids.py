@@ -136,7 +136,7 @@ def _blocks(grid: Sequence[Axes], rows: pd.DataFrame) -> None:
         middle = (span["min"] + span["max"]) / 2
         place = {"xy": (middle, 1.0), "xycoords": ("data", "axes fraction"), "va": "bottom"}
         text = str(name).replace(".", " ")
-        grid[0].annotate(text, **place, ha="center", fontsize=6, color="#555555")
+        grid[0].annotate(text, **place, ha="center", fontsize=5.3, color="#555555")
     layers = sorted(rows["layer"].unique())
     grid[-1].set(xticks=layers, xlim=(layers[0] - 0.6, layers[-1] + 0.6))
     grid[-1].tick_params(axis="x", labelsize=6)
