@@ -230,16 +230,6 @@ def test_localized_counts_neurons_only_where_detection_flagged(
     assert (got["samples"] >= 3).all()
 
 
-def test_holdout_prompts_fall_back_on_other_non_memorized_ones() -> None:
-    table = pd.DataFrame({"prompt": list("abcde"), "role": ["holdout"] * 3 + ["verbatim"] * 2})
-    assert ablation.holdout(table) == ["a", "b", "c"]
-    assert len(ablation.holdout(table, 2)) == 2
-    other = table.assign(role=["non_memorized"] * 4 + ["template"])
-    assert ablation.holdout(other) == ["a", "b", "c", "d"]
-    with pytest.raises(ValueError, match="2 hold-out or non-memorized prompts"):
-        ablation.holdout(table[3:])
-
-
 def test_pictures_of_an_ablation_leave_0_and_1_to_what_is_there() -> None:
     got = ablation.picture_settings(found(), [-1, 0, 0.5, 1])
     assert [name for name, _ in got] == ["default", "NeMo", "no refinement", "× −1", "× 0.5"]

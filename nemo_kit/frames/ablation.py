@@ -16,7 +16,6 @@ import numpy as np
 import pandas as pd
 
 from nemo_kit.experiments import localize_all
-from nemo_kit.frames import choose
 from nemo_kit.frames.evaluation import Setting, over_prompts
 from nemo_kit.localization import calibrate
 from nemo_kit.neurons import NeuronSet
@@ -27,20 +26,6 @@ if TYPE_CHECKING:
 
 NEMO = "NeMo"
 DEVIATIONS = {"τ = μ − σ": -1.0, "τ = μ": 0.0, "τ = μ + 2σ": 2.0}
-
-
-def holdout(table: pd.DataFrame, count: int | None = None) -> list[str]:
-    """Hold-out prompts, or where the table has none, non-memorized ones.
-
-    Parameters: `table`, as `experiments.prompt_table` gives; `count`, spread evenly; None: all.
-    Raises ValueError where it has fewer than 2 of either.
-    """
-    for numbers in ({"holdout": count}, {"non_memorized": count}):
-        if table["role"].isin(numbers).any():
-            some = choose(table, **{"memorized": 0, "non_memorized": 0, **numbers})
-            if len(some) > 1:
-                return list(some["prompt"])
-    raise ValueError("table must have 2 hold-out or non-memorized prompts for a threshold")
 
 
 def variants(
