@@ -18,6 +18,7 @@ from conftest import TOY_PROMPTS, TOY_SIMILARITY
 from toys import count_hooks
 
 from nemo_kit.calibration import ActivationStatistics
+from nemo_kit.hooks import gate_neurons
 from nemo_kit.localization import (
     SEARCHES,
     DetectionSettings,
@@ -31,7 +32,9 @@ from nemo_kit.localization import (
     refine,
     select_initial,
 )
+from nemo_kit.localization.attribution import first_order_effects
 from nemo_kit.localization.candidates import text_activations
+from nemo_kit.localization.differences import Differences
 from nemo_kit.models import DiffusionModel
 from nemo_kit.neurons import NeuronSet, read_results_csv, write_results_csv
 from nemo_kit.similarity import SimilaritySettings, noise_differences, pairwise, similarity
@@ -266,6 +269,48 @@ def test_options_reach_the_search(toy_model: DiffusionModel) -> None:
     halves = {h: run(detection=guided, halves=h, refine=False) for h in ("conditional", "both")}
     assert halves["conditional"].initial_score != halves["both"].initial_score
     assert halves["both"].samples["detect"] == 6
+
+
+def test_gradients_under_guidance(toy_model: DiffusionModel) -> None:
+    settings = replace(QUICK, theta=1.5, detection=DetectionSettings(guidance=3))
+    found = localize(toy_model, "a", SEEDS, "attributed", threshold=LOW, settings=settings)
+    assert found.verified
+    assert len(found.refined) < len(found.initial)
+
+
+def test_half_precision_is_an_option(toy_model: DiffusionModel) -> None:
+    def initial(precision: str) -> float:
+        settings = replace(QUICK, theta=1.5, refine=False, precision=precision)
+        return localize(toy_model, "a", SEEDS, threshold=LOW, settings=settings).initial_score
+
+    plain, half = initial("model"), initial("bfloat16")
+    assert initial("float32") == plain
+    assert half != plain
+    assert half == pytest.approx(plain, abs=0.05)
+
+
+def test_effects_are_slopes(toy_model: DiffusionModel) -> None:
+    """Against a difference quotient: one neuron's gate opened a little, all others shut."""
+    neurons = NeuronSet({1: range(8), 7: [0, 3]})
+    draw = Differences(toy_model, DetectionSettings())
+    noise, text = toy_model.noise([1]), toy_model.embed("a red cup")
+    unblocked = draw(noise, text)
+    before = toy_model.samples_evaluated
+    found = first_order_effects(draw, noise, text, unblocked, neurons, TOY_SIMILARITY)
+    assert toy_model.samples_evaluated == before + 3  # a backward pass counts as two samples
+    assert set(found) == set(neurons)
+
+    def score(opened: tuple[int, int], gate: float) -> float:
+        gates = {1: torch.ones(1, 1, 8), 7: torch.ones(1, 1, 16)}
+        for layer, index in neurons:
+            gates[layer][0, 0, index] = gate if (layer, index) == opened else 0.0
+        with gate_neurons(toy_model.denoiser, toy_model.value_layers, gates):
+            return similarity(unblocked, draw(noise, text), TOY_SIMILARITY).item()
+
+    for neuron in max(found, key=found.get), (7, 3):
+        slope = (score(neuron, 0.02) - score(neuron, -0.02)) / 0.04
+        assert found[neuron] == pytest.approx(slope, rel=0.1, abs=2e-3)
+    assert count_hooks(toy_model.denoiser) == 0
 
 
 def test_presets_run_on_small_latents(toy_model: DiffusionModel) -> None:
