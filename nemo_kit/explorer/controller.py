@@ -82,6 +82,7 @@ class Controller:
         self.localization: Localization | None = None
         self.progress: Progress | None = None
         self.error, self.note = "", ""
+        self.finished = 0  # jobs that ended, well or not
 
     # requests
 
@@ -284,6 +285,7 @@ class Controller:
         if job is not self._job:
             return
         self.progress = None
+        self.finished += 1
         then()
         self._tell("busy")
 

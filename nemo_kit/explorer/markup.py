@@ -110,9 +110,10 @@ def error(message: str) -> str:
     return f'<div class="nemo-error" role="alert"><b>That did not work.</b> {text(message)}</div>'
 
 
-def status(words: str) -> str:
-    """What is going on, also for screen readers."""
-    return f'<div role="status" aria-live="polite" class="nemo-quiet">{text(words)}</div>'
+def status(words: str, finished: int = 0) -> str:
+    """What is going on, also for screen readers; `finished` counts the jobs that ended."""
+    look = f'class="nemo-quiet nemo-status" data-finished="{finished:d}"'
+    return f'<div role="status" aria-live="polite" {look}>{text(words)}</div>'
 
 
 def table(rows: Sequence[tuple[str, str]]) -> str:

@@ -212,7 +212,8 @@ class EffectPanel:
     def __init__(self, factor: float, seeds: str, steps: int, guidance: float | None) -> None:
         self.factor = _control(
             widgets.FloatSlider, "Scale by",
-            f"0 switches the neurons off, 1 changes nothing; {_TYPED}", "236px", min=-1, max=1, step=0.25, value=factor, continuous_update=False,
+            f"0 switches the neurons off, 1 changes nothing; {_TYPED}", "236px",
+            min=-1, max=1, step=0.25, value=factor, continuous_update=False,
             readout_format=".2f",
         )  # fmt: skip
         self.seeds = _control(

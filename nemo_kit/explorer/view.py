@@ -195,7 +195,7 @@ class Explorer(widgets.VBox):
 
     def _show_progress(self) -> None:
         tell, bars = self.controller, self._neurons.bars
-        self._status.value = markup.status(present.status_words(tell))
+        self._status.value = markup.status(present.status_words(tell), tell.finished)
         self._cancel.disabled = tell.progress is None
         now = tell.progress
         if now is None or now.job != "Localizing":

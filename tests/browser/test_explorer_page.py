@@ -113,16 +113,30 @@ class Explorer:
         self.root.wait_for(timeout=LONG)
         self.settled()
 
-    def settled(self) -> None:
-        """Wait until nothing is computed and a prompt's score is shown."""
+    def finished(self) -> int:
+        """How many computations have ended."""
+        status = self.root.locator(".nemo-status")
+        return int(status.get_attribute("data-finished")) if status.count() else 0
+
+    def settled(self, since: int = 0) -> None:
+        """Wait until nothing is computed, and more computations have ended than `since`."""
         self.page.wait_for_function(
-            """() => {
+            """since => {
                 const root = document.querySelector('.nemo-explorer');
                 const cancel = root && root.querySelector('button[title="Stop what runs"]');
-                return cancel && cancel.disabled && document.querySelector('.nemo-tile b');
+                const status = root && root.querySelector('.nemo-status');
+                return cancel && cancel.disabled && status
+                    && Number(status.dataset.finished) > since;
             }""",
+            arg=since,
             timeout=LONG,
         )
+
+    def after(self, act: Any, *given: Any, **named: Any) -> None:
+        """Do something, and wait until what it led to is computed and shown."""
+        since = self.finished()
+        act(*given, **named)
+        self.settled(since)
 
     def button(self, name: str) -> Any:
         return self.root.locator("button", has_text=re.compile(rf"^\s*{name}\s*$"))
@@ -168,39 +182,29 @@ def explorer(page: Any) -> Iterator[Explorer]:
 
 
 def test_neurons_are_found_and_switched_off(explorer: Explorer) -> None:
-    page = explorer.page
     explorer.shot("1-opened")
     score, tau = explorer.number("all neurons on"), explorer.number("threshold")
     assert score > tau
     # another prompt, and back
-    first = explorer.root.locator(".nemo-prompt").first.inner_text()
-    explorer.field("Prompt").select_option(index=1)
-    page.wait_for_function(
-        "old => document.querySelector('.nemo-prompt').innerText != old", arg=first
-    )
-    explorer.settled()
+    explorer.after(explorer.field("Prompt").select_option, index=1)
     assert explorer.number("all neurons on") != score
-    explorer.field("Prompt").select_option(index=0)
-    explorer.settled()
+    explorer.after(explorer.field("Prompt").select_option, index=0)
+    assert explorer.number("all neurons on") == score
     # θ: fewer standard deviations, more neurons
     before = count_selected(explorer)
-    explorer.slide("θ", "3")
-    page.get_by_text(re.compile("selected · θ = 3, k = 0")).wait_for()
-    explorer.settled()
+    explorer.after(explorer.slide, "θ", "3")
+    explorer.root.get_by_text("selected · θ = 3, k = 0").wait_for()
     assert count_selected(explorer) > before
     explorer.shot("2-theta")
     # localize: the result becomes the selection, and the score falls below τ
-    explorer.button("Localize").click()
-    page.get_by_text(re.compile("refined for")).wait_for(timeout=LONG)
-    explorer.settled()
+    explorer.after(explorer.button("Localize").click)
+    explorer.root.get_by_text(re.compile("refined for")).wait_for(timeout=LONG)
     assert explorer.number("left of it") < tau < score
     assert explorer.root.get_by_text("below τ with the selection").is_visible()
     explorer.shot("3-localized")
     # the images with and without them
     explorer.type("Steps", "8")
-    explorer.button("Generate").click()
-    page.locator('img[alt^="Images all neurons on"]').wait_for(timeout=LONG)
-    explorer.settled()
+    explorer.after(explorer.button("Generate").click)
     on = explorer.picture("Images all neurons on")
     off = explorer.picture(f"Images {count_selected(explorer)} neuron")
     assert on.shape == off.shape
@@ -245,10 +249,9 @@ def test_a_prompt_with_html_is_text_and_the_page_is_dark_and_narrow(explorer: Ex
     page = explorer.page
     page.evaluate("() => { window.struck = 0; }")
     trap = '<img src=x onerror="window.struck=1"><b>cat</b>'
-    explorer.type("Or write one", trap)
+    explorer.after(explorer.type, "Or write one", trap)
     explorer.root.locator(".nemo-prompt", has_text=trap).first.wait_for()
-    explorer.settled()
-    explorer.button("Look at it").click()
+    explorer.after(explorer.button("Look at it").click)
     explorer.root.get_by_text("z for this prompt").wait_for()
     assert page.evaluate("() => window.struck") == 0
     assert explorer.root.locator("img[src=x], .nemo-prompt b").count() == 0
