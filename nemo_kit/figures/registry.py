@@ -288,7 +288,7 @@ NOTEBOOKS: dict[str, Notebook] = {
         {
             "memorized": None,
             "non_memorized": 40,
-            "ordinary": 20,
+            "ordinary": 16,
             "repeats": 5,
             "counts": [1, 10, 50],
             "steps": 20,
