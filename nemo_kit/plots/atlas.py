@@ -108,7 +108,8 @@ def _names(
         axes.scatter(1, y, min(6 + 5 * shown[key], 60), color=ACCENT, zorder=3)
         text = f"layer {key[0]}, #{key[1]}: {shown[key]} prompt{'s' * int(shown[key] > 1)}"
         axes.text(1.04, y, text, va="center", fontsize=6)
-    axes.set(xlim=(-0.95, 1.5), ylim=(-0.02, 1.02))
+    edge = 0.7 / max(len(level), len(place), 2)  # over half a row, so that no mark is clipped
+    axes.set(xlim=(-0.95, 1.5), ylim=(-edge, 1 + edge))
     axes.axis("off")
 
 
