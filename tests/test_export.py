@@ -141,11 +141,15 @@ def test_files_that_would_bring_the_weights_back_stay_out(
     shutil.copytree(toy_model.name, source)
     for name in ("model.ckpt", "unet/diffusion_pytorch_model.fp16.safetensors", "vae/x.msgpack"):
         (source / name).write_bytes(b"weights")
+    index = json.loads((source / "model_index.json").read_text("utf-8"))
+    index["safety_checker"] = ["stable_diffusion", "StableDiffusionSafetyChecker"]
+    (source / "model_index.json").write_text(json.dumps(index), "utf-8")  # named, not there
     folder = export(load(str(source), device="cpu"), NeMo(FOUND), tmp_path / "out")
     files = {p.relative_to(folder).as_posix() for p in folder.rglob("*") if p.is_file()}
     assert not {"model.ckpt", "unet/diffusion_pytorch_model.fp16.safetensors"} & files
     assert "vae/x.msgpack" not in files
     assert {"vae/diffusion_pytorch_model.safetensors", "unet/config.json"} <= files
+    assert StableDiffusionPipeline.from_pretrained(folder).safety_checker is None
 
 
 def test_never_over_something_and_never_half(toy_model: DiffusionModel, tmp_path: Path) -> None:

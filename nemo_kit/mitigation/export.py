@@ -136,15 +136,25 @@ def _source_folder(model: DiffusionModel) -> Path:
         return place
     from diffusers import StableDiffusionPipeline
 
-    return Path(StableDiffusionPipeline.download(place, revision=model.revision))
+    return Path(
+        StableDiffusionPipeline.download(place, revision=model.revision, safety_checker=None)
+    )
 
 
 def _copy_parts(source: Path, part: Path) -> None:
-    """The pipeline's index and parts, but no weights of the denoiser."""
+    """The pipeline's index and parts, but no weights of the denoiser.
+
+    A part that is named but not there (a safety checker that was never fetched) is named no more,
+    so that the folder opens.
+    """
     index = json.loads((source / "model_index.json").read_text("utf-8"))
     names = [n for n, value in index.items() if isinstance(value, list) and value not in _ABSENT]
+    missing = [name for name in names if not (source / name).is_dir()]
+    index |= {name: [None, None] for name in missing}
+    if "safety_checker" in missing:
+        index["requires_safety_checker"] = False
     part.mkdir()
-    shutil.copyfile(source / "model_index.json", part / "model_index.json")
+    write_json(part / "model_index.json", index)
     for name in [*names, "clip"]:
         for file in sorted((source / name).rglob("*")):
             if file.is_file() and _wanted(file, name):
