@@ -15,6 +15,7 @@ from conftest import TOY_SIMILARITY
 from toys import TEXT_WIDTH, save_pipeline, unet
 
 from nemo_kit.bench import disagreements, localize_released, measure, summary, throughput
+from nemo_kit.lab.truth import known_neurons
 from nemo_kit.localization import localize
 from nemo_kit.models import DiffusionModel
 from nemo_kit.neurons import NeuronSet
@@ -165,3 +166,10 @@ def test_the_command(easy: DiffusionModel, tmp_path: Path) -> None:
     wrong = subprocess.run([*command, "--search", "quick"], capture_output=True, text=True)
     assert wrong.returncode == 2
     assert "way must be one of" in wrong.stderr
+
+
+def test_only_the_embedded_model_has_known_neurons() -> None:
+    assert known_neurons("some/model") is None
+    known = known_neurons("lab")
+    assert known
+    assert all(len(neurons) for neurons in known.values())

@@ -61,10 +61,10 @@ def bench(
     with the same neurons, and the distance to the fewest samples possible. A run that was ended
     goes on where it stopped.
     """
-    from nemo_kit import lab
     from nemo_kit.bench import disagreements, measure, summary
     from nemo_kit.experiments import prompt_table
     from nemo_kit.frames import choose
+    from nemo_kit.lab.truth import known_neurons
 
     ways = list(search or ("speculative", "bisect", "attributed"))
     ways += [f"{ways[0]}@{name}" for name in precision or ()]
@@ -72,7 +72,7 @@ def bench(
     chosen = choose(table, memorized=count, non_memorized=0)
     loaded = load(model, device, revision)
     frame = measure(loaded, chosen, ways, range(1, seeds + 1), store=store)
-    ratios = summary(frame, lab.planted() if model == "lab" else None)
+    ratios = summary(frame, known_neurons(model))
     _print(ratios, disagreements(frame), frame)
     _write(out, frame, ratios)
     if shapes:
