@@ -29,7 +29,7 @@ figures: $(STAMP)
 	@$(BIN)/nemo-kit figures --preset $(PRESET) $(foreach f,$(ONLY),--only $(f)) $(ARGS)
 
 test: $(STAMP)
-	HF_HUB_OFFLINE=1 $(BIN)/python -m pytest $(ARGS)
+	HF_HUB_OFFLINE=1 OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist worksteal $(ARGS)
 
 test-browser: $(STAMP) chromium
 	HF_HUB_OFFLINE=1 $(BIN)/python -m pytest tests/browser $(ARGS)

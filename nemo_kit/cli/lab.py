@@ -19,6 +19,9 @@ def lab_report(
     steps: Annotated[
         int, typer.Option("--steps", min=1, help="DDIM steps of each generation.")
     ] = 50,
+    pictures: Annotated[
+        int, typer.Option("--pictures", min=2, max=10, help="Seeds of each prompt.")
+    ] = 10,
     as_json: Annotated[bool, typer.Option("--json", help="Print the numbers as JSON.")] = False,
 ) -> None:
     """Measure what the embedded model reaches, each number beside its target.
@@ -30,5 +33,5 @@ def lab_report(
     from nemo_kit.figures.runner import root
     from nemo_kit.lab.report import Report
 
-    table = Report(root() / "runs" / "store", load("lab", device, None), steps).targets()
+    table = Report(root() / "runs" / "store", load("lab", device, None), steps, pictures).targets()
     show(table, list(table), as_json)

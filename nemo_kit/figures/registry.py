@@ -270,9 +270,9 @@ NOTEBOOKS: dict[str, Notebook] = {
     "05_mitigation": Notebook(
         MitigationRun,
         {
-            "memorized": 8,
-            "images": 4,
-            "steps": 20,
+            "memorized": 6,
+            "images": 3,
+            "steps": 15,
             "repeats": 2,
             "noise_candidates": 2,
             "grid": 4,
@@ -281,32 +281,32 @@ NOTEBOOKS: dict[str, Notebook] = {
         paper={"repeats": 5, "grid": 4},
     ),
     "06_memorization_types": Notebook(
-        MemorizationTypes, {"memorized": None, "images": 10}, {"quick": 60, "lab": 240}
+        MemorizationTypes, {"memorized": None, "images": 6, "steps": 15}, {"quick": 60, "lab": 120}
     ),
     "07_quality": Notebook(
         Quality,
         {
             "memorized": None,
             "non_memorized": 40,
-            "ordinary": 16,
-            "repeats": 5,
+            "ordinary": 12,
+            "repeats": 3,
             "counts": [1, 10, 50],
-            "steps": 20,
+            "steps": 15,
         },
         {"quick": 120, "lab": 600},
         paper={"repeats": 5, "counts": [25, 50, 100, 150, 250, 500, 750]},
     ),
     "08_ablation": Notebook(
         Ablation,
-        {"memorized": 8, "holdout": 40, "images": 4, "steps": 20, "factors": _FACTORS},
+        {"memorized": 6, "holdout": 40, "images": 3, "steps": 15, "factors": _FACTORS},
         {"quick": 120, "lab": 900},
     ),
     "09_thresholds": Notebook(
-        Thresholds, {"memorized": 10, "images": 4, "steps": 20}, {"quick": 120, "lab": 600}
+        Thresholds, {"memorized": 6, "images": 3, "steps": 15}, {"quick": 120, "lab": 300}
     ),
     "10_layers": Notebook(
         Layers,
-        {"memorized": 6, "images": 3, "steps": 20, "grid": 3},
+        {"memorized": 4, "images": 3, "steps": 15, "grid": 3},
         {"quick": 120, "lab": 700},
     ),
     "11_neuron_atlas": Notebook(
