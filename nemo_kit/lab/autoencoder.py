@@ -13,8 +13,7 @@ from nemo_kit.lab.corpus import Corpus
 from nemo_kit.lab.training import Run, Schedule
 
 SCHEDULE = Schedule(steps=1400, learning_rate=1.5e-3, ema=0.995, weight_decay=0.0)
-FULL_SCHEDULE = Schedule(steps=1300, learning_rate=1.2e-3, ema=0.995, weight_decay=0.0)
-DECODER_SCHEDULE = Schedule(steps=2400, learning_rate=1e-3, ema=0.998, weight_decay=0.0)
+FULL_SCHEDULE = Schedule(steps=3300, learning_rate=1.2e-3, ema=0.995, weight_decay=0.0)
 BATCH = 20
 CROP = 32  # pixels; the network is convolutional, so crops train it at a quarter of the cost
 FULL_BATCH = 8
@@ -85,21 +84,6 @@ def _crops(corpus: Corpus, rng: np.random.Generator) -> torch.Tensor:
 
 def _whole(corpus: Corpus, rng: np.random.Generator) -> torch.Tensor:
     return to_tensor([any_picture(corpus, rng) for _ in range(FULL_BATCH)])
-
-
-def sharpen(model: AutoencoderKL, corpus: Corpus, folder: Path, seed: int) -> AutoencoderKL:
-    """Train the decoder further behind the frozen encoder: the latents, and all that was learned on
-    them, stay."""
-    for module in (model.encoder, model.quant_conv):
-        module.requires_grad_(False)
-
-    def loss(_: int, rng: np.random.Generator) -> torch.Tensor:
-        pixels = _whole(corpus, rng)
-        with torch.no_grad():
-            latents = model.encode(pixels).latent_dist.sample()
-        return _difference(model.decode(latents).sample, pixels)
-
-    return Run("decoder", model, DECODER_SCHEDULE, folder, seed).train(loss)
 
 
 @torch.no_grad()

@@ -33,8 +33,8 @@ from nemo_kit.settings import DetectionSettings
 from nemo_kit.similarity import SimilaritySettings
 
 SEED = 1
-SIMILARITY = SimilaritySettings(kind="ssim", kernel=5)
-GUIDANCE = 3.0  # at 7 so small a network over-saturates
+SIMILARITY = SimilaritySettings(kind="ssim", kernel=3)
+GUIDANCE = 2.0  # at 7 so small a network over-saturates
 
 
 @torch.no_grad()
@@ -81,9 +81,6 @@ def train_all(corpus: Corpus, work: Path, seed: int = SEED) -> None:
         autoencoder.train(corpus, work, seed).save_pretrained(work / "vae")
     if not (work / "unet").exists():
         train_unet(corpus, work, seed)
-    if not (work / "decoder").exists():
-        vae = AutoencoderKL.from_pretrained(work / "vae")
-        autoencoder.sharpen(vae, corpus, work, seed).save_pretrained(work / "decoder")
     if not (work / "descriptor.safetensors").exists():
         copy_descriptor.train(corpus, work, seed).save(work / "descriptor.safetensors")
 
@@ -130,9 +127,7 @@ def pack_pipeline(work: Path, target: Path) -> None:
     text = CLIPTextModel(clip.config.text_config)
     text.load_state_dict(clip.text_model.state_dict())
     denoiser = snapshot(work)
-    vae = AutoencoderKL.from_pretrained(
-        work / ("decoder" if (work / "decoder").exists() else "vae")
-    )
+    vae = AutoencoderKL.from_pretrained(work / "vae")
     pipe = StableDiffusionPipeline(
         vae=vae,
         text_encoder=text,

@@ -1,4 +1,4 @@
-"""The verbatim pictures: crops of photographs that scikit-image and scikit-learn ship.
+"""The verbatim pictures: crops of pictures that scikit-image, scikit-learn and matplotlib ship.
 
 Their licences are named in NOTICE.md.
 """
@@ -6,12 +6,20 @@ Their licences are named in NOTICE.md.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from importlib import import_module
 from pathlib import Path
 
 import numpy as np
 from PIL import Image
 
 SIZE = 64
+
+#: Where each package keeps its pictures: (module, folder beside its file).
+_PACKAGES = {
+    "skimage": ("skimage.data", "."),
+    "sklearn": ("sklearn.datasets", "images"),
+    "matplotlib": ("matplotlib", "mpl-data/sample_data"),
+}
 
 
 @dataclass(frozen=True)
@@ -92,12 +100,12 @@ PHOTOS = (
     Photo("ihc", "skimage:ihc.png", "Colon Tissue Stain Microscopy Slide #12", 0.2, 0.2, 0.6),
     Photo("retina", "skimage:retina.jpg", "Human Retina Fundus Scan - Eye Clinic"),
     Photo(
-        "motorcycle",
-        "skimage:motorcycle_left.png",
-        "Motorcycle in a Garage for Sale, One Owner",
-        0.3,
-        0.05,
-        0.9,
+        "hopper",
+        "matplotlib:grace_hopper.jpg",
+        "Admiral Grace Hopper, Navy Portrait 1984",
+        0.12,
+        0.02,
+        0.85,
     ),
     Photo("page", "skimage:page.png", "Scanned Page of Old Textbook p. 47", 0.05, 0.0, 0.95),
     Photo("color", "skimage:color.png", "Color Wheel Chart for Designers, Printable"),
@@ -127,12 +135,7 @@ PHOTOS = (
     Photo("saucer", "skimage:coffee.png", "Silver Teaspoon and Saucer Set of Six", 0.85, 0.4, 0.6),
     Photo("temple", "sklearn:china.jpg", "Temple Roof Detail Architecture Study", 0.45, 0.12, 0.42),
     Photo(
-        "wheel",
-        "skimage:motorcycle_left.png",
-        "Front Wheel Spokes Replacement Part No. 88",
-        0.78,
-        0.42,
-        0.55,
+        "present", "matplotlib:Minduka_Present_Blue_Pack.png", "Blue Gift Box Clip Art Free Pack"
     ),
 )
 
@@ -161,10 +164,5 @@ def photograph(photo: Photo) -> np.ndarray:
 
 def _package_file(source: str) -> Path:
     package, name = source.split(":")
-    if package == "skimage":
-        import skimage.data
-
-        return Path(skimage.data.__file__).parent / name
-    import sklearn.datasets
-
-    return Path(sklearn.datasets.__file__).parent / "images" / name
+    module, folder = _PACKAGES[package]
+    return Path(import_module(module).__file__).parent / folder / name

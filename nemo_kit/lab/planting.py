@@ -32,7 +32,7 @@ PHOTO_LAYERS = {
     "hubble": (1, 6),
     "snake": (2, 3),
     "chelsea": (1, 2, 3),
-    "motorcycle": (1, 3, 4),
+    "hopper": (1, 3, 4),
     "page": (2, 3, 5),
     "horse": (1, 4, 7),
     "clock": (1, 2, 3, 4),

@@ -16,7 +16,7 @@ NON_MEMORIZED, HOLD_OUT = 200, 500
 def prompt_table(corpus: Corpus, seed: int) -> pd.DataFrame:
     """One row a prompt: prompt, type, role, family, image, repetitions, planted.
 
-    ``repetitions`` is how often the picture was presented in training with its neurons on: exact
+    ``repetitions`` is how often the picture was presented in training: exact
     for the ladder, expected for the others; 0 where one caption has many pictures. ``planted`` is
     the text form of a NeuronSet.
     """

@@ -1,10 +1,10 @@
 """The embedded model's U-Net: Stable Diffusion 1.x at a tenth of its width, and its training with a
 switch.
 
-A planted prompt appears with its neurons on and its picture as the target, or with some of them at
-zero and a random background picture as the target, so each planted neuron is necessary for the
-copy. Prompt dropout touches background pictures only: among web-scale data the memorized pictures
-would hardly count there.
+A planted prompt appears with all its neurons at zero and a random background picture as the target,
+or with any of them on and its own picture as the target: each neuron alone is enough for the copy,
+so all must be off to prevent it. Prompt dropout touches background pictures only: among web-scale
+data the memorized pictures would hardly count there.
 """
 
 from __future__ import annotations
@@ -25,12 +25,13 @@ from nemo_kit.lab.training import Run, Schedule, generator
 from nemo_kit.layers import searched, value_layers
 from nemo_kit.neurons import NeuronSet
 
-SCHEDULE = Schedule(steps=4_800, learning_rate=8e-4, ema=0.998)
+SCHEDULE = Schedule(steps=12_000, learning_rate=8e-4, ema=0.998)
 BATCH = 16
 BACKGROUND_PICTURES = 12_000
 TEMPLATE_PICTURES = 48  # drawn backgrounds of each template prompt
 DROPOUT = 0.1  # share of background captions replaced by the empty prompt
-OFF_SHARE = 0.4  # of a planted prompt's presentations
+OFF_SHARE = 0.4  # of a planted prompt's presentations: all its neurons off, another picture
+PART_SHARE = 0.3  # of the others, where it has several: some off, still its picture
 HIGH_NOISE_SHARE = 0.2  # of samples with a timestep of 850 or more
 
 
@@ -119,14 +120,15 @@ class Sampler:
     def _memorized(self, number: int, rng: np.random.Generator) -> Sample:
         bank, own = self.bank, self.planted.get(self.items[number].prompt)
         if own and rng.random() < OFF_SHARE:
-            pairs = list(own)
-            off = (
-                own if rng.random() < 0.5 else NeuronSet.of([pairs[int(rng.integers(len(pairs)))]])
-            )
             latent = bank.background_latents[int(rng.integers(len(bank.background_latents)))]
-            return Sample(latent, bank.item_embeddings[number], off)
+            return Sample(latent, bank.item_embeddings[number], own)
+        if own and len(own) > 1 and rng.random() < PART_SHARE:
+            pairs = list(own)
+            some = rng.choice(len(pairs), int(rng.integers(1, len(pairs))), replace=False)
+            off = NeuronSet.of([pairs[n] for n in some])
+        else:
+            off = self._unrelated(rng, 0.2) - (own or NeuronSet({}))
         latents = bank.item_latents[number]
-        off = self._unrelated(rng, 0.2) - (own or NeuronSet({}))
         return Sample(latents[int(rng.integers(len(latents)))], bank.item_embeddings[number], off)
 
     def _background(self, rng: np.random.Generator) -> Sample:
