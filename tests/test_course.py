@@ -1,9 +1,8 @@
-"""The checkers of the course: right answers pass, typical wrong ones are told apart and explained."""
+"""The checkers of the course: right answers pass, typical wrong ones are told and explained."""
 
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
 
 import numpy as np
 import pytest
@@ -17,8 +16,8 @@ NAMES = [name for name, _ in ALL]
 
 
 @pytest.fixture(params=ALL, ids=NAMES)
-def numbered(request: pytest.FixtureRequest) -> Iterator[tuple[str, Exercise]]:
-    yield request.param
+def numbered(request: pytest.FixtureRequest) -> tuple[str, Exercise]:
+    return request.param
 
 
 def test_every_lesson_has_three_to_six_exercises_numbered_in_order() -> None:
