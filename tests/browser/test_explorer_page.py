@@ -184,6 +184,7 @@ def explorer(page: Any) -> Iterator[Explorer]:
 def test_neurons_are_found_and_switched_off(explorer: Explorer) -> None:
     explorer.shot("1-opened")
     score, tau = explorer.number("all neurons on"), explorer.number("threshold")
+    before = count_selected(explorer)
     assert score > tau
     # another prompt, and back
     explorer.after(explorer.field("Prompt").select_option, index=1)
@@ -191,7 +192,6 @@ def test_neurons_are_found_and_switched_off(explorer: Explorer) -> None:
     explorer.after(explorer.field("Prompt").select_option, index=0)
     assert explorer.number("all neurons on") == score
     # θ: fewer standard deviations, more neurons
-    before = count_selected(explorer)
     explorer.after(explorer.slide, "θ", "3")
     explorer.root.get_by_text("selected · θ = 3, k = 0").wait_for()
     assert count_selected(explorer) > before
