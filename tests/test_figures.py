@@ -137,6 +137,18 @@ def test_figures_are_selected_by_name_and_by_notebook() -> None:
 # what a notebook writes
 
 
+def test_a_large_page_of_pictures_is_kept_with_256_colours(tmp_path: Path) -> None:
+    from matplotlib.figure import Figure
+
+    page = Figure(figsize=(6, 6))
+    noise = np.random.default_rng(0).integers(0, 256, (400, 400, 3), np.uint8)
+    page.subplots().imshow(noise)
+    [path, _] = output.save(page, pd.DataFrame({"a": [1]}), "F3", tmp_path)
+    image = Image.open(path)
+    assert image.mode == "P"
+    assert image.info["dpi"] == pytest.approx((200, 200), abs=0.1)
+
+
 def test_a_figure_is_a_png_at_200_dpi_and_its_data(tmp_path: Path) -> None:
     import matplotlib.pyplot as plt
 

@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure as MatplotlibFigure
 
 DPI = 200
+LARGE = 500_000  # bytes: a PNG above it is kept with 256 colours
 ALSO = "NEMO_KIT_ALSO"  # environment variable: further formats, as "pdf" or "pdf,svg"
 _DATES = {"png": {}, "pdf": {"CreationDate": None}, "svg": {"Date": None}}
 PLACES = {"out", "store", "device"}  # where and on what it ran: no part of what was computed
@@ -151,6 +152,17 @@ def _draw(fig: MatplotlibFigure, part: Path, kind: str) -> None:
 
     with mpl.rc_context({"svg.hashsalt": "nemo_kit", "pdf.fonttype": 42}):
         fig.savefig(part, format=kind, dpi=DPI, bbox_inches="tight", metadata=_DATES[kind])
+    if kind == "png" and part.stat().st_size > LARGE:
+        _with_palette(part)
+
+
+def _with_palette(part: Path) -> None:
+    """The same PNG with 256 colours, dithered: a page of photographs at a third of its size."""
+    from PIL import Image
+
+    with Image.open(part) as image:
+        few = image.convert("RGB").quantize(256)
+        few.save(part, format="PNG", dpi=(DPI, DPI), optimize=True)
 
 
 def _folder(out: str | Path) -> Path:
