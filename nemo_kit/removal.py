@@ -163,9 +163,8 @@ def _medians(table: pd.DataFrame) -> pd.DataFrame:
         for name in numbers:
             values = part[name].dropna()
             if len(values):
-                told = metrics.summarize(values)
-                found = {key: getattr(told, key) for key in ("median", "mad", "low", "high")}
-                rows.append({"group": group, "measure": name, "prompts": told.count} | found)
+                told = metrics.summarize(values).to_row()
+                rows.append({"group": group, "measure": name} | told)
     return pd.DataFrame(rows)
 
 

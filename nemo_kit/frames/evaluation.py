@@ -144,19 +144,14 @@ def over_prompts(frame: pd.DataFrame, measures: Sequence[str] = MEASURES) -> pd.
     keys = ["setting", "group", "prompt"]
     single = frame.groupby(keys, sort=False, as_index=False)[list(measures)].mean()
     found = [
-        {"setting": setting, "group": group, "measure": name} | _told(part[name].dropna())
+        {"setting": setting, "group": group, "measure": name}
+        | metrics.summarize(part[name].dropna()).to_row()
         for (setting, group), part in single.groupby(["setting", "group"], sort=False)
         for name in measures
         if part[name].notna().any()
     ]
     names = ["setting", "group", "measure", "prompts", "median", "mad", "low", "high"]
     return pd.DataFrame(found, columns=names)
-
-
-def _told(values: pd.Series) -> dict[str, float]:
-    told = metrics.summarize(values)
-    numbers = {name: getattr(told, name) for name in ("median", "mad", "low", "high")}
-    return {"prompts": told.count} | numbers
 
 
 def of(frame: pd.DataFrame, setting: str, prompts: Iterable[str]) -> pd.DataFrame:

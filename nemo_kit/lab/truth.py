@@ -1,6 +1,7 @@
 """Known neurons of a model, for the evaluation of what a method found; no method reads them.
 
-Scope: the one door through which benchmarks ask for the ground truth of the embedded model.
+Scope: the one door to the ground truth of the embedded model, for benchmarks and for the explorer's
+button that reveals it.
 """
 
 from __future__ import annotations

@@ -125,7 +125,5 @@ def over_groups(
 
 def _told(part: pd.DataFrame, name: str, level: float) -> dict[str, Any]:
     known = part[part[name].notna()]
-    told = summarize(known[name], level)
-    numbers = {key: getattr(told, key) for key in ("median", "mad", "low", "high")}
     names = {key: ", ".join(dict.fromkeys(known[key])) for key in LABELS if key in known}
-    return {"prompts": told.count} | numbers | names
+    return summarize(known[name], level).to_row() | names

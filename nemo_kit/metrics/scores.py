@@ -31,6 +31,11 @@ class Summary:
         """Text in the paper's form, e.g. ``0.83 ± 0.16 [0.80, 0.86]``."""
         return f"{self.median:.2f} ± {self.mad:.2f} [{self.low:.2f}, {self.high:.2f}]"
 
+    def to_row(self) -> dict[str, float]:
+        """The columns of a table: `prompts`, `median`, `mad`, `low`, `high`."""
+        numbers = {key: getattr(self, key) for key in ("median", "mad", "low", "high")}
+        return {"prompts": self.count} | numbers
+
 
 def summarize(
     values: Sequence[float] | np.ndarray, level: float = 0.95, resamples: int = 2000, seed: int = 0
