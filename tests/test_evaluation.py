@@ -121,6 +121,7 @@ def test_rows_come_in_the_paper_s_order_and_random_ones_repeat() -> None:
     assert names.count("random neurons") == 3
     assert names.count("NeMo") == names.count("attention scaling") == 1
     ways = dict(got)
+    assert ways["random neurons"] == RandomNeurons(SETS, seed=2, overflow=True)
     assert ways["initial-noise optimisation"] == NoiseOptimisation(candidates=2)
     told = mitigation.sources(got).set_index("setting")
     assert told.loc["4 random tokens", "draws"] == 3
@@ -138,16 +139,6 @@ def test_settings_name_the_neurons_of_each_prompt(toy_model: DiffusionModel) -> 
     drawn = got["random"]["neurons"]["a"]
     assert drawn.counts() == A.counts()
     assert not drawn & (A | B)
-
-
-def test_a_random_control_takes_from_other_layers_what_a_narrow_one_lacks(
-    toy_model: DiffusionModel,
-) -> None:
-    narrow = NeuronSet({1: range(6)})  # of 8: two are left
-    drawn = mitigation.scaled(toy_model, RandomNeurons({"a": narrow}), "a")
-    assert drawn.layers[1] == (6, 7)
-    assert len(drawn) == 6
-    assert max(drawn.layers) <= 7  # layers that are searched
 
 
 def test_sets_are_those_of_all_prompts() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from types import SimpleNamespace
 from typing import Any
 
@@ -98,6 +99,12 @@ def test_random_neurons_need_room(toy_model: DiffusionModel) -> None:
     with pytest.raises(ValueError, match="leaves 3 neurons in layer 1, but 5 are needed"):
         generate(toy_model, "a", [1], steps=1, mitigation=way)
     assert count_hooks(toy_model.denoiser) == 0
+    drawn = replace(way, overflow=True).chosen(toy_model, "a")
+    assert drawn.layers[1] == (5, 6, 7)
+    assert len(drawn) == 5
+    assert max(drawn.layers) <= 7  # layers that are searched
+    beyond = RandomNeurons(NeuronSet({16: [0]}), overflow=True)
+    assert beyond.chosen(toy_model, "a").counts() == {16: 1}
 
 
 @pytest.mark.parametrize("count", [1, 4, 10])

@@ -1,6 +1,6 @@
 """All mitigations on the same prompts and seeds: the settings of table 1, with repeated draws.
 
-Scope: rows of `nemo_kit.mitigation` as settings of pictures, and what they cost. Measuring is in
+Scope: rows of `nemo_kit.mitigation` as settings of pictures. Measuring is in
 `nemo_kit.frames.evaluation`, the paper's values are in `nemo_kit.frames.paper`.
 Source: Hintersdorf et al., "Finding NeMo", NeurIPS 2024, section 4 and table 1.
 """
@@ -8,7 +8,7 @@ Source: Hintersdorf et al., "Finding NeMo", NeurIPS 2024, section 4 and table 1.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import fields
+from dataclasses import fields, replace
 from typing import TYPE_CHECKING
 
 import pandas as pd
@@ -20,13 +20,10 @@ from nemo_kit.mitigation import (
     NeMo,
     NoiseOptimisation,
     NoMitigation,
-    RandomNeurons,
     further_rows,
     paper_rows,
 )
-from nemo_kit.mitigation.draws import draw_seed
-from nemo_kit.mitigation.nemo import set_of, union
-from nemo_kit.neurons import NeuronSet, random_neurons
+from nemo_kit.neurons import NeuronSet
 
 if TYPE_CHECKING:
     from nemo_kit.models import DiffusionModel
@@ -41,7 +38,7 @@ def rows(
     """The rows of table 1 in the paper's order, then the others; random ones `repeats` times.
 
     Returns pairs of a name and a mitigation; a mitigation that draws comes once for each seed
-    0, 1, …
+    0, 1, …; random neurons overflow into other layers where one is too narrow.
 
     Parameters: `found`, prompt -> refined neurons; `initial`, prompt -> candidates; `repeats`, at
     least 1 (the paper: 5 for random neurons); `candidates`, of the initial-noise optimisation, by
@@ -52,7 +49,8 @@ def rows(
     check_whole("repeats", repeats, 1)
     drawn: dict[str, list[Mitigation]] = {}
     for seed in range(repeats):
-        for name, way in (paper_rows(found, seed) | further_rows(initial, seed)).items():
+        all_rows = paper_rows(found, seed, overflow=True) | further_rows(initial, seed)
+        for name, way in all_rows.items():
             if seed == 0 or draws(way):
                 drawn.setdefault(name, []).append(_narrowed(way, candidates))
     return [(name, way) for name, ways in drawn.items() for way in ways]
@@ -66,7 +64,7 @@ def draws(way: Mitigation) -> bool:
 def _narrowed(way: Mitigation, candidates: int | None) -> Mitigation:
     if candidates is None or not isinstance(way, NoiseOptimisation):
         return way
-    return NoiseOptimisation(candidates=candidates)
+    return replace(way, candidates=candidates)
 
 
 def settings(
@@ -82,27 +80,12 @@ def settings(
         if isinstance(way, NoMitigation):
             found.append((name, {}))
         elif isinstance(way, NeMo):
-            sets = {prompt: scaled(model, way, prompt) for prompt in prompts}
+            sets = {prompt: way.chosen(model, prompt) for prompt in prompts}
             factor = {} if way.factor == 0 else {"factor": way.factor}
             found.append((name, {"neurons": sets, **factor}))
         else:
             found.append((name, {"mitigation": way}))
     return found
-
-
-def scaled(model: DiffusionModel, way: NeMo, prompt: str) -> NeuronSet:
-    """The neurons that a mitigation scales for one prompt.
-
-    A random control takes from other layers what a narrow layer can't give: on a small model most
-    neurons of a layer may have been found for some prompt.
-    Source: paper, section 4 (random neurons).
-    """
-    if not isinstance(way, RandomNeurons):
-        return way.chosen(model, prompt)
-    barred = union(way.neurons) | (way.found or NeuronSet())
-    widths = {layer.index: layer.width for layer in model.searched}
-    like = set_of(way.neurons, prompt)
-    return random_neurons(like, widths, barred, draw_seed(way.seed, prompt), overflow=True)
 
 
 def sources(chosen: Sequence[tuple[str, Mitigation]]) -> pd.DataFrame:

@@ -90,14 +90,17 @@ class RandomNeurons(NeMo):
 
     Parameters: `neurons`, what NeMo found, for the numbers in each layer; `found`, neurons never
     drawn (all that were found for any prompt), by default those of `neurons`; `seed`, of the
-    draw, to be repeated over five; each prompt has a draw of its own.
-    Raises as `NeMo`; ValueError, on use, where a layer has too few neurons left.
+    draw, to be repeated over five; each prompt has a draw of its own; `overflow`, what a layer
+    can't give comes from the others that are searched (on a small model, most neurons of a narrow
+    layer may have been found for some prompt).
+    Raises as `NeMo`; ValueError, on use, where a layer, or with `overflow` all, have too few left.
     Source: section 4; difference 7: the released code draws found ones too.
     """
 
     name: str = field(init=False, default="random neurons")
     found: NeuronSet | None = None
     seed: int = 0
+    overflow: bool = False
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -109,8 +112,10 @@ class RandomNeurons(NeMo):
         """The neurons drawn for a prompt."""
         like = set_of(self.neurons, prompt)
         barred = union(self.neurons) | (self.found or NeuronSet())
-        widths = {layer.index: layer.width for layer in model.value_layers}
-        return random_neurons(like, widths, barred, draw_seed(self.seed, prompt))
+        places = {layer.index for layer in model.searched} | set(like.layers)
+        widths = {one.index: one.width for one in model.value_layers if one.index in places}
+        seed = draw_seed(self.seed, prompt)
+        return random_neurons(like, widths, barred, seed, overflow=self.overflow)
 
 
 def union(neurons: Neurons) -> NeuronSet:

@@ -9,9 +9,7 @@ Source: Somepalli et al., "Understanding and Mitigating Copying in Diffusion Mod
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass, field
-from functools import partial
 from typing import TYPE_CHECKING, ClassVar
 
 import numpy as np
@@ -23,12 +21,40 @@ from nemo_kit.mitigation.draws import numbers
 if TYPE_CHECKING:
     from nemo_kit.models import DiffusionModel
 
-_SOURCE = "Somepalli et al., NeurIPS 2023 (arXiv 2305.20086)"
 _MOST_TOKEN = 49400  # of Stable Diffusion's 49,408; the last eight are left out there
 
 
 @dataclass(frozen=True)
-class RandomTokens(Mitigation):
+class Insertion(Mitigation):
+    """Insert words at random boundaries of the prompt: the base of the others here.
+
+    Parameters: `count`, how many; `seed`, of the draws. Raises ValueError for other numbers.
+    """
+
+    count: int = 4
+    seed: int = 0
+    source: ClassVar[str] = "Somepalli et al., NeurIPS 2023 (arXiv 2305.20086)"
+
+    def __post_init__(self) -> None:
+        check_whole("count", self.count, 1)
+        check_whole("seed", self.seed, 0)
+
+    def rewrite(self, model: DiffusionModel, prompt: str, seed: int) -> str:
+        """The prompt with `count` words more, each put where it may fall beside an earlier one."""
+        draw, own = numbers(self.name, self.seed, prompt, seed), prompt.split()
+        words = list(own)
+        for _ in range(self.count):
+            place = int(draw.integers(len(words) + 1))
+            words.insert(place, self.word(model, draw, own))
+        return " ".join(words)
+
+    def word(self, model: DiffusionModel, draw: np.random.Generator, own: list[str]) -> str:
+        """One word to insert; `own` are those of the prompt."""
+        raise NotImplementedError(f"{type(self).__name__} must say what it inserts")
+
+
+@dataclass(frozen=True)
+class RandomTokens(Insertion):
     """Insert random tokens of the vocabulary.
 
     Parameters: `count`, how many (table 1: 1, 4, 10); `seed`, of the draws.
@@ -37,20 +63,19 @@ class RandomTokens(Mitigation):
     """
 
     name: str = field(init=False, default="random tokens")
-    count: int = 4
-    seed: int = 0
-    source: ClassVar[str] = _SOURCE
 
-    def __post_init__(self) -> None:
-        _check(self.count, self.seed)
-
-    def rewrite(self, model: DiffusionModel, prompt: str, seed: int) -> str:
-        """The prompt with `count` tokens in it."""
-        return insert(prompt, self.count, partial(_token, model.tokenizer), self, seed)
+    def word(self, model: DiffusionModel, draw: np.random.Generator, own: list[str]) -> str:
+        """A token's text; special tokens, blanks and parts of a letter are never drawn."""
+        tokenizer = model.tokenizer
+        while True:
+            number = int(draw.integers(min(_MOST_TOKEN, len(tokenizer))))
+            text = tokenizer.decode([number]).strip()
+            if number not in tokenizer.all_special_ids and text and "\ufffd" not in text:
+                return text
 
 
 @dataclass(frozen=True)
-class RandomNumbers(Mitigation):
+class RandomNumbers(Insertion):
     """Insert random numbers below 100,000.
 
     Parameters: `count`, how many; `seed`, of the draws. Raises ValueError for other numbers.
@@ -58,20 +83,14 @@ class RandomNumbers(Mitigation):
     """
 
     name: str = field(init=False, default="random numbers")
-    count: int = 4
-    seed: int = 0
-    source: ClassVar[str] = _SOURCE
 
-    def __post_init__(self) -> None:
-        _check(self.count, self.seed)
-
-    def rewrite(self, model: DiffusionModel, prompt: str, seed: int) -> str:
-        """The prompt with `count` numbers in it."""
-        return insert(prompt, self.count, lambda draw, _: str(draw.integers(100_000)), self, seed)
+    def word(self, model: DiffusionModel, draw: np.random.Generator, own: list[str]) -> str:
+        """A number."""
+        return str(draw.integers(100_000))
 
 
 @dataclass(frozen=True)
-class WordRepetition(Mitigation):
+class WordRepetition(Insertion):
     """Repeat words of the prompt at other places.
 
     Parameters: `count`, how many; `seed`, of the draws. Raises ValueError for other numbers.
@@ -79,43 +98,7 @@ class WordRepetition(Mitigation):
     """
 
     name: str = field(init=False, default="word repetition")
-    count: int = 4
-    seed: int = 0
-    source: ClassVar[str] = _SOURCE
 
-    def __post_init__(self) -> None:
-        _check(self.count, self.seed)
-
-    def rewrite(self, model: DiffusionModel, prompt: str, seed: int) -> str:
-        """The prompt with `count` of its words once more in it."""
-        return insert(prompt, self.count, lambda draw, words: str(draw.choice(words)), self, seed)
-
-
-Word = Callable[[np.random.Generator, list[str]], str]
-
-
-def insert(prompt: str, count: int, word: Word, mitigation: Mitigation, seed: int) -> str:
-    """The prompt's words with `count` more, each drawn by `word` and put at a random boundary."""
-    own = (mitigation.name, mitigation.seed)  # type: ignore[attr-defined]
-    draw = numbers(*own, prompt, seed)
-    own_words = prompt.split()
-    words = list(own_words)
-    for _ in range(count):
-        words.insert(int(draw.integers(len(words) + 1)), word(draw, own_words))
-    return " ".join(words)
-
-
-def _token(tokenizer: object, draw: np.random.Generator, _words: list[str]) -> str:
-    """A token's text; special tokens, blanks and parts of a letter are never drawn."""
-    special = set(tokenizer.all_special_ids)  # type: ignore[attr-defined]
-    most = min(_MOST_TOKEN, len(tokenizer))  # type: ignore[arg-type]
-    while True:
-        number = int(draw.integers(most))
-        text = tokenizer.decode([number]).strip()  # type: ignore[attr-defined]
-        if number not in special and text and "\ufffd" not in text:
-            return text
-
-
-def _check(count: int, seed: int) -> None:
-    check_whole("count", count, 1)
-    check_whole("seed", seed, 0)
+    def word(self, model: DiffusionModel, draw: np.random.Generator, own: list[str]) -> str:
+        """One of the prompt's own words."""
+        return str(draw.choice(own))

@@ -31,19 +31,19 @@ _KINDS: tuple[type[Mitigation], ...] = (
 MITIGATIONS: dict[str, type[Mitigation]] = {kind.name: kind for kind in _KINDS}
 
 
-def paper_rows(found: Neurons, seed: int = 0) -> dict[str, Mitigation]:
+def paper_rows(found: Neurons, seed: int = 0, overflow: bool = False) -> dict[str, Mitigation]:
     """The rows of table 1, in the paper's order.
 
     Returns row label -> mitigation.
     Parameters: `found`, what NeMo found: prompt -> refined neurons, or one set for all; `seed`,
-    of random neurons and tokens.
+    of random neurons and tokens; `overflow`, of random neurons.
     Raises TypeError for other neurons, ValueError for a negative seed.
     Source: table 1.
     """
     return {
         "default": NoMitigation(),
         "prompt embedding adjustment": EmbeddingAdjustment(),
-        "random neurons": RandomNeurons(found, seed=seed),
+        "random neurons": RandomNeurons(found, seed=seed, overflow=overflow),
         "attention scaling": AttentionScaling(),
         "1 random token": RandomTokens(1, seed),
         "4 random tokens": RandomTokens(4, seed),
