@@ -41,7 +41,6 @@ lab-up: $(STAMP)
 	$(BIN)/jupyter lab notebooks/explorer.ipynb $(ARGS)
 
 book: $(STAMP)
-	$(BIN)/python -m pip install --disable-pip-version-check -q -c constraints.txt -e '.[book]'
 	$(BIN)/python -m sphinx -q -W --keep-going -b html -c docs . runs/book
 	@echo "open runs/book/docs/index.html"
 
