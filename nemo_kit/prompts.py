@@ -7,7 +7,8 @@ Source: the prompt lists of "Finding NeMo" (arXiv 2406.02366), after Webster (20
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
 import pandas as pd
@@ -21,15 +22,11 @@ def read_prompts(path: str | Path) -> pd.DataFrame:
     Parameters: `path`, the CSV file.
     Raises ValueError that names the file where it is no such CSV or a caption is empty.
     """
-    try:
+    with _readable(path):
         frame = pd.read_csv(path, sep=";", index_col=0, keep_default_na=False)
-    except (pd.errors.ParserError, pd.errors.EmptyDataError, UnicodeDecodeError) as error:
-        raise ValueError(f"{path} is not a prompt CSV: {error}") from error
     if "Caption" not in frame:
         raise ValueError(f"{path}: a prompt CSV needs a column 'Caption', got {list(frame)}")
-    frame["Caption"] = frame["Caption"].astype(str)
-    if (empty := frame["Caption"].str.strip() == "").any():
-        raise ValueError(f"{path}: the caption of row {int(empty.argmax())} is empty")
+    frame["Caption"] = _filled(frame["Caption"], f"{path}: the caption")
     if "type" not in frame:
         frame["type"] = ""
     return frame.reset_index(drop=True)
@@ -42,7 +39,8 @@ def prompt_table(files: Sequence[str | Path] = ()) -> pd.DataFrame:
     repetitions; each prompt once. A file is a CSV of the released code (``;``, ``Caption``,
     ``type``), a CSV with a column ``prompt`` and any of the others, or a text file with one prompt
     a line.
-    Raises ValueError that names a file which can't be read so, FileNotFoundError for a missing one.
+    Raises ValueError that names a file which can't be read so or holds no prompt,
+    FileNotFoundError for a missing one.
     """
     if not files:
         from nemo_kit import lab
@@ -63,17 +61,47 @@ def prompt_rows(files: Sequence[str | Path]) -> pd.DataFrame:
 
 
 def _read(path: Path) -> pd.DataFrame:
-    if path.suffix != ".csv":
-        lines = path.read_text(encoding="utf-8").splitlines()
-        return pd.DataFrame({"prompt": [line.strip() for line in lines if line.strip()]})
-    with path.open(encoding="utf-8") as file:
+    frame = _read_csv(path) if path.suffix.lower() == ".csv" else _read_lines(path)
+    if frame.empty:
+        raise ValueError(f"{path} holds no prompt")
+    return frame
+
+
+def _read_lines(path: Path) -> pd.DataFrame:
+    with _readable(path):
+        lines = path.read_text(encoding="utf-8-sig").splitlines()
+    return pd.DataFrame({"prompt": [line.strip() for line in lines if line.strip()]})
+
+
+def _read_csv(path: Path) -> pd.DataFrame:
+    with _readable(path), path.open(encoding="utf-8-sig") as file:
         head = file.readline()
     if "Caption" in head:
         return read_prompts(path).rename(columns={"Caption": "prompt", "URL": "url"})
-    frame = pd.read_csv(path, keep_default_na=False)
+    with _readable(path):
+        frame = pd.read_csv(path, keep_default_na=False)
     if "prompt" not in frame:
         raise ValueError(f"{path} needs a column 'prompt' (or 'Caption'), got {list(frame)}")
-    return frame.astype({"prompt": str})
+    return frame.assign(prompt=_filled(frame["prompt"], f"{path}: the prompt"))
+
+
+@contextmanager
+def _readable(path: str | Path) -> Iterator[None]:
+    """Errors of reading as one that names the file."""
+    try:
+        yield
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{path} is not text in UTF-8: {error}") from error
+    except (pd.errors.ParserError, pd.errors.EmptyDataError) as error:
+        raise ValueError(f"{path} is not a prompt CSV: {error}") from error
+
+
+def _filled(column: pd.Series, what: str) -> pd.Series:
+    """The column as text; ValueError for the first cell that is empty or blank."""
+    texts = column.astype(str)
+    if (empty := texts.str.strip() == "").any():
+        raise ValueError(f"{what} of row {int(empty.argmax())} is empty")
+    return texts
 
 
 def _complete(frame: pd.DataFrame) -> pd.DataFrame:

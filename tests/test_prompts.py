@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from nemo_kit.prompts import read_prompts
+from nemo_kit.prompts import prompt_table, read_prompts
 
 CONTENT = ''';Caption;URL;type;max_sscd
 0;"""Quoted"", <i>tag</i>; 🎉";https://a;VM;0.9
@@ -43,6 +43,37 @@ def test_malformed_files(tmp_path: Path, content: str, text: str) -> None:
     path.write_text(content, "utf-8")
     with pytest.raises(ValueError, match=text):
         read_prompts(path)
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "text"),
+    [
+        ("x.csv", b"", "x.csv is not a prompt CSV: No columns to parse"),
+        ("x.csv", b"prompt\n", "x.csv holds no prompt"),
+        ("x.csv", b'prompt,type\na,"b\n', "x.csv is not a prompt CSV: Error tokenizing"),
+        ("x.csv", b"prompt,type\na,VM\n  ,TM\n", "x.csv: the prompt of row 1 is empty"),
+        ("x.csv", b"\xe9\x00\x01\xff", "x.csv is not text in UTF-8: "),
+        ("x.csv", "prompt\na\n".encode("utf-16"), "x.csv is not text in UTF-8: "),
+        ("x.CSV", b"a,b\n1,2\n", r"x.CSV needs a column 'prompt' \(or 'Caption'\), got"),
+        ("x.txt", b"", "x.txt holds no prompt"),
+        ("x.txt", b"\n  \n", "x.txt holds no prompt"),
+        ("x.txt", b"\xb0\xff", "x.txt is not text in UTF-8: "),
+    ],
+)
+def test_any_file_that_cannot_be_read_is_named(
+    tmp_path: Path, name: str, content: bytes, text: str
+) -> None:
+    (tmp_path / name).write_bytes(content)
+    with pytest.raises(ValueError, match=text):
+        prompt_table([tmp_path / name])
+
+
+@pytest.mark.parametrize("content", ["\ufeffprompt\na cat\n", "\ufeff;Caption\n0;a cat\n"])
+def test_a_mark_of_byte_order_is_no_part_of_a_prompt(tmp_path: Path, content: str) -> None:
+    for name in ("x.csv", "x.txt"):
+        (tmp_path / name).write_text(content, "utf-8")
+    assert list(prompt_table([tmp_path / "x.csv"])["prompt"]) == ["a cat"]
+    assert prompt_table([tmp_path / "x.txt"])["prompt"][0] == content.splitlines()[0][1:]
 
 
 def test_a_missing_file(tmp_path: Path) -> None:
