@@ -263,6 +263,39 @@ def chosen(controller: Controller, prompt: str = "cat 0") -> Controller:
     return controller
 
 
+def test_requests_and_results_take_turns(controller: Controller) -> None:
+    """A result that comes while its request is still being drawn waits."""
+    told, ended = [], threading.Event()
+    here = threading.current_thread()
+
+    def slow_view(changed: frozenset[str]) -> None:
+        told.append(threading.current_thread())
+        if told[-1] is not here:
+            ended.set()
+        elif "busy" in changed:
+            ended.wait(0.5)  # the result is computed long before
+        told.append(threading.current_thread())
+
+    chosen(controller).listener = slow_view
+    controller.by_hand("")
+    assert controller.worker.wait(LONG)
+    assert len(set(told)) == 2
+    assert told[::2] == told[1::2]
+
+
+def test_an_error_while_a_result_is_shown_is_told(controller: Controller) -> None:
+    def broken(changed: frozenset[str]) -> None:
+        if "look" in changed and controller.look is not None:
+            raise RuntimeError("no room to draw")
+
+    controller.listener = broken
+    controller.choose("cat 0")
+    assert controller.worker.wait(LONG)
+    assert controller.error == "RuntimeError: no room to draw"
+    controller.listener = lambda changed: None
+    assert chosen(controller, "cat 1").look is not None
+
+
 def test_choosing_a_prompt_scores_it_as_detect_does(controller: Controller) -> None:
     from nemo_kit import detect
 

@@ -1,11 +1,13 @@
 """What happens when something is asked of the explorer: requests in, jobs run, changes told.
 
-Scope: plain Python between the session and the widgets. Every method is called on one thread (the
-one that owns the widgets); only the work inside a job runs on the worker's.
+Scope: plain Python between the session and the widgets. Requests may come from several threads
+(JupyterLab sends those of widgets to a subshell of the kernel, results are shown on its main
+thread): they and the results take turns. Only the work inside a job runs beside them.
 """
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import wraps
@@ -44,14 +46,15 @@ class Scores:
 
 
 def _told(method: Callable[..., None]) -> Callable[..., None]:
-    """Bad input becomes the explorer's error message instead of an exception."""
+    """One at a time; an exception becomes the explorer's error message."""
 
     @wraps(method)
     def guarded(self: Controller, *args: Any, **kwargs: Any) -> None:
-        try:
-            method(self, *args, **kwargs)
-        except Exception as error:
-            self.fail(error)
+        with self.turn:
+            try:
+                method(self, *args, **kwargs)
+            except Exception as error:
+                self.fail(error)
 
     return guarded
 
@@ -63,13 +66,15 @@ class Controller:
     look, selection, view, left, pictures, focus, busy, error, localization.
     Attributes: `view`, `look`, `left`, `pictures`, `facts`, `localization` (of the prompt shown,
     each None until computed), `progress` (None when idle), `error` (a text, empty when all is
-    well), `note` (what happened last), `theta`, `k`, `focus`.
+    well), `note` (what happened last), `theta`, `k`, `focus`, `turn` (held while a request or a
+    result is dealt with).
     """
 
     def __init__(
         self, session: Session, worker: Worker, listener: Listener = lambda changed: None
     ) -> None:
         self.session, self.worker, self.listener = session, worker, listener
+        self.turn = threading.RLock()
         self.history = History()
         self.view = View(guidance=session.model.guidance)
         self.theta, self.k = THETA, K
@@ -141,11 +146,13 @@ class Controller:
         self.follows = False
         self._select(Selection(found, f"refined for {self.view.prompt!r}"))
 
+    @_told
     def undo(self) -> None:
         """The selection before."""
         self.follows = False
         self._show(self.history.undo())
 
+    @_told
     def redo(self) -> None:
         """The selection after."""
         self.follows = False
@@ -203,6 +210,7 @@ class Controller:
             "Localizing", lambda tick: self.session.localize(view.prompt, search, tick), self._found
         )
 
+    @_told
     def cancel(self) -> None:
         """Stop what runs."""
         self.worker.cancel()
@@ -274,24 +282,29 @@ class Controller:
             done=lambda result: self._finished(lambda: done(result), job),
             failed=lambda error: self._finished(lambda: self.fail(error), job),
             dropped=lambda: self._finished(lambda: self._tell_dropped(name), job),
-            progress=lambda *now: self._advance(Progress(name, *now)),
+            progress=lambda *now: self._advance(Progress(name, *now), job),
         )
         self._job = job
         self.worker.submit(job)
         self._tell("busy", "error")
 
+    @_told
     def _finished(self, then: Callable[[], None], job: Job) -> None:
         """End a job; one that a newer one replaced ends without a word."""
         if job is not self._job:
             return
         self.progress = None
         self.finished += 1
-        then()
-        self._tell("busy")
+        try:
+            then()
+        finally:
+            self._tell("busy")
 
-    def _advance(self, progress: Progress) -> None:
-        self.progress = progress
-        self._tell("progress")
+    @_told
+    def _advance(self, progress: Progress, job: Job) -> None:
+        if job is self._job:
+            self.progress = progress
+            self._tell("progress")
 
     def _tell_dropped(self, name: str) -> None:
         self.note = f"{name} was cancelled."

@@ -1,7 +1,7 @@
 """The explorer's widget: connects controls to the controller, and shows what changed.
 
 Scope: the one place where values meet ipywidgets. A request returns at once; results come from the
-worker's thread and are shown on the kernel's.
+worker's thread and are shown on the kernel's. Both take the controller's `turn`.
 """
 
 from __future__ import annotations
@@ -139,14 +139,19 @@ class Explorer(widgets.VBox):
             self._cancel: tell.cancel,
         }
         for button, action in actions.items():
-            button.on_click(lambda _, do=action: do())
+            button.on_click(lambda _, do=action: self._act(do))
+
+    def _act(self, action: Callable[[], Any]) -> None:
+        with self.controller.turn:
+            action()
 
     def _watch(self, widget: widgets.Widget, act: Callable[[Any], Any]) -> None:
         """Call `act` with the new value, unless it was set from here."""
 
         def handler(change: dict[str, Any]) -> None:
-            if not self._still:
-                act(change["new"])
+            with self.controller.turn:
+                if not self._still:
+                    act(change["new"])
 
         widget.observe(handler, names="value")
         self._watched.append((widget, handler))
@@ -188,7 +193,7 @@ class Explorer(widgets.VBox):
     # from the controller to the widgets
 
     def _render(self, changed: frozenset[str]) -> None:
-        with self._quietly():
+        with self.controller.turn, self._quietly():
             for name, show in self._shows.items():
                 if changed & set(name.split()):
                     show(self)
