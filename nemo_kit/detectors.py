@@ -22,6 +22,7 @@ from torch.nn import functional as F
 
 from nemo_kit.checks import check_number, check_seeds, check_text, check_whole
 from nemo_kit.hooks import capture
+from nemo_kit.mitigation.gap import is_sd2, relative_size
 
 if TYPE_CHECKING:
     from nemo_kit.layers import Projection
@@ -199,21 +200,22 @@ def anisotropy(
     model: DiffusionModel,
     prompt: str,
     seeds: Iterable[int] = SEEDS,
-    weights: tuple[float, float] = (1.0, 2.0),
+    weights: tuple[float, float] | None = None,
     steps: int = 50,
 ) -> PromptScore:
     """γ1·‖Δε(x_T, first t)‖ + γ2·cosine of ε_∅ and Δε at the third last t, on pure noise.
 
     Returns a `PromptScore`; the cosine is taken over channels and averaged over pixels.
-    Parameters: `weights`, γ1 and γ2: (1, 2) is published for SD 1.4, (1, 0.1) for SD 2; none is
-    for other models; `steps`, whose timesteps are meant, at least 3.
+    Parameters: `weights`, γ1 and γ2, by default as published: (1, 2) for SD 1.4, (1, 0.1) for SD
+    2.x, none for other models, which take those of SD 1.4; they hold for latents of 4×64×64, on
+    others γ1 is divided by √(numbers/16384), with which a norm grows; `steps`, whose timesteps are
+    meant, at least 3.
     Raises TypeError or ValueError for a bad prompt, seeds or numbers.
     Source: Asthana et al., ICLR 2026.
     """
     count = _Count(model, prompt, seeds)
     check_whole("steps", steps, 3)
-    for weight in weights:
-        check_number("weights", weight)
+    of_norm, of_cosine = _published(model) if weights is None else _two(weights)
     timesteps, noise = model.timesteps(steps).clone(), model.noise(count.seeds)
     pairs = _pairs(model, count.prompt, len(noise))
     both = torch.cat([noise, noise])
@@ -221,7 +223,20 @@ def anisotropy(
     norm = (text - empty).flatten(1).norm(dim=1)
     text, empty = model.predict_noise(both, timesteps[-3], pairs).chunk(2)
     cosine = F.cosine_similarity(empty, text - empty, dim=1).mean(dim=(1, 2))
-    return count.result("anisotropy", weights[0] * norm + weights[1] * cosine)
+    return count.result("anisotropy", of_norm * norm + of_cosine * cosine)
+
+
+def _published(model: DiffusionModel) -> tuple[float, float]:
+    """γ1 and γ2 of `anisotropy`."""
+    return 1 / relative_size(model), 0.1 if is_sd2(model) else 2.0
+
+
+def _two(weights: tuple[float, float]) -> tuple[float, float]:
+    if len(weights) != 2:
+        raise ValueError(f"weights must be two numbers, got {weights!r}")
+    for weight in weights:
+        check_number("weights", weight)
+    return weights
 
 
 def _trajectory(count: _Count, steps: int, guidance: float) -> Iterator[tuple[Tensor, Tensor]]:

@@ -15,6 +15,7 @@ from toys import count_hooks
 
 from nemo_kit import detect, detectors, plots
 from nemo_kit.frames.detectors import detector_scores, detector_table, usual
+from nemo_kit.mitigation import NoiseOptimisation
 from nemo_kit.models import DiffusionModel
 
 PROMPT, SEEDS = "red cup 1", [3, 8]
@@ -147,6 +148,18 @@ def test_anisotropy_by_hand(model: DiffusionModel) -> None:
     assert got.by_seed == pytest.approx(wanted.tolist(), rel=1e-3)
 
 
+def test_anisotropy_has_the_published_weights_for_each_kind_of_model(
+    toy_model: DiffusionModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """γ = (1, 2) for SD 1.x, (1, 0.1) for SD 2.x, on latents of 4×64×64; here they are 4×16×16."""
+    first = detectors.anisotropy(toy_model, PROMPT, [3], steps=3).score
+    assert first == detectors.anisotropy(toy_model, PROMPT, [3], (4.0, 2.0), 3).score
+    monkeypatch.setattr("nemo_kit.mitigation.gap.SD2_WIDTH", 16)  # the toy's
+    second = detectors.anisotropy(toy_model, PROMPT, [3], steps=3).score
+    assert second == detectors.anisotropy(toy_model, PROMPT, [3], (4.0, 0.1), 3).score != first
+    assert NoiseOptimisation()._weight(toy_model) == 0.01
+
+
 def test_nemo_s_score_is_detection_s(toy_model: DiffusionModel) -> None:
     got = detectors.nemo_score(toy_model, PROMPT, range(1, 5))
     wanted = detect(toy_model, [PROMPT], range(1, 5)).iloc[0]
@@ -185,6 +198,7 @@ def test_every_detector_refuses_bad_prompts_and_seeds(
         (detectors.sharpness, {"batch_size": 0}, "batch_size"),
         (detectors.anisotropy, {"steps": 2}, "steps must be an integer of at least 3"),
         (detectors.anisotropy, {"weights": (1, math.inf)}, "weights must be a finite number"),
+        (detectors.anisotropy, {"weights": (1,)}, r"weights must be two numbers, got \(1,\)"),
     ],
 )
 def test_bad_options(toy_model: DiffusionModel, detector: Any, options: dict, text: str) -> None:

@@ -207,13 +207,15 @@ def _loss(run: Run, clean: Tensor, noise: Tensor, draw: np.random.Generator, y: 
 
 
 def _run(model: DiffusionModel, prompt: str, count: int, way: Mitigation) -> Run:
-    """An unguided batch of one prompt; each sample sees the mitigation as its images would."""
+    """A batch of one prompt without the empty one's half; each sample sees the mitigation as its
+    images would, so the guidance is theirs: what Wanda prunes depends on it.
+    """
     seeds = tuple(range(count))
     texts = (way.rewrite(model, prompt, 0),) * count
     return Run(
         model=model, prompts=(prompt,) * count, texts=texts, seeds=seeds, noise=model.noise(seeds),
-        embeddings=model.embed(texts[0]).repeat(count, 1, 1), empty=None, guidance=0.0, steps=50,
-        halves="conditional",
+        embeddings=model.embed(texts[0]).repeat(count, 1, 1), empty=None, steps=50,
+        guidance=model.guidance, halves="conditional",
     )  # fmt: skip
 
 

@@ -14,6 +14,7 @@ from torch import Tensor
 if TYPE_CHECKING:
     from nemo_kit.models import DiffusionModel
 
+SD2_WIDTH = 1024  # of the text embeddings, by which SD 2.x is known
 _SD_LATENT = 4 * 64 * 64
 SAMPLES_AT_ONCE = 4  # with gradients, which take several times the memory
 
@@ -36,6 +37,11 @@ def norms(gap: Tensor) -> Tensor:
     if not torch.isfinite(found).all():
         raise FloatingPointError("the predicted noise became NaN or infinite; load with float32")
     return found
+
+
+def is_sd2(model: DiffusionModel) -> bool:
+    """Whether the model is of the SD 2.x kind, for which other weights are published."""
+    return model.denoiser.config.cross_attention_dim == SD2_WIDTH
 
 
 def relative_size(model: DiffusionModel) -> float:

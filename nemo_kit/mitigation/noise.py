@@ -17,14 +17,13 @@ from torch import Tensor
 from nemo_kit.checks import check_number, check_whole
 from nemo_kit.mitigation.base import Mitigation
 from nemo_kit.mitigation.draws import normal
-from nemo_kit.mitigation.gap import SAMPLES_AT_ONCE, norms, predicted_gap, relative_size
+from nemo_kit.mitigation.gap import SAMPLES_AT_ONCE, is_sd2, norms, predicted_gap, relative_size
 
 if TYPE_CHECKING:
     from nemo_kit.generation import Run
     from nemo_kit.models import DiffusionModel
 
 _SD_ACCEPTED = 8.2
-_SD2_WIDTH = 1024  # of the text embeddings, by which SD 2.x is known
 
 
 @dataclass(frozen=True)
@@ -118,7 +117,7 @@ class NoiseOptimisation(Mitigation):
     def _weight(self, model: DiffusionModel) -> float:
         if self.weight is not None:
             return self.weight
-        return 0.01 if model.denoiser.config.cross_attention_dim == _SD2_WIDTH else 0.05
+        return 0.01 if is_sd2(model) else 0.05
 
 
 def _candidate(run: Run, sample: int, number: int) -> Tensor:
