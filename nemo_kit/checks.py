@@ -53,6 +53,21 @@ def check_seeds(seeds: object, least: int = 1, distinct: bool = False) -> list[i
     return numbers
 
 
+def check_seeds_apart(evaluation: Iterable[int], detection: Iterable[int]) -> list[int]:
+    """The evaluation seeds, none of which detection used: neurons suit the noise of theirs.
+
+    Raises ValueError, with the seeds, where some are in both, and as `check_seeds`.
+    """
+    used, seeds = check_seeds(detection), check_seeds(evaluation)
+    if both := sorted(set(seeds) & set(used)):
+        shown = ", ".join(map(str, both[:5])) + (", …" if len(both) > 5 else "")
+        raise ValueError(
+            f"evaluation seeds must differ from detection seeds, but {shown} "
+            f"{'is' if len(both) == 1 else 'are'} in both; start the pictures above {max(used)}"
+        )
+    return seeds
+
+
 def is_whole(value: object) -> bool:
     """Whether the value is an integer (numpy's too) and no truth value."""
     return hasattr(value, "__index__") and type(value).__name__ not in ("bool", "bool_")

@@ -18,7 +18,7 @@ import pandas as pd
 
 from nemo_kit import effects, metrics
 from nemo_kit.checks import check_choice, check_number, check_whole
-from nemo_kit.experiments import generate_all
+from nemo_kit.experiments import Keyed, generate_all
 from nemo_kit.hooks import scale_channels, scale_neurons
 from nemo_kit.layers import down_convolutions
 from nemo_kit.mitigation import Mitigation
@@ -108,12 +108,12 @@ def cut_all(
     Parameters: `parts`, from `cuts`; `seeds`, of the pictures; `options`, of `generate`.
     Raises what `generate_all` raises.
     """
-    texts = list(prompts)
+    texts, keyed = list(prompts), Keyed.of(model)
     options |= {"store": store, "progress": progress}
-    plain = generate_all(model, texts, seeds, **options)
+    plain = generate_all(keyed, texts, seeds, **options)
     frames = [plain.assign(kind="none", layer=0, block="", place="undisturbed")]
     for cut in parts:
-        made = generate_all(model, texts, seeds, mitigation=cut, **options)
+        made = generate_all(keyed, texts, seeds, mitigation=cut, **options)
         about = {"kind": cut.kind, "layer": cut.layer, "block": cut.place(model).block}
         frames.append(made.assign(**about, place=_words(cut, model)))
     return pd.concat(frames, ignore_index=True)

@@ -17,9 +17,9 @@ import numpy as np
 import pandas as pd
 
 from nemo_kit import effects, metrics
-from nemo_kit.checks import check_seeds, check_texts
-from nemo_kit.experiments import detect_all, generate_all
-from nemo_kit.mitigation.nemo import Neurons, set_of, union
+from nemo_kit.checks import check_seeds_apart, check_texts
+from nemo_kit.experiments import Keyed, detect_all, generate_all
+from nemo_kit.mitigation.nemo import NeMo, union
 
 if TYPE_CHECKING:
     from nemo_kit.metrics import Clip, Embedder
@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from nemo_kit.models import DiffusionModel
 
 MEASURES = ("orig", "above", "gen", "diversity", "alignment")
+DETECTION_SEEDS = range(1, 11)
 _SIDES = ("before", "after")
 
 
@@ -68,28 +69,31 @@ def measure(
 
     Returns a `Removal`.
     Parameters: `mitigation`, what was written into `after`; `memorized`, prompts it was made for;
-    `others`, at least two that are not memorized; `store`, where pictures and scores are kept, so
-    that a call that was ended goes on; `seeds`, other than detection's 1 to 10; `steps`, of DDIM;
-    `embedder`, a copy descriptor, by default the embedded model's; `clip`, by default the embedded
-    model's; `reference`, real pictures for the quality (see `metrics.real_features`), by default
-    those of the embedded model for it, else none.
+    `others`, at least two more that are not memorized; `store`, where pictures and scores are
+    kept, so that a call that was ended goes on; `seeds`, other than detection's 1 to 10;
+    `steps`, of DDIM; `embedder`, a copy descriptor, by default the embedded model's; `clip`, by
+    default the embedded model's; `reference`, real pictures for the quality (see
+    `metrics.real_features`), by default those of the embedded model for it, else none.
     Raises TypeError or ValueError for bad prompts or seeds.
     Source: paper, section 4.
     """
-    texts, rest, numbers = check_texts(memorized), check_texts(others), check_seeds(seeds)
+    texts, rest = check_texts(memorized), check_texts(others)
+    numbers = check_seeds_apart(seeds, DETECTION_SEEDS)
+    rest = [one for one in dict.fromkeys(rest) if one not in texts]
     if len(rest) < 2:
-        raise ValueError(f"others must hold at least 2 prompts to measure quality, got {len(rest)}")
-    if shared := set(numbers) & set(range(1, 11)):
-        raise ValueError(f"seeds must differ from detection's 1 to 10, got {sorted(shared)}")
+        raise ValueError(
+            f"others must hold at least 2 prompts that are not memorized to measure quality, got "
+            f"{len(rest)}"
+        )
     look, words = embedder or metrics.lab_descriptor(), clip or metrics.load_clip("lab")
-    models = dict(zip(_SIDES, (before, after), strict=True))
+    models = dict(zip(_SIDES, map(Keyed.of, (before, after)), strict=True))
     shots = {
         side: _pictures(model, [*texts, *rest], numbers, steps, store)
         for side, model in models.items()
     }
     flags = {side: _scores(before, model, [*texts, *rest], store) for side, model in models.items()}
     table = _table([*texts, *rest], len(texts), shots, flags, look, words)
-    table.insert(2, "neurons", [_neurons(mitigation, prompt) for prompt in table["prompt"]])
+    table.insert(2, "neurons", [_neurons(mitigation, before, prompt) for prompt in table["prompt"]])
     own = table["group"] == "memorized"
     plain = before.name == "lab" and words.name == "lab CLIP"
     real = "lab" if reference is None and plain else reference
@@ -98,7 +102,7 @@ def measure(
         others=table[~own].drop(columns=["group", "neurons"]).reset_index(drop=True),
         medians=_medians(table),
         quality=_quality(rest, shots, words, real),
-        layers=_layers(before, mitigation, rest),
+        layers=_layers(before, mitigation, texts, rest),
         pictures={p: (effects.training_image(p), shots["before"][p], shots["after"][p])
                   for p in texts},
         settings={"seeds": numbers, "steps": steps, "guidance": before.guidance,
@@ -107,7 +111,7 @@ def measure(
 
 
 def _pictures(
-    model: DiffusionModel, prompts: list[str], seeds: list[int], steps: int, store: str | Path
+    model: Keyed, prompts: list[str], seeds: list[int], steps: int, store: str | Path
 ) -> dict[str, np.ndarray]:
     """prompt -> uint8 [seeds, H, W, 3]."""
     made = generate_all(model, prompts, seeds, store=store, steps=steps)
@@ -116,20 +120,21 @@ def _pictures(
 
 
 def _scores(
-    before: DiffusionModel, model: DiffusionModel, prompts: list[str], store: str | Path
+    before: DiffusionModel, model: Keyed, prompts: list[str], store: str | Path
 ) -> pd.DataFrame:
     """The memorization score of each prompt, held against the threshold of the model before."""
     known = before.calibration
     if known is None:
         return pd.DataFrame({"prompt": prompts, "score": np.nan, "memorized": pd.NA})
     options = {"settings": known.detection, "similarity": known.similarity}
-    return detect_all(model, prompts, store=store, threshold=known.threshold, **options)
+    seeds, threshold = DETECTION_SEEDS, known.threshold
+    return detect_all(model, prompts, seeds, store=store, threshold=threshold, **options)
 
 
 def _table(
     prompts: list[str], memorized: int, shots: Any, flags: Any, look: Embedder, clip: Clip
 ) -> pd.DataFrame:
-    """A row a prompt; a prompt of both groups counts among the memorized ones."""
+    """A row a prompt."""
     names = list(dict.fromkeys(prompts))
     own = set(prompts[:memorized])
     rows = pd.DataFrame({"prompt": names})
@@ -149,10 +154,11 @@ def _table(
     return rows
 
 
-def _neurons(mitigation: Mitigation, prompt: str) -> str:
-    """The neurons that the mitigation names for a prompt, as JSON; empty for other weights."""
-    neurons: Neurons | None = getattr(mitigation, "neurons", None)
-    return "" if neurons is None else set_of(neurons, prompt).to_json()
+def _neurons(mitigation: Mitigation, model: DiffusionModel, prompt: str) -> str:
+    """The neurons that the mitigation scales for a prompt, as JSON; empty for other weights."""
+    if not isinstance(mitigation, NeMo):
+        return ""
+    return mitigation.chosen(model, prompt).to_json()
 
 
 def _medians(table: pd.DataFrame) -> pd.DataFrame:
@@ -170,8 +176,7 @@ def _medians(table: pd.DataFrame) -> pd.DataFrame:
 
 def _quality(others: list[str], shots: Any, clip: Clip, reference: Any) -> pd.DataFrame:
     """Distances between the other prompts' pictures and real ones, and between before and after."""
-    names = list(dict.fromkeys(others))
-    sides = {s: np.concatenate([shots[s][name] for name in names]) for s in _SIDES}
+    sides = {s: np.concatenate([shots[s][name] for name in others]) for s in _SIDES}
     pairs = [("after", "pictures before", sides["before"])]
     if reference is not None:
         pairs += [(side, "real pictures", reference) for side in _SIDES]
@@ -179,17 +184,20 @@ def _quality(others: list[str], shots: Any, clip: Clip, reference: Any) -> pd.Da
     for side, name, against in pairs:
         for one in metrics.image_distances(sides[side], against, clip.embedder):
             told = {"distance": one.name, "value": one.value, "extractor": one.extractor}
-            rows.append({"pictures": side, "against": name, **told, "images": one.images})
+            counts = {"images": one.images, "references": one.references}
+            told |= {"deviation": one.deviation, **counts}
+            rows.append({"pictures": side, "against": name, **told})
     return pd.DataFrame(rows)
 
 
-def _layers(model: DiffusionModel, mitigation: Mitigation, others: list[str]) -> pd.DataFrame:
+def _layers(
+    model: DiffusionModel, mitigation: Mitigation, prompts: list[str], others: list[str]
+) -> pd.DataFrame:
     """Cosine of cross-attention outputs with and without the neurons, by layer."""
     from nemo_kit.disentanglement import disentanglement
 
-    neurons: Neurons | None = getattr(mitigation, "neurons", None)
-    if neurons is None:
-        return pd.DataFrame(columns=["layer", "block", "cosine", "deviation", "samples"])
-    factor = mitigation.factor  # type: ignore[attr-defined]
-    found = disentanglement(model, others, union(neurons), factor=factor)
-    return found[["layer", "block", "cosine", "deviation", "samples"]]
+    names = ["layer", "block", "cosine", "deviation", "samples"]
+    if not isinstance(mitigation, NeMo):
+        return pd.DataFrame(columns=names)
+    neurons = union({prompt: mitigation.chosen(model, prompt) for prompt in prompts})
+    return disentanglement(model, others, neurons, factor=mitigation.factor)[names]

@@ -31,6 +31,10 @@ _WORDS = {
     "diversity_before": "between seeds before", "diversity_after": "between seeds after",
     "alignment_before": "alignment before", "alignment_after": "alignment after",
 }  # fmt: skip
+_QUALITY = (
+    "Quality of their pictures; the extractor names the distance, the deviation is that of the "
+    "kernel distance over subsets."
+)
 _STYLE = """
 body { font: 15px/1.5 system-ui, sans-serif; margin: 2rem auto; max-width: 72rem; padding: 0 1rem;
   color: #222; background: #fff }
@@ -81,7 +85,7 @@ def page(removal: Removal, about: Mapping[str, Any]) -> str:
         *[_pictures(prompt, *shots) for prompt, shots in _shown(removal)],
         "<h2>Other prompts</h2>",
         _frame(_named(removal.others), "Prompts that are not memorized: what else changed."),
-        _frame(removal.quality, "Quality of their pictures; the extractor names the distance."),
+        _frame(removal.quality, _QUALITY),
         _frame(removal.layers, "Cosine of cross-attention outputs with and without the neurons."),
         "<h2>Medians over prompts</h2>",
         _frame(_measured(removal.medians), "With median absolute deviation and 95 % interval."),

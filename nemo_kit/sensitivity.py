@@ -15,7 +15,7 @@ import numpy as np
 import pandas as pd
 
 from nemo_kit import effects, metrics
-from nemo_kit.experiments import generate_all, model_key, run
+from nemo_kit.experiments import Keyed, generate_all, model_key, run
 from nemo_kit.localization.thresholds import DEVIATIONS, localize_thresholds
 from nemo_kit.neurons import NeuronSet
 
@@ -75,11 +75,12 @@ def threshold_effects(
     """
     names = list(dict.fromkeys(swept["prompt"]))
     options |= {"store": store, "progress": progress}
-    before = generate_all(model, names, seeds, **options)
+    keyed = Keyed.of(model)
+    before = generate_all(keyed, names, seeds, **options)
     parts = []
     for pair, rows in swept.groupby(PAIR):
         sets = dict(zip(rows["prompt"], rows["refined"], strict=True))
-        after = generate_all(model, rows["prompt"], seeds, sets, **options)
+        after = generate_all(keyed, rows["prompt"], seeds, sets, **options)
         measured = [_similarities(prompt, before, after) for prompt in rows["prompt"]]
         parts.append(pd.DataFrame(measured).assign(**dict(zip(PAIR, pair, strict=True))))
     return pd.concat(parts, ignore_index=True)

@@ -12,6 +12,7 @@ from nemo_kit.checks import (
     check_choice,
     check_number,
     check_seeds,
+    check_seeds_apart,
     check_text,
     check_texts,
     check_whole,
@@ -26,6 +27,7 @@ def test_good_values_pass() -> None:
     assert check_seeds(range(3)) == [0, 1, 2]
     assert check_seeds(5) == [5]
     assert check_seeds(np.arange(2)) == [0, 1]
+    assert check_seeds_apart(range(3, 5), [1, 2]) == [3, 4]
     check_number("x", np.float32(0.5), 0)
     check_number("x", math.inf, finite=False)
     check_whole("x", np.int64(3), 1)
@@ -48,6 +50,9 @@ def test_good_values_pass() -> None:
         (check_seeds, ("12",), ValueError, "seeds must be integers from 0"),
         (check_seeds, ([1], 2), ValueError, "seeds must hold at least 2, got 1"),
         (check_seeds, ([1, 1], 2, True), ValueError, "seeds must differ from one another"),
+        (check_seeds_apart, ([5, 2], range(4)), ValueError, "but 2 is in both; start .* above 3"),
+        (check_seeds_apart, (range(9), range(9)), ValueError, "but 0, 1, 2, 3, 4, … are in both"),
+        (check_seeds_apart, ([], [1]), ValueError, "seeds must hold at least 1, got 0"),
         (check_whole, ("k", 0, 1), ValueError, "k must be an integer of at least 1, got 0"),
         (check_whole, ("k", 1.5, 1), ValueError, "k must be an integer of at least 1, got 1.5"),
         (check_number, ("g", math.nan), ValueError, "g must be a finite number, got nan"),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from unittest.mock import Mock
 
 import numpy as np
 import pandas as pd
@@ -13,6 +14,7 @@ from toys import count_hooks, unet
 
 from nemo_kit import dissection, plots
 from nemo_kit.dissection import Cut
+from nemo_kit.experiments import model_key
 from nemo_kit.frames import layers as layer_frames
 from nemo_kit.generation import generate
 from nemo_kit.hooks import scale_channels
@@ -95,10 +97,16 @@ def test_pictures_change_and_nothing_stays(toy_model: DiffusionModel) -> None:
     assert np.array_equal(generate(toy_model, "cat", SEEDS, steps=2), plain)
 
 
-def test_pictures_of_every_part(toy_model: DiffusionModel, tmp_path: Path) -> None:
+def test_pictures_of_every_part(
+    toy_model: DiffusionModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     parts = [Cut("value", 1), Cut("convolution", 5, 0.5)]
     options = {"store": tmp_path, "steps": 1, "progress": False}
+    counted = Mock(side_effect=model_key)
+    for room in ("method", "work"):
+        monkeypatch.setattr(f"nemo_kit.experiments.{room}.model_key", counted)
     got = dissection.cut_all(toy_model, ["cat"], [101], parts, **options)
+    assert counted.call_count == 1, "the weights are read once, not for each part"
     assert got["kind"].tolist() == ["none", "value", "convolution"]
     assert got["place"].tolist() == ["undisturbed", "value 1 (down 0)", "down 0 downsampler"]
     assert got["layer"].tolist() == [0, 1, 5]

@@ -12,6 +12,7 @@ import pytest
 from matplotlib.figure import Figure
 
 from nemo_kit import effects, metrics, plots
+from nemo_kit.disentanglement import disentanglement
 from nemo_kit.frames import ablation, evaluation, memorization_types, mitigation, paper, quality
 from nemo_kit.mitigation import NeMo, NoiseOptimisation, RandomNeurons
 from nemo_kit.models import DiffusionModel
@@ -40,7 +41,7 @@ def test_evaluation_seeds_are_none_of_detection_s() -> None:
     with pytest.raises(ValueError, match=r"but 9, 10 are in both; start the pictures above 10"):
         evaluation.evaluation_seeds(4, 9, range(1, 11))
     with pytest.raises(ValueError, match="but 1 is in both"):
-        evaluation.refuse_shared_seeds([1, 99], [1, 2])
+        evaluation.evaluation_seeds(2, 1, [1])
 
 
 @pytest.mark.parametrize(("count", "first", "text"), [(0, 1, "count"), (1, -1, "first")])
@@ -322,6 +323,10 @@ def test_distances_are_named_after_their_network_and_told_over_seeds() -> None:
     values = got.query("measure == 'CLIP-FID' and choice == 'none'")["value"]
     assert told["mean"].iloc[0] == pytest.approx(values.mean())
     assert told["deviation"].iloc[0] == pytest.approx(values.std())
+    single = quality.over_seeds(got[got["seed"] == 1])
+    assert single["deviation"].isna().all(), "one seed has no spread"
+    assert "most frequent not measured; random not told from one seed" in quality.sentences(single)
+    assert plots.quality(single).axes
 
 
 def curves() -> pd.DataFrame:
@@ -359,6 +364,12 @@ def test_disentangled_averages_over_draws(toy_model: DiffusionModel) -> None:
     assert got.groupby("choice")["layer"].nunique().to_dict() == {"most frequent": 16, "random": 16}
     assert got.groupby("choice")["samples"].first().to_dict() == {"most frequent": 2, "random": 4}
     assert got["similarity"].between(-1, 1.0001).all()
+    each = [disentanglement(toy_model, ["a", "b"], one.neurons, [50]) for one in chosen]
+    rest = got.query("choice == 'random' and layer == 1").iloc[0]
+    means, spreads = ([float(t[name][0]) for t in each[1:]] for name in ("cosine", "deviation"))
+    assert rest["similarity"] == pytest.approx(np.mean(means))
+    wanted = np.sqrt(np.mean(np.square(spreads)) + np.var(means))
+    assert rest["deviation"] == pytest.approx(wanted, rel=1e-4)
 
 
 # ------------------------------------------------------------------------ memorization types

@@ -13,7 +13,8 @@ import numpy as np
 import pytest
 
 from nemo_kit import cli, removal
-from nemo_kit.mitigation import NeMo, WandaPruning, export
+from nemo_kit.disentanglement import disentanglement
+from nemo_kit.mitigation import NeMo, RandomNeurons, WandaPruning, export
 from nemo_kit.models import DiffusionModel, load
 from nemo_kit.neurons import NeuronSet
 from nemo_kit.removal_page import write_report
@@ -49,6 +50,8 @@ def test_before_and_after_side_by_side(measured: removal.Removal) -> None:
     assert len(measured.layers) == 16
     assert measured.layers["cosine"].iloc[0] < 1
     assert set(measured.quality["against"]) == {"pictures before"}
+    assert measured.quality["deviation"].notna().tolist() == [False, True]  # of the kernel distance
+    assert measured.quality["references"].tolist() == [4, 4]
     assert {"memorized", "others"} == set(measured.medians["group"])
     training, before, after = measured.pictures[PROMPT]
     assert training is None
@@ -93,15 +96,34 @@ def test_the_page_needs_nothing_else_and_escapes(
 
 
 def test_other_weights_have_no_neurons(toy_model: DiffusionModel) -> None:
-    assert removal._neurons(WandaPruning(), "a") == ""
-    assert removal._layers(toy_model, WandaPruning(), OTHERS).empty
+    assert removal._neurons(WandaPruning(), toy_model, "a") == ""
+    assert removal._layers(toy_model, WandaPruning(), ["a"], OTHERS).empty
+
+
+def test_the_neurons_are_those_that_were_removed(toy_model: DiffusionModel) -> None:
+    """Of a random control the drawn ones, not those it is a control for; of the prompts alone."""
+    sets = {PROMPT: NeuronSet({1: [0]}), "other": NeuronSet({1: [1, 2]})}
+    way = RandomNeurons(sets, seed=1)
+    drawn = way.chosen(toy_model, PROMPT)
+    assert NeuronSet.from_json(removal._neurons(way, toy_model, PROMPT)) == drawn
+    found = removal._layers(toy_model, way, [PROMPT], OTHERS)
+    wanted = disentanglement(toy_model, OTHERS, drawn)
+    assert found["cosine"].tolist() == wanted["cosine"].tolist()
+
+
+def test_a_prompt_of_both_groups_is_no_collateral(
+    toy_model: DiffusionModel, tmp_path: Path
+) -> None:
+    options: dict[str, Any] = {"store": tmp_path, "seeds": (101,), "steps": 1}
+    with pytest.raises(ValueError, match=r"2 prompts that are not memorized .* got 1"):
+        removal.measure(toy_model, toy_model, NeMo(FOUND), ["a"], ["a", "b", "b"], **options)
 
 
 @pytest.mark.parametrize(
     ("change", "text"),
     [
-        ({"others": ["a"]}, "others must hold at least 2 prompts to measure quality, got 1"),
-        ({"seeds": (10, 101)}, r"seeds must differ from detection's 1 to 10, got \[10\]"),
+        ({"others": ["a"]}, "others must hold at least 2 prompts that are not memorized .* got 1"),
+        ({"seeds": (10, 101)}, "but 10 is in both; start the pictures above 10"),
         ({"memorized": []}, "prompts must hold at least one prompt"),
     ],
 )
@@ -132,7 +154,7 @@ def test_the_command_writes_folder_and_report(
     monkeypatch.setattr("nemo_kit.figures.runner.root", lambda: tmp_path)
     arguments = [
         "--model", str(toy_folder), "--neurons", str(tmp_path / "sets.json"), "--neurons",
-        '{"2": [1]}', "--prompts", str(tmp_path / "prompts.txt"), "--seeds", "2", "--steps", "1",
+        '{"2": [1]}', "--prompts", str(tmp_path / "prompts.txt"), "--pictures", "2", "--steps", "1",
         "--control", str(tmp_path / "control.txt"), "--clip", "lab",
         "--out", str(tmp_path / "out"), "--device", "cpu",
     ]  # fmt: skip

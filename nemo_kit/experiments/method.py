@@ -16,16 +16,18 @@ from typing import TYPE_CHECKING, Any
 import pandas as pd
 
 from nemo_kit.experiments.sweep import run, tidy
-from nemo_kit.experiments.work import ModelRef, model_key, opened
+from nemo_kit.experiments.work import Keyed, ModelRef, model_key, opened
 
 if TYPE_CHECKING:
     from nemo_kit.mitigation import Mitigation
     from nemo_kit.models import DiffusionModel
     from nemo_kit.neurons import NeuronSet
 
+    AnyModel = DiffusionModel | ModelRef | Keyed
+
 
 def detect_all(
-    model: DiffusionModel | ModelRef,
+    model: AnyModel,
     prompts: Iterable[str],
     seeds: Iterable[int] = range(1, 11),
     *,
@@ -52,7 +54,7 @@ def detect_all(
 
 
 def localize_all(
-    model: DiffusionModel | ModelRef,
+    model: AnyModel,
     prompts: Iterable[str],
     seeds: Iterable[int] = range(1, 11),
     *,
@@ -78,7 +80,7 @@ def localize_all(
 
 
 def generate_all(
-    model: DiffusionModel | ModelRef,
+    model: AnyModel,
     prompts: Iterable[str],
     seeds: Iterable[int],
     neurons: NeuronSet | Mapping[str, NeuronSet] | None = None,
@@ -116,13 +118,14 @@ def generate_all(
 class PerPrompt:
     """What a worker does with one prompt: a model (or where to find it), seeds, options."""
 
-    model: DiffusionModel | ModelRef
+    model: AnyModel
     seeds: list[int]
     options: dict[str, Any]
 
     def key(self) -> dict[str, Any]:
         """What its results depend on besides the prompt."""
-        model = self.model.key if isinstance(self.model, ModelRef) else model_key(self.model)
+        known = isinstance(self.model, (ModelRef, Keyed))
+        model = self.model.key if known else model_key(self.model)
         return {"seeds": self.seeds, "options": self.options, **model}
 
 
@@ -177,13 +180,11 @@ def with_sets(frame: pd.DataFrame) -> pd.DataFrame:
     return frame.assign(**{name: [NeuronSet.from_json(t) for t in frame[name]] for name in named})
 
 
-def _for_workers(
-    model: DiffusionModel | ModelRef, executor: object, workers: int
-) -> DiffusionModel | ModelRef:
+def _for_workers(model: AnyModel, executor: object, workers: int) -> AnyModel:
     """The model itself for this process, a reference for others."""
     if isinstance(model, ModelRef) or (executor is None and workers == 1):
         return model
-    return ModelRef.of(model)
+    return ModelRef.of(model.model if isinstance(model, Keyed) else model)
 
 
 def _of(given: Any, prompt: str) -> Any:

@@ -156,19 +156,36 @@ class ModelRef:
         return model
 
 
+@dataclass(frozen=True, eq=False)
+class Keyed:
+    """A model that is open here with its `model_key`, computed once for many calls.
+
+    Use `Keyed.of(model)` around a loop in which the model stays as it is: an edit of the model
+    after that is not seen, and results would be kept as those of the model before.
+    """
+
+    model: DiffusionModel
+    key: dict[str, Any]
+
+    @classmethod
+    def of(cls, model: DiffusionModel) -> Keyed:
+        """The model with its key as it is now."""
+        return cls(model, model_key(model))
+
+
 _LOCK = threading.RLock()
 _OPENED: dict[str, Any] = {}
 _CLAIMS: list[Any] = []
 
 
 @contextmanager
-def opened(model: DiffusionModel | ModelRef) -> Iterator[DiffusionModel]:
+def opened(model: DiffusionModel | ModelRef | Keyed) -> Iterator[DiffusionModel]:
     """The model itself, or the one that the reference names."""
     if isinstance(model, ModelRef):
         with model.borrow() as found:
             yield found
     else:
-        yield model
+        yield model.model if isinstance(model, Keyed) else model
 
 
 @cache

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pandas as pd
 
-from nemo_kit.experiments import localize_all
+from nemo_kit.experiments import Keyed, localize_all
 from nemo_kit.frames.evaluation import Setting, over_prompts
 from nemo_kit.localization import calibrate
 from nemo_kit.neurons import NeuronSet
@@ -82,9 +82,9 @@ def localized(
     Parameters: `rows`, with `prompt` and `group`; `chosen`, from `variants`; `seeds` of detection.
     Raises what `localize_all` raises.
     """
-    numbers, parts = list(seeds), []
+    numbers, keyed, parts = list(seeds), Keyed.of(model), []
     for name, options in chosen.items():
-        found = localize_all(model, rows["prompt"], numbers, store=store, **options)
+        found = localize_all(keyed, rows["prompt"], numbers, store=store, **options)
         told = rows[["prompt", "group"]].merge(found, on="prompt", validate="one_to_one")
         counted = told["refined"].map(len).where(told["memorized"].astype(bool))
         samples = [name for name in told if name.startswith("samples_") and "eval" not in name]

@@ -15,8 +15,8 @@ from typing import TYPE_CHECKING, Any
 import pandas as pd
 
 from nemo_kit import effects, metrics
-from nemo_kit.checks import check_seeds, check_whole
-from nemo_kit.experiments import generate_all
+from nemo_kit.checks import check_seeds_apart, check_whole
+from nemo_kit.experiments import Keyed, generate_all
 
 if TYPE_CHECKING:
     from nemo_kit.models import DiffusionModel
@@ -38,20 +38,7 @@ def evaluation_seeds(count: int, first: int, detection: Iterable[int]) -> list[i
     """
     check_whole("count", count, 1)
     check_whole("first", first, 0)
-    seeds = list(range(first, first + count))
-    refuse_shared_seeds(seeds, detection)
-    return seeds
-
-
-def refuse_shared_seeds(evaluation: Iterable[int], detection: Iterable[int]) -> None:
-    """Raise ValueError, with the seeds, where evaluation and detection share some."""
-    used = check_seeds(list(detection))
-    if both := sorted(set(check_seeds(list(evaluation))) & set(used)):
-        shown = ", ".join(map(str, both[:5])) + (", …" if len(both) > 5 else "")
-        raise ValueError(
-            f"evaluation seeds must differ from detection seeds, but {shown} "
-            f"{'is' if len(both) == 1 else 'are'} in both; start the pictures above {max(used)}"
-        )
+    return check_seeds_apart(range(first, first + count), detection)
 
 
 def networks(sscd: str | Path | None = None, clip: str = "lab", device: str = "cpu") -> Looks:
@@ -100,11 +87,11 @@ def measured(
     Raises ValueError for shared seeds, and what `generate_all` raises.
     Source: paper, section 4 and table 1.
     """
-    refuse_shared_seeds(seeds, detection_seeds)
-    prompts, looks = list(rows["prompt"]), looks or networks()
+    check_seeds_apart(seeds, detection_seeds)
+    prompts, looks, keyed = list(rows["prompt"]), looks or networks(), Keyed.of(model)
 
     def draw(**how: Any) -> pd.DataFrame:
-        return generate_all(model, prompts, seeds, store=store, **options, **how)
+        return generate_all(keyed, prompts, seeds, store=store, **options, **how)
 
     before, parts, repeats = draw(), [], Counter[str]()
     for name, how in settings:

@@ -17,10 +17,9 @@ import numpy as np
 import pandas as pd
 
 from nemo_kit import metrics
-from nemo_kit.checks import check_seeds, check_whole
+from nemo_kit.checks import check_seeds, check_seeds_apart, check_whole
 from nemo_kit.disentanglement import disentanglement
-from nemo_kit.experiments import generate_all
-from nemo_kit.frames.evaluation import refuse_shared_seeds
+from nemo_kit.experiments import Keyed, generate_all
 from nemo_kit.neurons import NeuronSet, random_neurons
 
 if TYPE_CHECKING:
@@ -118,14 +117,13 @@ def pictures(
     Raises ValueError for shared seeds, and what `generate_all` raises.
     Source: paper, figures 5a and 8 (five seeds).
     """
-    refuse_shared_seeds(seeds, detection_seeds)
-    numbers = check_seeds(seeds, distinct=True)
+    numbers = check_seeds(check_seeds_apart(seeds, detection_seeds), distinct=True)
     places = dict(zip(range(len(numbers)), numbers, strict=True))
-    parts = []
+    parts, keyed = [], Keyed.of(model)
     for block in [Block(NONE, 0, NeuronSet()), *chosen]:
         own = numbers if block.seed is None else [places[block.seed]]
         neurons = block.neurons or None
-        made = generate_all(model, prompts, own, neurons, store=store, **options)
+        made = generate_all(keyed, prompts, own, neurons, store=store, **options)
         parts.append(made.assign(choice=block.choice, neurons=block.count))
     frame = pd.concat(parts, ignore_index=True)
     return frame[["choice", "neurons", "seed", "prompt", "image"]]
@@ -231,14 +229,13 @@ def distances(
 def over_seeds(measured: pd.DataFrame) -> pd.DataFrame:
     """Mean and standard deviation over picture seeds of each measure, choice and count.
 
-    Returns a frame with `measure`, `extractor`, `choice`, `neurons`, `mean`, `deviation` (0 for one
-    seed), `seeds`.
+    Returns a frame with `measure`, `extractor`, `choice`, `neurons`, `mean`, `deviation` (NaN for
+    one seed), `seeds`.
     Parameters: `measured`, from `distances`.
     """
     keys = ["measure", "extractor", "choice", "neurons"]
     table = measured.groupby(keys, sort=False)["value"].agg(["mean", "std", "size"]).reset_index()
-    named = table.rename(columns={"std": "deviation", "size": "seeds"})
-    return named.fillna({"deviation": 0.0})
+    return table.rename(columns={"std": "deviation", "size": "seeds"})
 
 
 def sentences(table: pd.DataFrame) -> str:
@@ -260,6 +257,8 @@ def _leaves(rows: pd.DataFrame, none: Any) -> str:
     """From how many neurons on the mean stays above the undisturbed mean by two deviations."""
     if rows.empty:
         return "not measured"
+    if np.isnan(none["deviation"]):
+        return "not told from one seed"
     ordered = rows.sort_values("neurons")
     above = (ordered["mean"] > none["mean"] + 2 * none["deviation"]).to_numpy()
     stays = np.logical_and.accumulate(above[::-1])[::-1]
@@ -283,7 +282,7 @@ def disentangled(
     """Cosine of cross-attention outputs with and without each block's neurons, by layer (T3).
 
     Returns a frame with `choice`, `neurons`, `layer`, `similarity` (mean over prompts, seeds and
-    draws, in [-1, 1]), `samples`.
+    draws, in [-1, 1]), `deviation` (standard deviation over them), `samples`.
 
     Parameters: `prompts`, non-memorized ones; `chosen`, from `blocks`; `seeds` (the paper: 3).
     Raises as `disentanglement`.
@@ -295,7 +294,12 @@ def disentangled(
     table = table.assign(
         choice=[block.choice for block in blocks_of], neurons=[b.count for b in blocks_of]
     )
+    table = table.astype({"cosine": float, "deviation": float})  # squares near 1, in double
+    table = table.assign(square=table["deviation"] ** 2 + table["cosine"] ** 2)
     keys = ["choice", "neurons", "layer"]
-    return table.groupby(keys, sort=False, as_index=False).agg(
-        similarity=("cosine", "mean"), samples=("samples", "sum")
+    found = table.groupby(keys, sort=False, as_index=False).agg(
+        similarity=("cosine", "mean"), square=("square", "mean"), samples=("samples", "sum")
     )
+    spread = (found.pop("square") - found["similarity"] ** 2).clip(lower=0) ** 0.5
+    found.insert(4, "deviation", spread)
+    return found

@@ -17,7 +17,7 @@ import pandas as pd
 import torch
 
 from nemo_kit import lab, metrics
-from nemo_kit.experiments import detect_all, generate_all, localize_all
+from nemo_kit.experiments import Keyed, detect_all, generate_all, localize_all
 from nemo_kit.lab.corpus import SIZE
 from nemo_kit.localization.differences import Differences
 from nemo_kit.models import DiffusionModel, load
@@ -38,6 +38,11 @@ class Report:
     pictures: int = 10  # of each prompt
     ordinary_prompts: int = 80  # of the non-memorized ones, three pictures each
 
+    @cached_property
+    def keyed(self) -> Keyed:
+        """The model with its key, computed once."""
+        return Keyed.of(self.model)
+
     def images(
         self,
         prompts: Iterable[str],
@@ -47,15 +52,9 @@ class Report:
         """Generations of each prompt, uint8 [seeds, 64, 64, 3]."""
         seeds = SEEDS[: self.pictures] if seeds is None else seeds
         frame = generate_all(
-            self.model, prompts, seeds, neurons, store=self.store, steps=self.steps, guidance=None
+            self.keyed, prompts, seeds, neurons, store=self.store, steps=self.steps, guidance=None
         )
         return {p: np.stack(list(rows["image"])) for p, rows in frame.groupby("prompt", sort=False)}
-
-    @cached_property
-    def gallery(self) -> tuple[list[str], torch.Tensor]:
-        """All training images' prompts and descriptor vectors [N, 128]."""
-        known, images = lab.training_images()
-        return known, lab.descriptor()(images)
 
     def prompts(self, *roles: str) -> list[str]:
         """The lab's prompts of these roles."""
@@ -65,24 +64,16 @@ class Report:
 
     @cached_property
     def copies(self) -> pd.DataFrame:
-        """One row a verbatim or ladder prompt: share of copied seeds, similarity, PSNR to the
-        decoded image."""
+        """One row a verbatim or ladder prompt: `metrics.copying_table`, and `psnr`, the median in
+        dB to the decoded training image."""
         table = lab.prompts("verbatim", "ladder")
         made = self.images(table["prompt"])
-        rows = [self._copy_row(prompt, made[prompt]) for prompt in table["prompt"]]
-        return pd.concat([table, pd.DataFrame(rows)], axis=1)
-
-    def _copy_row(self, prompt: str, images: np.ndarray) -> dict[str, float]:
-        known, vectors = self.gallery
-        cosine = lab.descriptor()(images) @ vectors.T  # [seeds, training images]
-        own = known.index(prompt)
-        copied = (cosine[:, own] > COPY) & (cosine.argmax(1) == own)
-        target = decoded(self.model, lab.training_image(prompt)[None])[0]
-        return {
-            "copied": float(copied.float().mean()),
-            "similarity": float(cosine[:, own].median()),
-            "psnr": float(np.median([psnr(image, target) for image in images])),
-        }
+        shots = [made[prompt] for prompt in table["prompt"]]
+        targets = np.stack([lab.training_image(prompt) for prompt in table["prompt"]])
+        found = metrics.copying_table(table, shots, metrics.lab_descriptor(), targets)
+        best = decoded(self.model, targets)
+        pairs = zip(shots, best, strict=True)
+        return found.assign(psnr=[np.median([psnr(i, b) for i in images]) for images, b in pairs])
 
     @cached_property
     def templates(self) -> pd.DataFrame:
@@ -106,6 +97,11 @@ class Report:
         return str(table.loc[table["prompt"] == prompt, "family"].iloc[0])
 
     @cached_property
+    def gallery(self) -> torch.Tensor:
+        """Descriptor vectors of all training images, [N, 128]."""
+        return lab.descriptor()(lab.training_images()[1])
+
+    @cached_property
     def ordinary(self) -> pd.DataFrame:
         """One row a non-memorized prompt: largest similarity to any training image, diversity,
         alignment."""
@@ -114,7 +110,7 @@ class Report:
         return pd.DataFrame([self._ordinary_row(prompt, made[prompt]) for prompt in prompts])
 
     def _ordinary_row(self, prompt: str, images: np.ndarray) -> dict[str, float | str]:
-        nearest = (lab.descriptor()(images) @ self.gallery[1].T).amax(1)
+        nearest = (lab.descriptor()(images) @ self.gallery.T).amax(1)
         return {
             "prompt": prompt,
             "nearest": float(nearest.max()),
@@ -128,7 +124,7 @@ class Report:
     def scores(self) -> pd.DataFrame:
         """Detection scores of memorized (not ladder) and non-memorized prompts."""
         table = lab.prompts("verbatim", "template", "non_memorized")
-        return table.merge(detect_all(self.model, table["prompt"], store=self.store), on="prompt")
+        return table.merge(detect_all(self.keyed, table["prompt"], store=self.store), on="prompt")
 
     @cached_property
     def detection(self) -> pd.DataFrame:
@@ -200,7 +196,7 @@ class Report:
         any; necessary is a planted neuron that, on again alone, brings the copy back."""
         planted = lab.planted()
         prompts = self.prompts("verbatim", "template")
-        frame = localize_all(self.model, prompts, store=self.store)
+        frame = localize_all(self.keyed, prompts, store=self.store)
         rows = [self._found_row(row, planted.get(row.prompt)) for row in frame.itertuples()]
         return pd.concat([frame, pd.DataFrame(rows)], axis=1)
 
@@ -277,7 +273,7 @@ class Report:
         return [
             (
                 "share of verbatim prompts copied by 9 of 10 seeds",
-                (verbatim["copied"] >= 0.9).mean(),
+                (verbatim["above"] >= 0.9).mean(),
                 ">=",
                 0.9,
             ),
