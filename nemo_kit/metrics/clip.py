@@ -13,8 +13,9 @@ from typing import Any
 
 import numpy as np
 
+from nemo_kit.metrics._checks import unit
 from nemo_kit.metrics.embedders import Embedder, processor
-from nemo_kit.metrics.images import alignment, clip_pixels
+from nemo_kit.metrics.images import alignment, clip_features, clip_pixels
 
 PAPER_CLIP = "openai/clip-vit-base-patch32"  # paper, section 4
 
@@ -52,10 +53,8 @@ class Clip:
         import torch
 
         with torch.inference_mode():
-            pixels = self.preprocess(images).to(self.model.device, self.model.dtype)
-            seen = self.model.vision_model(pixel_values=pixels)
-            features = self.model.visual_projection(seen.pooler_output)
-        return torch.nn.functional.normalize(features, dim=1) if self.scaled else features
+            features = clip_features(self.model, self.preprocess(images))
+        return unit(features) if self.scaled else features
 
 
 def load_clip(name: str | Path = "lab", revision: str | None = None, device: str = "cpu") -> Clip:

@@ -13,10 +13,11 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from nemo_kit.metrics._checks import check_images, unit
+from nemo_kit.metrics._checks import check_images
 from nemo_kit.metrics.clip import Clip
 from nemo_kit.metrics.duplicates import SAME, distinct
 from nemo_kit.metrics.embedders import as_embedder
+from nemo_kit.metrics.images import between_seeds, same_seed
 from nemo_kit.metrics.scores import COPY_THRESHOLD, share_above, summarize
 
 ALL, DISTINCT = "all", "without near duplicates"
@@ -59,8 +60,8 @@ def copying_table(
         vectors = look(pictures)
         one: dict[str, Any] = {"images": len(pictures)}
         one |= _original(vectors, None if training is None else training[place], look, threshold)
-        one["gen"] = np.nan if unmitigated is None else _same(vectors, look(unmitigated[place]))
-        one["diversity"] = _spread(vectors)
+        one["gen"] = np.nan if unmitigated is None else same_seed(vectors, look(unmitigated[place]))
+        one["diversity"] = between_seeds(vectors) if len(vectors) > 1 else np.nan
         one["alignment"] = np.nan if clip is None else np.median(clip.align(pictures, prompt))
         found.append(one)
     names = look.labels | {"clip_model": "" if clip is None else clip.name}
@@ -76,21 +77,6 @@ def _original(
     cosines = vectors @ look(check_images("training", np.asarray(training)[None]))[0]
     above = share_above(cosines, threshold)
     return {"orig": float(np.median(cosines)), "orig_max": float(cosines.max()), "above": above}
-
-
-def _same(vectors: np.ndarray, others: np.ndarray) -> float:
-    if len(vectors) != len(others):
-        raise ValueError(
-            "unmitigated must hold one image for each of images (same seeds), "
-            f"got {len(others)} for {len(vectors)}"
-        )
-    return float(np.median(np.sum(unit(vectors) * unit(others), axis=1)))
-
-
-def _spread(vectors: np.ndarray) -> float:
-    if len(vectors) < 2:
-        return float("nan")
-    return float(np.median((vectors @ vectors.T)[np.triu_indices(len(vectors), 1)]))
 
 
 def over_groups(

@@ -49,13 +49,17 @@ def sscd_gen(images: np.ndarray, unmitigated: np.ndarray, embedder: Look) -> flo
     Source: paper, section 4, SSCD_gen.
     """
     images, unmitigated = check_images("images", images), check_images("unmitigated", unmitigated)
-    if len(images) != len(unmitigated):
+    return same_seed(_embed(images, embedder), _embed(unmitigated, embedder))
+
+
+def same_seed(vectors: np.ndarray, others: np.ndarray) -> float:
+    """SSCD_gen of unit vectors, [N, D] each; ValueError for different numbers of them."""
+    if len(vectors) != len(others):
         raise ValueError(
             "unmitigated must hold one image for each of images (same seeds), "
-            f"got {len(unmitigated)} for {len(images)}"
+            f"got {len(others)} for {len(vectors)}"
         )
-    pairs = _embed(images, embedder) * _embed(unmitigated, embedder)
-    return float(np.median(pairs.sum(axis=1)))
+    return float(np.median((vectors * others).sum(axis=1)))
 
 
 def diversity(images: np.ndarray, embedder: Look) -> float:
@@ -65,10 +69,13 @@ def diversity(images: np.ndarray, embedder: Look) -> float:
     Raises ValueError for wrong shapes or dtypes, or fewer than two images.
     Source: paper, section 4, D_SSCD.
     """
-    images = check_images("images", images)
-    if len(images) < 2:
-        raise ValueError(f"images must hold at least 2 images to form a pair, got {len(images)}")
-    vectors = _embed(images, embedder)
+    return between_seeds(_embed(check_images("images", images), embedder))
+
+
+def between_seeds(vectors: np.ndarray) -> float:
+    """D_SSCD of unit vectors, [N, D]; ValueError for fewer than two."""
+    if len(vectors) < 2:
+        raise ValueError(f"images must hold at least 2 images to form a pair, got {len(vectors)}")
     return float(np.median((vectors @ vectors.T)[np.triu_indices(len(vectors), 1)]))
 
 
@@ -119,12 +126,15 @@ def clip_embeddings(
     see = preprocess or (lambda part: clip_pixels(part, model))
     with torch.inference_mode():
         words = model.text_projection(model.text_model(**tokens.to(model.device)).pooler_output)
-        seen = [_look(model, see(part)) for part in np.split(images, range(64, len(images), 64))]
+        seen = [
+            clip_features(model, see(part)) for part in np.split(images, range(64, len(images), 64))
+        ]
     texts = unit(array(words))[[order[prompt] for prompt in prompts]]
     return unit(np.concatenate(seen)), texts
 
 
-def _look(model: Any, pixels: Any) -> np.ndarray:
+def clip_features(model: Any, pixels: Any) -> np.ndarray:
+    """Projected image features of a CLIP, not scaled: float64 [N, D]."""
     out = model.vision_model(pixel_values=pixels.to(model.device, model.dtype))
     return array(model.visual_projection(out.pooler_output))
 
