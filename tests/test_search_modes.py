@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from nemo_kit.localization.search import SEARCHES, refine, select_initial, unnecessary
-from nemo_kit.localization.search.halving import doubled
+from nemo_kit.localization.search.halving import doubled, halved
 from nemo_kit.localization.search.speculative import Chain
 from nemo_kit.localization.search.steps import layer_parts, neuron_parts
 from nemo_kit.localization.verdicts import Plain, Verdicts, verdicts
@@ -204,7 +204,8 @@ def test_doubling_brackets_the_first_that_holds(count: int, first: int) -> None:
     assert low < high <= count
     assert low < first or first >= count
     assert high >= min(first, count)
-    assert len(looked) <= 2 * count.bit_length() + 2
+    assert halved(low, high, holds) == min(first, count)
+    assert len(looked) <= 3 * count.bit_length() + 2
 
 
 @pytest.mark.parametrize("search", BATCHED)

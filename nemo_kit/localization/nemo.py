@@ -10,7 +10,7 @@ import time
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import torch
 
@@ -20,9 +20,10 @@ from nemo_kit.localization.attribution import first_order_effects
 from nemo_kit.localization.candidates import candidates, text_activations, z_scores
 from nemo_kit.localization.detection import check_threshold, kept, resolve, upper
 from nemo_kit.localization.differences import Differences, Progress
-from nemo_kit.localization.result import STAGES, Localization
+from nemo_kit.localization.result import STAGES, Localization, outcome
 from nemo_kit.localization.scoring import Score
 from nemo_kit.localization.search import Propose, Refinement, Report, Selection, find_search
+from nemo_kit.localization.verdicts import Verdicts
 from nemo_kit.memory import BatchSize, fitting
 from nemo_kit.neurons import Neuron, NeuronSet
 from nemo_kit.settings import LocalizationSettings
@@ -55,17 +56,19 @@ def localize(
     has no statistics or threshold and none was given.
     Source: Algorithms 1 to 4; default timesteps[1] on the unchanged x_T, MS-SSIM, |z|.
     """
-    run = _Run(model, check_text(prompt), seeds, search, settings, progress)
+    run = Run(model, check_text(prompt), seeds, search, settings, progress)
     limit = check_threshold(model, threshold, run.detection, run.similarity)
     known = _check_statistics(model, statistics)
-    score, mask = run.detect(limit)
-    if not mask.any():
-        return run.result(limit, score)
-    selection, refinement = run.search(run.propose(known), limit)
-    return run.result(limit, score, selection, refinement)
+    detected = run.detect(limit)
+    if not run.kept_seeds:
+        return run.result(limit, detected)
+    propose, score = run.propose(known), run.score()
+    selection = run.select(score, propose, limit)
+    refinement = run.refine(score, selection, selection.refinement_threshold)
+    return run.result(limit, detected, selection, refinement)
 
 
-class _Run:
+class Run:
     """One prompt on its way through the algorithms; keeps what they share."""
 
     def __init__(
@@ -74,16 +77,13 @@ class _Run:
         prompt: str,
         seeds: Iterable[int],
         search: str,
-        settings: LocalizationSettings | None,
-        progress: Progress | None,
+        settings: LocalizationSettings | None = None,
+        progress: Progress | None = None,
     ) -> None:
         settings = settings or LocalizationSettings()
         self.model, self.prompt, self.progress = model, prompt, progress
-        self.seeds, self.mode, self.name = (
-            check_seeds(seeds, least=2, distinct=True),
-            find_search(search),
-            search,
-        )
+        self.seeds = check_seeds(seeds, least=2, distinct=True)
+        self.mode, self.name = find_search(search), search
         self.detection, self.similarity = resolve(model, settings.detection, settings.similarity)
         self.similarity.check(*model.latent_shape[1:])
         self.settings = replace(settings, detection=self.detection, similarity=self.similarity)
@@ -94,17 +94,18 @@ class _Run:
         self.samples = dict.fromkeys(STAGES, 0)
         self.times = dict.fromkeys(STAGES, 0.0)
 
-    def detect(self, threshold: float) -> tuple[float, torch.Tensor]:
-        """Algorithm 1: the score, and [seeds] bool, which seeds memorize; keeps those."""
+    def detect(self, threshold: float) -> float:
+        """Algorithm 1: the memorization score; keeps the seeds that memorize."""
         with self._stage("detect"):
             noise, text = self.model.noise(self.seeds), self.model.embed(self.prompt)
             rows = text.expand(len(noise), -1, -1)
             drawn = self.draw.in_batches(noise, rows, None, self.batch)
             pairs = pairwise(drawn, self.similarity).cpu()
-            self.mask = kept(pairs, threshold)
-            where = self.mask.to(noise.device)
+            mask = kept(pairs, threshold)
+            where = mask.to(noise.device)
             self.noise, self.text, self.unblocked = noise[where], text, drawn[where]
-        return upper(pairs).max().item(), self.mask
+        self.kept_seeds = tuple(s for s, keep in zip(self.seeds, mask, strict=True) if keep)
+        return upper(pairs).max().item()
 
     def propose(self, statistics: ActivationStatistics) -> Propose:
         """Algorithm 2 as a function of θ and k; activations are computed once."""
@@ -115,9 +116,9 @@ class _Run:
         two_sided = self.settings.two_sided
         return lambda theta, k: candidates(activations, z, theta, k, two_sided)
 
-    def search(self, propose: Propose, threshold: float) -> tuple[Selection, Refinement]:
-        """Algorithms 3 and 4 in the chosen search mode."""
-        score = Score(
+    def score(self) -> Score:
+        """What the search modes ask, over the kept seeds."""
+        return Score(
             self._blocked,
             self.unblocked,
             self.similarity,
@@ -125,25 +126,24 @@ class _Run:
             effects=self._effects,
             per_pair=self.draw.per_item,
         )
-        widest = max(layer.width for layer in self.model.searched)
+
+    def select(self, ask: Verdicts, propose: Propose, threshold: float) -> Selection:
+        """Algorithm 3 in the chosen search mode."""
+        widest, report = max(one.width for one in self.model.searched), self._report("select")
         with self._stage("select"):
-            options = {"settings": self.settings, "widest": widest}
-            report = self._report("select")
-            selection = self.mode.select(score, propose, threshold, report=report, **options)
+            return self.mode.select(ask, propose, threshold, self.settings, widest, report)
+
+    def refine(self, ask: Verdicts, selection: Selection, threshold: float) -> Refinement:
+        """Algorithm 4 in the chosen search mode, or the candidates as they are."""
+        report, reached = self._report("refine"), selection.score
         with self._stage("refine"):
             if not self.settings.refine:
-                return selection, Refinement(selection.candidates, selection.score, 0)
-            refinement = self.mode.refine(
-                score,
-                selection.candidates,
-                selection.refinement_threshold,
-                report=self._report("refine"),
-                initial_score=selection.score,
-            )
-        return selection, refinement
+                return Refinement(selection.candidates, reached, 0)
+            return self.mode.refine(ask, selection.candidates, threshold, report, reached)
 
     def _blocked(self, places: list[int], sets: list[NeuronSet]) -> torch.Tensor:
-        return self.draw(self.noise[places], self.text.expand(len(places), -1, -1), sets)
+        text = self.text.expand(len(places), -1, -1)
+        return self.draw(self.noise[places], text, sets, origins=places)
 
     def _effects(self, neurons: NeuronSet, places: list[int]) -> dict[Neuron, float]:
         seeds = self.noise[places], self.text, self.unblocked[places]
@@ -171,30 +171,17 @@ class _Run:
         refinement: Refinement | None = None,
     ) -> Localization:
         """What was found, as a value."""
-        found: dict[str, Any] = {}
-        if selection is not None and refinement is not None:
-            found = {
-                "initial": selection.candidates,
-                "refined": refinement.neurons,
-                "theta": selection.theta,
-                "k": selection.k,
-                "initial_score": selection.score,
-                "refined_score": refinement.score,
-                "refinement_threshold": selection.refinement_threshold,
-                "verified": refinement.verified,
-                "fell_back": refinement.fell_back,
-            }
         return Localization(
             prompt=self.prompt,
             memorized=selection is not None,
             score=score,
-            kept_seeds=tuple(s for s, keep in zip(self.seeds, self.mask, strict=True) if keep),
+            kept_seeds=self.kept_seeds,
             threshold=threshold,
             settings=self.settings,
             search=self.name,
             samples=self.samples,
             times=self.times,
-            **found,
+            **outcome(selection, refinement),
         )
 
 

@@ -11,6 +11,7 @@ import math
 from dataclasses import dataclass, field
 from typing import Any
 
+from nemo_kit.localization.search import Refinement, Selection
 from nemo_kit.neurons import RESULT_COLUMNS, NeuronSet
 from nemo_kit.settings import LocalizationSettings, to_dict
 
@@ -91,3 +92,20 @@ class Localization:
         scores = (self.initial_score or 0.0, self.refined_score or 0.0)
         values = (self.prompt, url, self.initial, scores[0], self.refined, scores[1])
         return dict(zip(RESULT_COLUMNS, values, strict=True))
+
+
+def outcome(selection: Selection | None, refinement: Refinement | None) -> dict[str, Any]:
+    """The fields of a `Localization` that the search fills; none where there was no search."""
+    if selection is None or refinement is None:
+        return {}
+    return {
+        "initial": selection.candidates,
+        "refined": refinement.neurons,
+        "theta": selection.theta,
+        "k": selection.k,
+        "initial_score": selection.score,
+        "refined_score": refinement.score,
+        "refinement_threshold": selection.refinement_threshold,
+        "verified": refinement.verified,
+        "fell_back": refinement.fell_back,
+    }

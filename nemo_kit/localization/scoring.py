@@ -4,11 +4,10 @@ Scope: the engine under every search mode. Many sets share a denoiser call, one 
 the seeds that memorize are drawn; unblocked differences and text embeddings are computed once a
 prompt; nothing is drawn twice, and the empty set, which blocks nothing, not at all.
 
-What runs before the first blocked layer is the same for every set, but is not reused: measured by
-`torch.utils.flop_counter`, the part of the U-Net before the text first comes in (layer 1, among
-the candidates as soon as k ≥ 1) is 5 % of its operations in Stable Diffusion 1.4 and 7 % in the
-embedded model. Sets that begin in layer 3 would save 15 and 19 %, but they belong to the prompts
-that need a dozen checks. For that the U-Net's forward pass would have to be written a second time.
+In one call, what runs before the first layer in which sets differ is run once for each seed
+(`origins` of `hooks.scale_neurons`): refinement walks the last layers first, so the sets of a chain
+often differ in their last layer alone. Up to a third of the embedded model's operations lie there.
+A sample counts as a whole one all the same.
 Source: "Finding NeMo" (arXiv 2406.02366), section 3.2: the largest similarity, over the seeds that
 memorize, between the unblocked noise difference and the same seed's blocked one.
 """

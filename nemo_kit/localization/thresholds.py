@@ -10,7 +10,7 @@ thresholds.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import combinations_with_replacement
 from typing import TYPE_CHECKING, Any
@@ -18,18 +18,15 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from nemo_kit.calibration import Calibration
+from nemo_kit.calibration import ActivationStatistics, Calibration
 from nemo_kit.checks import check_choice, check_number, check_seeds, check_text
-from nemo_kit.localization.candidates import candidates, text_activations, z_scores
-from nemo_kit.localization.detection import check_threshold, kept, resolve, upper
-from nemo_kit.localization.differences import Differences
+from nemo_kit.localization.detection import check_threshold
+from nemo_kit.localization.nemo import Run
 from nemo_kit.localization.scoring import Score
-from nemo_kit.localization.search import Propose, Refinement, Search, Selection, find_search
+from nemo_kit.localization.search import Refinement, Selection
 from nemo_kit.localization.verdicts import Verdicts
-from nemo_kit.memory import BatchSize, fitting
 from nemo_kit.neurons import NeuronSet
 from nemo_kit.settings import LocalizationSettings
-from nemo_kit.similarity import pairwise
 
 if TYPE_CHECKING:
     from nemo_kit.models import DiffusionModel
@@ -150,81 +147,39 @@ def localize_thresholds(
     text, numbers = check_text(prompt), check_seeds(seeds, least=2, distinct=True)
     known, steps = _calibration(model), _ascending(deviations)
     check_choice("search", search, MODES)
-    mode = find_search(search)
     before = model.samples_evaluated
-    run = _Prompt(model, text, numbers, settings or LocalizationSettings())
+    run = Run(model, text, numbers, search, settings)
+    score = run.detect(check_threshold(model, None, run.detection, run.similarity))
     pairs: tuple[Pair, ...] = ()
-    if run.mask.any():
+    if run.kept_seeds:
         limits = {step: known.mean + step * known.std for step in steps}
-        pairs = tuple(run.pairs(known, limits, mode))
+        pairs = tuple(_pairs(run, known.statistics, limits))  # type: ignore[arg-type]
     return ThresholdGrid(
         prompt=text,
-        score=run.score,
+        score=score,
         seeds=len(numbers),
-        kept_seeds=tuple(s for s, keep in zip(numbers, run.mask.tolist(), strict=True) if keep),
+        kept_seeds=run.kept_seeds,
         pairs=pairs,
         samples=model.samples_evaluated - before,
-        sample_cost=run.cost,
+        sample_cost=run.draw.per_item,
     )
 
 
-class _Prompt:
-    """One prompt: what all thresholds share."""
+def _pairs(
+    run: Run, statistics: ActivationStatistics, limits: Mapping[float, float]
+) -> Iterator[Pair]:
+    """Every pair of an initial threshold and one of refinement that is not below it.
 
-    def __init__(
-        self, model: DiffusionModel, text: str, seeds: list[int], settings: LocalizationSettings
-    ) -> None:
-        detection, self.similarity = resolve(model, settings.detection, settings.similarity)
-        limit = check_threshold(model, None, detection, self.similarity)
-        self.model, self.text, self.settings = model, text, settings
-        self.draw = Differences(
-            model, detection, settings.factor, settings.halves, settings.precision
-        )
-        self.batch = BatchSize(settings.batch_size) if settings.batch_size else fitting(model)
-        self.cost = self.draw.per_item
-        noise, self.embedding = model.noise(seeds), model.embed(text)
-        rows = self.embedding.expand(len(noise), -1, -1)
-        drawn = self.draw.in_batches(noise, rows, None, self.batch)
-        scores = pairwise(drawn, self.similarity).cpu()
-        self.score, self.mask = upper(scores).max().item(), kept(scores, limit)
-        where = self.mask.to(noise.device)
-        self.noise, self.unblocked = noise[where], drawn[where]
-
-    def pairs(self, known: Calibration, limits: dict[float, float], mode: Search) -> Iterator[Pair]:
-        """Every pair of an initial threshold and one of refinement that is not below it."""
-        score = Score(
-            self._blocked, self.unblocked, self.similarity, self.batch, per_pair=self.cost,
-        )  # fmt: skip
-        memory: Memory = {}
-        propose = self._propose(known)
-        for initial, refinement in combinations_with_replacement(limits, 2):
-            ask = Recalled(score, memory)
-            selection = self._select(mode, ask, propose, limits[initial])
-            refined = self._refine(mode, ask, selection, limits[refinement])
-            yield Pair(initial, refinement, selection, refined, ask.samples)
-
-    def _select(self, mode: Search, ask: Recalled, propose: Propose, limit: float) -> Selection:
-        widest = max(layer.width for layer in self.model.searched)
-        return mode.select(ask, propose, limit, settings=self.settings, widest=widest)
-
-    def _propose(self, known: Calibration) -> Propose:
-        found = text_activations(self.model, [self.text])
-        activations = {layer: values[0] for layer, values in found.items()}
-        z = z_scores(activations, known.statistics)  # type: ignore[arg-type]
-        two_sided = self.settings.two_sided
-        return lambda theta, k: candidates(activations, z, theta, k, two_sided)
-
-    def _refine(
-        self, mode: Search, ask: Recalled, selection: Selection, limit: float
-    ) -> Refinement:
-        """Where θ ran out above the limit, the score reached is the threshold (Algorithm 3)."""
-        if not self.settings.refine:
-            return Refinement(selection.candidates, selection.score, 0)
-        threshold, start = max(limit, selection.score), selection.score
-        return mode.refine(ask, selection.candidates, threshold, initial_score=start)
-
-    def _blocked(self, places: list[int], sets: list[NeuronSet]) -> Tensor:
-        return self.draw(self.noise[places], self.embedding.expand(len(places), -1, -1), sets)
+    Where θ ran out above the limit, the score reached is the threshold (Algorithm 3).
+    """
+    score, propose = run.score(), run.propose(statistics)
+    memory: Memory = {}
+    for initial, refinement in combinations_with_replacement(limits, 2):
+        ask = Recalled(score, memory)
+        selection = run.select(ask, propose, limits[initial])
+        threshold = max(limits[refinement], selection.score)
+        refined = run.refine(ask, selection, threshold)
+        yield Pair(initial, refinement, selection, refined, ask.samples)
 
 
 def _calibration(model: DiffusionModel) -> Calibration:

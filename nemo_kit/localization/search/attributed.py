@@ -16,7 +16,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 
-from nemo_kit.localization.search.halving import Halving, doubled, select
+from nemo_kit.localization.search.halving import Halving, doubled, halved, select
 from nemo_kit.localization.search.steps import Refinement, Report, Walk, joined
 from nemo_kit.localization.search.verification import unnecessary, verified
 from nemo_kit.localization.verdicts import ScoreFunction, Verdicts, finite, verdicts
@@ -76,11 +76,8 @@ class Fewest(Walk):
             kept = [self.neurons - joined(rest[: ahead - 1 - place]) for place in places]
             return self.ask.first_below(kept, self.limit, self.watch)
 
-        low, high = doubled(ahead, below)
-        while high - low > 1 and high < ahead:
-            middle = (low + high) // 2
-            low, high = (low, middle) if below([middle]) == 0 else (middle, high)
-        return max(ahead - 1 - high, 0), ahead
+        kept = halved(*doubled(ahead, below), below)
+        return max(ahead - 1 - kept, 0), ahead
 
 
 def _by_measure(ask: Verdicts, walk: Walk) -> list[NeuronSet]:

@@ -55,13 +55,10 @@ def select(
             report(places[-1] + 1, len(steps))
         return ask.first_below([propose(*steps[place]) for place in places], limit)
 
-    low, high = doubled(len(steps), below)
-    if high == len(steps):
+    found = halved(*doubled(len(steps), below), below)
+    if found == len(steps):
         return ended(ask, propose, steps[-1], None)
-    while high - low > 1:
-        middle = (low + high) // 2
-        low, high = (low, middle) if below([middle]) == 0 else (middle, high)
-    return ended(ask, propose, steps[high], threshold)
+    return ended(ask, propose, steps[found], threshold)
 
 
 def doubled(count: int, first: Callable[[Sequence[int]], int]) -> tuple[int, int]:
@@ -79,6 +76,18 @@ def doubled(count: int, first: Callable[[Sequence[int]], int]) -> tuple[int, int
         if found < len(pair):
             return low, pair[found]
     return low, count
+
+
+def halved(low: int, high: int, first: Callable[[Sequence[int]], int]) -> int:
+    """Look half-way between a place that does not hold and one that does, until they meet.
+
+    Returns the first place that holds, `high` where none between does.
+    Parameters: `low`, `high`, `first`, as `doubled` returns and takes them.
+    """
+    while high - low > 1:
+        middle = (low + high) // 2
+        low, high = (low, middle) if first([middle]) == 0 else (middle, high)
+    return high
 
 
 def refine(
@@ -111,8 +120,4 @@ class Halving(Walk):
             chain = [self.neurons - joined(rest[: place + 1]) for place in places]
             return self.ask.first_above(chain, self.limit, self.watch)
 
-        low, high = doubled(len(rest), above)
-        while high - low > 1:
-            middle = (low + high) // 2
-            low, high = (low, middle) if above([middle]) == 0 else (middle, high)
-        return high, len(rest)
+        return halved(*doubled(len(rest), above), above), len(rest)
