@@ -70,7 +70,14 @@ def test_the_version(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixt
     ("arguments", "message"),
     [
         (["walk"], "No such command 'walk'"),
-        (["figures", "--only", "F99"], "only must be one of quickstart, F2a"),
+        (["figures", "--only", "F14"], "did you mean F14a, F14b, F14c, F14d? nemo-kit figures"),
+        (["figures", "--only", "dose"], "got 'dose'; did you mean dose_response, 04_dose_resp"),
+        (["figures", "--only", "quikstart"], "did you mean quickstart, 00_quickstart?"),
+        (["figures", "--only", "zzz"], "got 'zzz'; nemo-kit figures --list names them all"),
+        (["figures", "--only", ""], "got ''; nemo-kit figures --list names them all"),
+        (["figures", "--only", "F2a", "--out", "FULL/x"], "--out: nothing can be written to FULL"),
+        (["figures", "--model", "FOLDER", "--prompts", "P"], "'FOLDER' has no model_index.json"),
+        (["figures", "--model", "a/b/c", "--prompts", "P"], "got 'a/b/c'"),
         (["figures", "--preset", "full"], "'full' is not one of 'quick', 'lab', 'paper'"),
         (["figures", "--set", "steps"], "--set must be NAME=VALUE, got 'steps'"),
         (["figures", "--set", "stepz=3"], "no notebook chosen has the parameter 'stepz'; they"),
@@ -89,27 +96,106 @@ def test_the_version(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixt
             ["localize", "x", "--seeds", "1"],
             "'--seeds': Input should be greater than or equal to 2",
         ),
+        (["localize", "x", "--seeds", "many"], "(nemo-kit localize --help shows what there is)"),
+        (["localize", "x", "--seeds", "-3"], "greater than or equal to 2"),
+        (["localize", "x", "--seeds", "99999999999"], "less than or equal to 10000"),
         (["localize", "x", "--model", "no such model"], "'no such model'"),
+        (["localize", "x", "--model", "FOLDER"], "'FOLDER' has no model_index.json"),
+        (["localize", "x", "  "], "a PROMPT must not be empty"),
         (["localize", "x", "--statistics", "/nowhere.pt"], "there is no file /nowhere.pt"),
         (["localize", "x", "--out", "x.txt"], "--out must end in .csv or .parquet, got x.txt"),
         (["detect", "x", "--out", "/nowhere/x.csv"], "there is no folder /nowhere"),
         (["detect", "--model", "a/b"], "a PROMPT is needed, or --prompts FILE"),
+        (["detect", "x", "--out", "FOLDER.csv"], "--out must be a file, got the folder FOLDER"),
+        (["detect", "x", "--out", "FULL/x.csv"], "--out: there is no folder"),
         (["detect", "--prompts", "/nowhere.csv"], "no file /nowhere.csv"),
+        (["detect", "--prompts", "FOLDER"], "no file FOLDER"),
+        (["detect", "--prompts", "EMPTY.txt"], "EMPTY.txt holds no prompt"),
+        (["bench", "--search", "magic"], "search must be one of"),
+        (["bench", "--out", "FULL/x"], "--out: nothing can be written to FULL/x"),
+        (["export", "--out", "x"], "export needs either --neurons"),
+        (
+            ["export", "--out", "FULL/x/y", "--neurons", '{"1": [1]}', "--no-report"],
+            "--out: nothing can be written to",
+        ),
+        (["convert", "EMPTY.csv", "--out", "x.csv"], "EMPTY.csv is no CSV of results"),
+        (["convert", "BYTES.csv", "--out", "x.csv"], "BYTES.csv is no CSV of results"),
+        (["convert", "P", "--out", "x.csv"], "P is no table of results: it lacks ['initial'"),
         (["detect", "x", "--device", "cuda:x"], "is not one of 'auto', 'cpu', 'cuda'"),
     ],
 )
 def test_bad_input_ends_with_code_2_and_one_clear_line(
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
+    tmp_path: Path,
     arguments: list[str],
     message: str,
 ) -> None:
+    monkeypatch.chdir(tmp_path)
+    for folder in ("FOLDER", "FOLDER.csv"):
+        Path(folder).mkdir()
+    Path("P").write_text("prompt\na cat\n")
+    Path("BYTES.csv").write_bytes(b"\xe9\x00\xff")
+    for name in ("EMPTY.csv", "EMPTY.txt", "FULL"):  # a file where a folder must be: root too fails
+        Path(name).touch()
     assert call(monkeypatch, *arguments) == 2
     captured = capsys.readouterr()
     assert captured.out == ""
     assert captured.err.startswith("nemo-kit: ")
     assert captured.err.count("\n") == 1
     assert message in captured.err
+
+
+def test_overview_and_usage_fit_and_have_the_name_of_the_command(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("COLUMNS", "80")
+    assert call(monkeypatch, "--help") == 0
+    text = capsys.readouterr().out
+    assert text.startswith("Usage: nemo-kit ")
+    assert "..." not in text.split("Commands:")[1]  # no summary is cut
+    assert "130 interrupted" in " ".join(text.split())
+
+
+@pytest.mark.usefixtures("toy")
+@pytest.mark.parametrize("where", ["file", "words"])
+def test_an_interrupt_says_what_is_kept(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path, where: str
+) -> None:
+    from nemo_kit import localization
+
+    real, seen = localization.detect, []
+
+    def interrupted(model: Any, prompts: Any, *rest: Any, **options: Any) -> Any:
+        seen.append(prompts)
+        if len(seen) == 2:
+            raise KeyboardInterrupt
+        return real(model, prompts, *rest, **options)
+
+    monkeypatch.setattr(localization, "detect", interrupted)
+    (tmp_path / "p.txt").write_text("a dog\na cat\na cow\n")
+    store = str(tmp_path / "store")
+    given = {"file": ["--prompts", str(tmp_path / "p.txt")], "words": ["a dog", "a cat", "a cow"]}
+    words = ["detect", *given[where], "--seeds", "2", "--store", store]
+    assert call(monkeypatch, *words) == 130
+    last = capsys.readouterr().err.splitlines()[-1]
+    kept = {"file": f"every prompt finished so far is kept in {store}", "words": "nothing is kept"}
+    assert last.startswith("nemo-kit: interrupted; ")
+    assert kept[where] in last
+    assert len(list(Path(tmp_path).rglob("*.parquet"))) == (where == "file")
+    assert call(monkeypatch, *words) == 0
+    assert len(seen) == (4 if where == "file" else 5)  # the finished one is not done again
+
+
+@pytest.mark.usefixtures("toy")
+def test_a_store_that_cannot_be_written_is_told_before_any_work(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    (tmp_path / "p.txt").write_text("a dog\n")
+    (tmp_path / "full").touch()
+    words = ["--prompts", str(tmp_path / "p.txt"), "--store", str(tmp_path / "full" / "store")]
+    assert call(monkeypatch, "detect", *words) == 2
+    assert "--store: nothing can be written to" in capsys.readouterr().err.splitlines()[-1]
 
 
 def test_a_real_process_ends_the_same_way() -> None:

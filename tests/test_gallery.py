@@ -72,7 +72,7 @@ def test_the_page_shows_what_is_there_with_number_data_and_provenance(folder: Pa
     assert "Figure 2a: density of the pairwise score" in text
     for name in ("F2a.csv", "F2a.png", "F2a.pdf", "detection.csv"):
         assert name in page.values("a", "href")
-    assert "nemo-kit figures --only F2a" in text
+    assert "nemo-kit figures --only F2a --preset lab --model owner/&lt;script" in text
     for fact in ("abc123", "c0ffee", "memorized all, seeds 10", "python 3.11"):
         assert fact in text, fact
     assert all(page.values("img", "alt"))

@@ -1,7 +1,8 @@
 """The command ``nemo-kit``, one module a group of commands.
 
-Scope: reads arguments, calls the package, prints. Bad input ends with exit code 2 and one line on
-standard error, a figure that failed with exit code 1.
+Scope: reads arguments, calls the package, prints. Whatever goes wrong ends with one line on
+standard error and an exit code: 1 where a prompt or a figure failed, 2 for bad input, 130 for
+Ctrl-C, 143 when it was ended by SIGTERM.
 """
 
 from __future__ import annotations
@@ -9,7 +10,7 @@ from __future__ import annotations
 import os
 import signal
 import sys
-from typing import Annotated, NoReturn
+from typing import Annotated, Any, NoReturn
 
 import typer
 
@@ -18,7 +19,8 @@ from nemo_kit.cli import bench, convert, export, figures, lab, method, plan
 
 app = typer.Typer(
     help="Find and switch off the neurons by which a diffusion model memorizes training images.",
-    epilog="Start with: nemo-kit figures --list, or nemo-kit localize 'A PROMPT'",
+    epilog="Start with: nemo-kit figures --list, or nemo-kit localize 'A PROMPT'. Exit codes: 0 "
+    "done, 1 a prompt or figure failed, 2 bad input, 130 interrupted.",
     add_completion=False,
     rich_markup_mode=None,
     pretty_exceptions_enable=False,
@@ -44,7 +46,7 @@ def main() -> NoReturn:
     """Run the command; bad input ends with exit code 2 and one line."""
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that notebooks are ended too
     try:
-        code = app(standalone_mode=False)
+        code = app(standalone_mode=False, prog_name="nemo-kit")
     except (KeyboardInterrupt, typer.Abort):
         _fail("interrupted", 130)
     except (ValueError, TypeError, OSError) as error:
@@ -54,13 +56,20 @@ def main() -> NoReturn:
     except Exception as error:
         if not hasattr(error, "format_message"):  # typer's own: unknown options, missing values
             raise
-        _fail(f"{error.format_message()} (nemo-kit --help shows what there is)", 2)
+        _fail(_usage(error), 2)
     sys.exit(code if isinstance(code, int) else 0)
 
 
 def _fail(message: str, code: int) -> NoReturn:
     print(f"nemo-kit: {message}", file=sys.stderr)
     sys.exit(code)
+
+
+def _usage(error: Any) -> str:
+    """Typer's message, with what was typed where it doesn't say so, and where help is."""
+    where = error.ctx.command_path if getattr(error, "ctx", None) else "nemo-kit"
+    message = error.format_message().replace("Value error, ", "").rstrip(".")
+    return f"{message} ({where} --help shows what there is)"
 
 
 def _one_line(error: Exception) -> str:

@@ -15,17 +15,18 @@ if TYPE_CHECKING:
 
 def register(app: typer.Typer) -> None:
     """Add this command to the app."""
-    app.command("convert")(convert)
+    app.command(short_help="Turn results into the released form, or back.")(convert)
 
 
 def convert(
     results: Annotated[
         Path,
-        typer.Argument(help="A result CSV of the released code, or a .parquet or .csv file that "
+        typer.Argument(metavar="RESULTS",
+                       help="A result CSV of the released code, or a .parquet or .csv file that "
                        "nemo-kit localize --out wrote."),
     ],
     out: Annotated[
-        Path, typer.Option("--out", help="Write to this .csv or .parquet file.")
+        Path, typer.Option("--out", metavar="FILE", help="Write to this .csv or .parquet file.")
     ],
     released: Annotated[
         bool, typer.Option("--released", help="Write the released code's form (.csv).")
@@ -36,6 +37,8 @@ def convert(
 
     write = writer(out)
     frame = _read(existing([results], "RESULTS")[0])
+    if lacking := {"prompt", "initial", "refined"} - set(frame):
+        raise ValueError(f"{results} is no table of results: it lacks {sorted(lacking)}")
     if not released:
         write(_as_text(frame))
         return
@@ -51,10 +54,13 @@ def _read(path: Path) -> pd.DataFrame:
 
     if path.suffix == ".parquet":
         return pd.read_parquet(path)
-    with path.open(encoding="utf-8") as file:
-        if file.readline().startswith("Caption;"):
-            return read_released(path)
-    return pd.read_csv(path)
+    try:
+        with path.open(encoding="utf-8") as file:
+            if file.readline().startswith("Caption;"):
+                return read_released(path)
+        return pd.read_csv(path)
+    except (UnicodeDecodeError, pd.errors.ParserError, pd.errors.EmptyDataError) as error:
+        raise ValueError(f"{path} is no CSV of results: {error}") from error
 
 
 def _as_text(frame: pd.DataFrame) -> pd.DataFrame:

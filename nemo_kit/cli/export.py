@@ -14,7 +14,9 @@ from nemo_kit.cli.options import (
     ModelOption,
     RevisionOption,
     existing,
+    interruptible,
     load,
+    writable,
 )
 
 if TYPE_CHECKING:
@@ -23,22 +25,25 @@ if TYPE_CHECKING:
 
 def register(app: typer.Typer) -> None:
     """Add these commands to the app."""
-    app.command()(export)
+    app.command(short_help="Write a model without these neurons, with a report.")(export)
 
 
 def export(
-    out: Annotated[Path, typer.Option("--out", help="Folder to write; must not exist yet.")],
+    out: Annotated[Path, typer.Option("--out", metavar="FOLDER",
+                                      help="Folder to write; must not exist yet.")],
     neurons: Annotated[
         list[str] | None,
         typer.Option(
             "--neurons",
+            metavar="FILE|TEXT",
             help="What to switch off: a file that localize --out or --json wrote, a result CSV of "
             'the released code, a JSON file, or text such as {"1": [12, 40]} (layer: neurons). '
             "May be repeated.",
         ),
     ] = None,
     factor: Annotated[
-        float, typer.Option("--factor", help="Scale the neurons by this; 0 switches them off.")
+        float, typer.Option("--factor", metavar="X",
+                            help="Scale the neurons by this; 0 switches them off.")
     ] = 0.0,
     wanda: Annotated[
         bool,
@@ -47,13 +52,13 @@ def export(
     ] = False,
     prompts: Annotated[
         list[Path] | None,
-        typer.Option("--prompts", help="File with the prompts it is made for; by default those "
-                     "that the neurons' files name. May be repeated."),
+        typer.Option("--prompts", metavar="FILE", help="File with the prompts it is made for; by "
+                     "default those that the neurons' files name. May be repeated."),
     ] = None,
     control: Annotated[
         list[Path] | None,
-        typer.Option("--control", help="File with prompts that are not memorized, for the report; "
-                     "by default the lab's own. May be repeated."),
+        typer.Option("--control", metavar="FILE", help="File with prompts that are not memorized, "
+                     "for the report; by default the lab's own. May be repeated."),
     ] = None,
     model: ModelOption = "lab",
     revision: RevisionOption = None,
@@ -65,22 +70,25 @@ def export(
     ] = True,
     training: Annotated[
         Path | None,
-        typer.Option("--training-images", help="Folder of training images, named by the prompt "
+        typer.Option("--training-images", metavar="FOLDER",
+                     help="Folder of training images, named by the prompt "
                      "file's column image or Index; without it copies are not measured, but for "
                      "the lab's own prompts."),
     ] = None,
     sscd: Annotated[
         Path | None,
-        typer.Option("--sscd", help="TorchScript file of SSCD for the report; by default the "
+        typer.Option("--sscd", metavar="FILE",
+                     help="TorchScript file of SSCD for the report; by default the "
                      "lab's copy descriptor, whose numbers are its own."),
     ] = None,
     clip: Annotated[
         str | None,
-        typer.Option("--clip", help="CLIP for alignment and quality: a hub id or a folder; by "
+        typer.Option("--clip", metavar="NAME",
+                     help="CLIP for alignment and quality: a hub id or a folder; by "
                      "default the lab's own for the lab model, else ViT-B/32."),
     ] = None,
-    seeds: Annotated[
-        int, typer.Option("--seeds", min=2, help="Pictures of each prompt in the report.")
+    pictures: Annotated[
+        int, typer.Option("--pictures", min=2, help="Pictures of each prompt in the report.")
     ] = 4,
     steps: Annotated[
         int, typer.Option("--steps", min=1, help="DDIM steps of each picture of the report.")
@@ -102,13 +110,17 @@ def export(
     others = _control(control, model, most) if report else []
     if report and not named:
         raise ValueError("the report needs the prompts: give --prompts FILE, or --no-report")
+    existing([sscd] if sscd else [], "--sscd")
+    if not out.exists():
+        writable(out.resolve().parent, "--out")
     loaded = load(model, device, revision)
     finish = None
     if report:
         _use_training_images(prompts, training)
-        options = {"seeds": seeds, "steps": steps, **_networks(model, sscd, clip)}
+        options = {"seeds": pictures, "steps": steps, **_networks(model, sscd, clip)}
         finish = _reporter(loaded, way, named, others, device, options)
-    folder = write(loaded, way, out, named, finish)
+    with interruptible(f"{out} is not written; the report's pictures so far are in runs/store"):
+        folder = write(loaded, way, out, named, finish)
     print(f"wrote {folder}" + (f", report: {folder / 'removal.html'}" if report else ""))
 
 

@@ -18,12 +18,14 @@ from nemo_kit.cli.options import (
     RevisionOption,
     absolute,
     existing,
+    interruptible,
+    writable,
 )
 
 
 def register(app: typer.Typer) -> None:
     """Add these commands to the app."""
-    app.command()(figures)
+    app.command(short_help="Draw the figures of the paper.")(figures)
 
 
 class Preset(StrEnum):
@@ -46,6 +48,7 @@ def figures(
         list[str] | None,
         typer.Option(
             "--only",
+            metavar="NAME",
             help="Draw this figure (by name or number in the paper), or all of this notebook. May "
             "be repeated.",
         ),
@@ -76,6 +79,7 @@ def figures(
         Path | None,
         typer.Option(
             "--training-images",
+            metavar="FOLDER",
             help="Folder with training images, one a prompt, named as the column 'image' or "
             "'Index' of the prompt file says. Missing ones are counted and left out.",
         ),
@@ -93,16 +97,22 @@ def figures(
     out: Annotated[
         Path | None,
         typer.Option(
-            "--out", help="Output folder; by default figures/MODEL, with -quick or -paper."
+            "--out",
+            metavar="FOLDER",
+            help="Output folder; by default figures/MODEL, with -quick or -paper.",
         ),
     ] = None,
     notebooks: Annotated[
-        Path | None, typer.Option("--notebooks", help="Folder of the notebooks, outside a clone.")
+        Path | None,
+        typer.Option(
+            "--notebooks", metavar="FOLDER", help="Folder of the notebooks, outside a clone."
+        ),
     ] = None,
     limit: Annotated[
         float | None,
         typer.Option(
             "--limit",
+            metavar="MINUTES",
             min=0.01,
             help="Minutes after which a notebook is ended; by default 30 (quick), 120 (lab), or a "
             "week (paper).",
@@ -118,7 +128,7 @@ def figures(
     ] = False,
     also: Annotated[
         list[Format] | None,
-        typer.Option("--also", help="Each picture in this format too. May be repeated."),
+        typer.Option("--also", help="Each picture in this format too (pdf, svg). May be repeated."),
     ] = None,
     log: Annotated[
         bool | None,
@@ -140,6 +150,10 @@ def figures(
 
     if model != "lab" and not prompts:
         raise ValueError(f"--model {model} needs --prompts FILE: the built-in prompts are lab's")
+    if model != "lab":
+        from nemo_kit.models import resolve
+
+        resolve(model)  # a wrong name is told now, not by the first notebook
     rows = select(only or ())
     target = out or runner.output_folder(preset, model)
     common = _common(model, revision, prompts, training_images, device)
@@ -151,9 +165,11 @@ def figures(
     if show or dry_run:
         print(report.listing(rows, jobs) if show else report.dry(jobs))
         return
+    writable(target, "--out")
     print(report.announce(jobs), flush=True)
     seconds = runner.LIMITS[preset] if limit is None else 60 * limit
-    with runner.alone(jobs):
+    kept = "figures drawn so far are kept, and the same command goes on"
+    with runner.alone(jobs), interruptible(kept):
         outcomes = report.draw(jobs, seconds, keep_going=keep_going, log=log)
         page = gallery.write(target)
     print(report.table(rows, jobs, outcomes))

@@ -6,12 +6,12 @@ from typing import Annotated
 
 import typer
 
-from nemo_kit.cli.options import Device, DeviceOption, load, show
+from nemo_kit.cli.options import Device, DeviceOption, interruptible, load, show
 
 
 def register(app: typer.Typer) -> None:
     """Add these commands to the app."""
-    app.command("lab-report")(lab_report)
+    app.command("lab-report", short_help="Measure what the embedded model reaches.")(lab_report)
 
 
 def lab_report(
@@ -20,7 +20,7 @@ def lab_report(
         int, typer.Option("--steps", min=1, help="DDIM steps of each generation.")
     ] = 50,
     pictures: Annotated[
-        int, typer.Option("--pictures", min=2, max=10, help="Seeds of each prompt.")
+        int, typer.Option("--pictures", min=2, max=10, help="Pictures of each prompt.")
     ] = 10,
     as_json: Annotated[bool, typer.Option("--json", help="Print the numbers as JSON.")] = False,
 ) -> None:
@@ -33,5 +33,7 @@ def lab_report(
     from nemo_kit.figures.runner import root
     from nemo_kit.lab.report import Report
 
-    table = Report(root() / "runs" / "store", load("lab", device, None), steps, pictures).targets()
+    store = root() / "runs" / "store"
+    with interruptible(f"what is measured is kept in {store}, and the same command goes on"):
+        table = Report(store, load("lab", device, None), steps, pictures).targets()
     show(table, list(table), as_json)

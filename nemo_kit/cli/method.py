@@ -22,6 +22,7 @@ from nemo_kit.cli.options import (
     StatisticsOption,
     ThresholdOption,
     existing,
+    interruptible,
     joined,
     show,
     writer,
@@ -55,19 +56,23 @@ if TYPE_CHECKING:
     import pandas as pd
 
 OutOption = Annotated[
-    Path | None, typer.Option("--out", help="Write the table to this .csv or .parquet file.")
+    Path | None,
+    typer.Option("--out", metavar="FILE", help="Write the table to this .csv or .parquet file."),
+]
+PromptArgument = Annotated[
+    list[str] | None, typer.Argument(metavar="[PROMPT]...", help="Prompts to look at.")
 ]
 STORE = Path("runs/store")
 
 
 def register(app: typer.Typer) -> None:
     """Add these commands to the app."""
-    app.command()(detect)
-    app.command()(localize)
+    app.command(short_help="Tell which prompts a model memorizes.")(detect)
+    app.command(short_help="Find the neurons that memorize a prompt's image.")(localize)
 
 
 def detect(
-    prompt: Annotated[list[str] | None, typer.Argument(help="Prompts to look at.")] = None,
+    prompt: PromptArgument = None,
     prompts: PromptsOption = None,
     model: ModelOption = "lab",
     revision: RevisionOption = None,
@@ -115,7 +120,7 @@ def detect(
 
 
 def localize(
-    prompt: Annotated[list[str] | None, typer.Argument(help="Prompts to look at.")] = None,
+    prompt: PromptArgument = None,
     prompts: PromptsOption = None,
     model: ModelOption = "lab",
     revision: RevisionOption = None,
@@ -125,6 +130,7 @@ def localize(
         str,
         typer.Option(
             "--search",
+            metavar="MODE",
             help='How to search: "speculative" gives the paper\'s sets, batched; "sequential" is '
             'call by call; "bisect" and "attributed" are cheaper and verified.',
         ),
@@ -178,9 +184,10 @@ def localize(
 
 
 def _one_by_one(work: Any, texts: list[str], label: str, quiet: bool) -> pd.DataFrame:
-    """Without a store: a prompt that fails ends the command."""
+    """Without a store: a prompt that fails ends the command, and Ctrl-C keeps nothing."""
     rows = []
-    with progress_bar(len(texts), label, quiet) as bar:
+    kept = "nothing is kept of prompts on the command line; those of --prompts FILE would be"
+    with interruptible(kept), progress_bar(len(texts), label, quiet) as bar:
         for text in texts:
             rows.append(work(text))
             bar.update()

@@ -6,9 +6,12 @@ Whatever needs torch is imported inside the function that uses it, so that ``--h
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+import sys
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from enum import StrEnum
 from pathlib import Path
+from tempfile import TemporaryFile
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -29,36 +32,44 @@ ModelOption = Annotated[
     str,
     typer.Option(
         "--model",
+        metavar="NAME",
         help='"lab" (the small model that comes with nemo_kit), a folder with a diffusers model, '
         'or a hub id such as "CompVis/stable-diffusion-v1-4".',
     ),
 ]
 RevisionOption = Annotated[
-    str | None, typer.Option("--revision", help="Commit of a hub model; published results name it.")
-]
+    str | None, typer.Option("--revision", metavar="COMMIT",
+                             help="Commit of a hub model; published "
+                             "results name it.")
+]  # fmt: skip
 DeviceOption = Annotated[
     Device, typer.Option("--device", help='"auto" takes the GPU where there is one.')
 ]
 SeedsOption = Annotated[
-    int, typer.Option("--seeds", min=2, help="How many seeds to compare: 1 to this number.")
-]
+    int,
+    typer.Option("--seeds", metavar="N", min=2, max=10_000, help="How many seeds to compare: 1 to "
+                 "this number, at least 2."),
+]  # fmt: skip
 PromptsOption = Annotated[
     list[Path] | None,
     typer.Option(
         "--prompts",
-        help="File with prompts, instead of or beside those on the command line: a CSV with a "
-        "column 'prompt' or 'Caption', or a text file with one a line. May be repeated.",
+        metavar="FILE",
+        help="File with prompts: a CSV with a column 'prompt' or 'Caption' (the released files are "
+        "such), or a text file with one a line. May be repeated.",
     ),
 ]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON, one object a prompt.")]
 ThresholdOption = Annotated[
     float | None,
-    typer.Option("--threshold", help="Score above which a prompt counts as memorized; by default "
+    typer.Option("--threshold", metavar="X",
+                 help="Score above which a prompt counts as memorized; by default "
                  "the one that came with the model."),
 ]  # fmt: skip
 StatisticsOption = Annotated[
     Path | None,
-    typer.Option("--statistics", help="Activation statistics for a model that has none: the "
+    typer.Option("--statistics", metavar="FILE",
+                 help="Activation statistics for a model that has none: the "
                  "released .pt file, or a .safetensors file written by nemo_kit."),
 ]  # fmt: skip
 
@@ -97,6 +108,31 @@ def existing(files: Sequence[Path], option: str) -> Sequence[Path]:
     return files
 
 
+def writable(folder: Path, option: str) -> None:
+    """Make the folder, and refuse before any work is done one that nothing can be written to.
+
+    Raises ValueError that names the option.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with TemporaryFile(dir=folder):
+            pass
+    except OSError as error:
+        raise ValueError(
+            f"{option}: nothing can be written to {folder} ({error.strerror or error})"
+        ) from error
+
+
+@contextmanager
+def interruptible(kept: str) -> Iterator[None]:
+    """Ctrl-C ends the command with exit code 130 and one line that says what is kept."""
+    try:
+        yield
+    except KeyboardInterrupt:
+        print(f"nemo-kit: interrupted; {kept}", file=sys.stderr)
+        raise typer.Exit(130) from None
+
+
 def statistics(path: Path | None) -> Any:
     """Activation statistics of either kind of file, None without one."""
     if path is None:
@@ -116,8 +152,11 @@ def writer(out: Path | None) -> Any:
         return lambda frame: None
     if out.suffix not in {".csv", ".parquet"}:
         raise ValueError(f"--out must end in .csv or .parquet, got {out}")
+    if out.is_dir():
+        raise ValueError(f"--out must be a file, got the folder {out}")
     if not out.resolve().parent.is_dir():
         raise ValueError(f"--out: there is no folder {out.resolve().parent}")
+    writable(out.resolve().parent, "--out")
     if out.suffix == ".csv":
         return lambda frame: write_atomically(
             out, lambda part: spreadsheet_safe(frame).to_csv(part, index=False)

@@ -25,27 +25,31 @@ from nemo_kit.cli.options import statistics as read_statistics
 
 def register(app: typer.Typer) -> None:
     """Add this command to the app."""
-    app.command("plan")(plan)
+    app.command(short_help="Say beforehand what many prompts will take.")(plan)
 
 
 def plan(
     prompts: Annotated[
         int | None,
-        typer.Option("--prompts", min=1, help="How many prompts the sweep will have; with --check "
-                     "it is the number of sample prompts."),
+        typer.Option("--prompts", metavar="N", min=1,
+                     help="How many prompts the sweep will have (a "
+                     "number; files go to --sample). With --check it is as many as the sample."),
     ] = None,
     devices: Annotated[
         int,
-        typer.Option("--devices", min=1, help="How many devices like this one will work on them."),
+        typer.Option("--devices", metavar="N", min=1,
+                     help="How many devices like this one will work on them."),
     ] = 1,
     sample: Annotated[
         list[Path] | None,
-        typer.Option("--sample", help="Prompt file to draw the measured prompts from, like the "
+        typer.Option("--sample", metavar="FILE",
+                     help="Prompt file to draw the measured prompts from, like the "
                      "many to come; the model lab has its own."),
     ] = None,
     memorized: Annotated[
         Path | None,
-        typer.Option("--memorized", help="File with memorized prompts, to time localization where "
+        typer.Option("--memorized", metavar="FILE",
+                     help="File with memorized prompts, to time localization where "
                      "the sample holds hardly any."),
     ] = None,
     detections: Annotated[
@@ -56,12 +60,13 @@ def plan(
     ] = 8,
     memorized_share: Annotated[
         float | None,
-        typer.Option("--memorized-share", min=0.0, max=1.0,
-                     help="Expected share of memorized prompts; by default the sample's."),
+        typer.Option("--memorized-share", metavar="X", min=0.0, max=1.0,
+                     help="Expected share of memorized prompts, 0 to 1; by default the sample's."),
     ] = None,
     price_per_hour: Annotated[
         float | None,
-        typer.Option("--price-per-hour", min=0.0, help="What one device costs an hour."),
+        typer.Option("--price-per-hour", metavar="X", min=0.0,
+                     help="What one device costs an hour."),
     ] = None,
     model: ModelOption = "lab",
     revision: RevisionOption = None,
@@ -70,7 +75,7 @@ def plan(
     threshold: ThresholdOption = None,
     statistics: StatisticsOption = None,
     search: Annotated[
-        str, typer.Option("--search", help="Search mode, as in nemo-kit localize.")
+        str, typer.Option("--search", metavar="MODE", help="Search mode, as in nemo-kit localize.")
     ] = "speculative",
     check: Annotated[
         bool,

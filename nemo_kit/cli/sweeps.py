@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from nemo_kit.cli.options import Device, existing, load
+from nemo_kit.cli.options import Device, existing, interruptible, load, writable
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -31,18 +31,25 @@ StoreOption = Annotated[
     Path,
     typer.Option(
         "--store",
+        metavar="FOLDER",
         help="Folder that keeps the result of every prompt of a --prompts file; the same command "
         "goes on from there, whatever stopped it.",
     ),
 ]
 WorkersOption = Annotated[
     int,
-    typer.Option("--workers", min=1, help="Processes on this machine; on GPUs, one for each GPU."),
+    typer.Option(
+        "--workers",
+        metavar="N",
+        min=1,
+        help="Processes on this machine; on GPUs, one for each GPU. Only for prompts of files.",
+    ),
 ]
 SchedulerOption = Annotated[
     str | None,
     typer.Option(
         "--scheduler",
+        metavar="ADDRESS",
         help="Address of a dask scheduler (tcp://HOST:PORT) or its scheduler file (.json): the "
         "work is done by its workers. docs/cluster.md has a recipe for SLURM.",
     ),
@@ -63,6 +70,7 @@ HoldOutOption = Annotated[
     Path | None,
     typer.Option(
         "--hold-out",
+        metavar="FILE",
         help="File with prompts that the model does not memorize, to compute the threshold of "
         "--settings from; the model lab has its own.",
     ),
@@ -151,6 +159,7 @@ def calibrated(
 @contextmanager
 def plainly(place: Place) -> Iterator[None]:
     """Say where results are; warnings and the end of a run in one line each."""
+    writable(place.store, "--store")
     print(
         f"nemo-kit: results are kept in {place.store}; the same command goes on from there",
         file=sys.stderr,
@@ -160,8 +169,14 @@ def plainly(place: Place) -> Iterator[None]:
         warnings.showwarning = lambda message, *_, **__: None if "retry_failed" in str(
             message
         ) else print(f"nemo-kit: {message}", file=sys.stderr)  # fmt: skip
+        kept = (
+            f"every prompt finished so far is kept in {place.store}, and the same command goes on"
+        )
         try:
-            yield
+            with interruptible(kept):
+                yield
+        except typer.Exit:
+            raise
         except RuntimeError as error:
             print(f"nemo-kit: {' '.join(str(error).split())}", file=sys.stderr)
             raise typer.Exit(1) from error

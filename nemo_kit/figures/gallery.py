@@ -117,7 +117,8 @@ def _section(out: Path, notebook: str, manifest: dict[str, Any], rows: list[Figu
 def _card(out: Path, row: Figure, manifest: dict[str, Any]) -> str:
     title = f"{row.paper}: {row.shows}" if row.paper else row.shows[:1].upper() + row.shows[1:]
     shown = (
-        f'<img src="{row.name}.png" alt="{escape(title)}" loading="lazy">'
+        f'<a href="{row.name}.png"><img src="{row.name}.png" alt="{escape(title)}" '
+        'loading="lazy"></a>'
         if row.picture
         else _table(out / f"{row.name}.csv")
     )
@@ -131,8 +132,18 @@ def _card(out: Path, row: Figure, manifest: dict[str, Any]) -> str:
     return (
         f'<figure id="{row.name}">\n<figcaption><h3>{escape(title)}</h3></figcaption>\n{shown}\n'
         f'<p class="soft">{links} · drawn by '
-        f"<code>nemo-kit figures --only {row.name}</code></p>\n</figure>\n"
+        f"<code>nemo-kit figures --only {row.name}{_options(manifest)}</code></p>\n</figure>\n"
     )
+
+
+def _options(manifest: dict[str, Any]) -> str:
+    """What else the command needs to draw these very figures, where it is no default."""
+    given = {
+        "preset": manifest.get("preset") or "quick",
+        "model": (manifest.get("model") or {}).get("name") or "lab",
+    }
+    usual = {"preset": "quick", "model": "lab"}
+    return escape("".join(f" --{k} {v}" for k, v in given.items() if v != usual[k]))
 
 
 def _table(path: Path) -> str:

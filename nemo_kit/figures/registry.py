@@ -10,6 +10,7 @@ Source: figure and table numbers of Hintersdorf et al., NeurIPS 2024.
 
 from __future__ import annotations
 
+import difflib
 import re
 from collections.abc import Iterable
 from dataclasses import dataclass, field
@@ -393,17 +394,27 @@ def parameters(notebook: str, preset: str = "quick", **common: Any) -> Parameter
 def select(only: Iterable[str] = ()) -> tuple[Figure, ...]:
     """Figures by name, number in the paper, or notebook; all of them when none is named.
 
-    Returns rows of ``FIGURES`` in its order. Raises ValueError that lists what there is.
+    Returns rows of ``FIGURES`` in its order. Raises ValueError that names those most alike.
     """
     named = {name.casefold(): name for name in only}
     wanted = set(named)
     known = {name for row in FIGURES for name in _names(row)}
     if unknown := sorted(wanted - known):
-        names = ", ".join([*(row.name for row in FIGURES), *NOTEBOOKS])
-        raise ValueError(f"only must be one of {names}; got {named[unknown[0]]!r}")
+        raise ValueError(
+            f"only must name a figure or a notebook, got {named[unknown[0]]!r}; "
+            f"{_alike(unknown[0])}nemo-kit figures --list names them all"
+        )
     if not wanted:
         return FIGURES
     return tuple(row for row in FIGURES if _names(row) & wanted)
+
+
+def _alike(wrong: str) -> str:
+    """The names that someone may have meant: those that begin so, or are spelled alike."""
+    names = {name.casefold(): name for name in (*(row.name for row in FIGURES), *NOTEBOOKS)}
+    longer = [name for name in names if wrong and wrong in name]
+    found = longer or difflib.get_close_matches(wrong, names, 3, 0.5)
+    return f"did you mean {', '.join(names[name] for name in found[:4])}? " if found else ""
 
 
 def _names(row: Figure) -> set[str]:
