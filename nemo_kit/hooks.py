@@ -9,16 +9,14 @@ by 0, scaling by any factor.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
-from typing import Any
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 
 import torch
 from torch import Tensor, nn
 
 from nemo_kit.checks import check_number
-from nemo_kit.layers import Convolution, Projection, trunk
+from nemo_kit.layers import Convolution, Projection
 from nemo_kit.neurons import NeuronSet
 
 Hook = Callable[[nn.Module, tuple, Tensor], Tensor | None]
@@ -51,27 +49,20 @@ def scale_neurons(
     projections: Iterable[Projection],
     sets: NeuronSet | Sequence[NeuronSet],
     factor: float = 0.0,
-    origins: Sequence[Hashable] | None = None,
 ) -> Iterator[None]:
     """Multiply neurons' outputs by a factor inside the block.
 
     Parameters: `projections`, where the layers of the sets are; `sets`, one set for the whole
     batch, or a list with one for each sample of the batch; `factor`, 0 deactivates, 1 changes
-    nothing; `origins`, a label for each sample of the list: samples with the same label come with
-    the same latents and text, and what runs before their sets differ is run once for them.
-    Raises ValueError where a neuron does not exist, the factor is not finite, labels and sets
-    differ in number or, at the call of the denoiser, the batch has another length than the list.
+    nothing.
+    Raises ValueError where a neuron does not exist, the factor is not finite or, at the call
+    of the denoiser, the batch has another length than the list.
     Source: section 3.2, "deactivating"; table 4 for other factors.
     """
     by_layer = {p.index: p for p in projections}
     check_number("factor", factor)
-    rows = _checked([sets] if isinstance(sets, NeuronSet) else sets, by_layer)
-    shared = {} if origins is None else _find_shared(denoiser, by_layer, rows, origins)
-    with ExitStack() as stack:
-        for name, one in shared.items():  # first, so that they are around the scaling
-            stack.enter_context(one.around(denoiser.get_submodule(name)))
-        plan = _plan(by_layer, rows, float(factor), isinstance(sets, NeuronSet), shared)
-        stack.enter_context(_hooked(denoiser, plan))
+    plan = _plan(by_layer, sets, float(factor))
+    with _hooked(denoiser, plan):
         yield
 
 
@@ -126,87 +117,14 @@ def gate_neurons(
 
 
 def _plan(
-    by_layer: dict[int, Projection],
-    rows: Sequence[NeuronSet],
-    factor: float,
-    for_all: bool,
-    shared: Mapping[str, _Shared],
+    by_layer: dict[int, Projection], sets: NeuronSet | Sequence[NeuronSet], factor: float
 ) -> list[tuple[Projection, Hook]]:
+    alone = isinstance(sets, NeuronSet)
+    rows = _checked([sets] if alone else sets, by_layer)  # type: ignore[list-item]
     touched = sorted({layer for one in rows for layer in one.layers})
-    if not for_all and not touched:
+    if not alone and not touched:
         touched = sorted(by_layer)[:1]  # nothing to scale, yet the batch length is to be checked
-    plan = []
-    for layer in touched:
-        around = shared.get(_holder(by_layer[layer]))
-        own = rows if around is None else [rows[i] for i in around.first.tolist()]
-        plan.append((by_layer[layer], _scaler(_gains(by_layer[layer], own, factor), for_all)))
-    return plan
-
-
-@dataclass(frozen=True)
-class _Shared:
-    """Which samples a module runs for the whole batch: the first of each kind, and each's kind."""
-
-    first: Tensor  # [kinds], places in the batch
-    kind: Tensor  # [batch], places in `first`
-
-    @contextmanager
-    def around(self, module: nn.Module) -> Iterator[None]:
-        """The module takes the first sample of each kind, and gives its output to all of them."""
-        before = module.register_forward_pre_hook(self._narrow, with_kwargs=True)
-        after = module.register_forward_hook(lambda _m, _inputs, output: self._widen(output))
-        try:
-            yield
-        finally:
-            before.remove()
-            after.remove()
-
-    def _narrow(self, _module: nn.Module, inputs: tuple, options: dict[str, Any]) -> tuple:
-        named = {name: self._taken(value) for name, value in options.items()}
-        return tuple(self._taken(value) for value in inputs), named
-
-    def _taken(self, value: Any) -> Any:
-        if not isinstance(value, Tensor):
-            return value
-        if len(value) != len(self.kind):
-            raise ValueError(f"origins has {len(self.kind)} labels for {len(value)} samples")
-        return value[self.first]
-
-    def _widen(self, output: Tensor | tuple[Tensor, ...]) -> Tensor | tuple[Tensor, ...]:
-        if isinstance(output, Tensor):
-            return output[self.kind]
-        return tuple(one[self.kind] for one in output)
-
-
-def _find_shared(
-    denoiser: nn.Module,
-    by_layer: Mapping[int, Projection],
-    rows: Sequence[NeuronSet],
-    origins: Sequence[Hashable],
-) -> dict[str, _Shared]:
-    """Module name -> what is shared, up to the module where all samples differ."""
-    if len(origins) != len(rows):
-        raise ValueError(f"origins must be one for each set, got {len(origins)} for {len(rows)}")
-    if len(set(origins)) == len(origins):
-        return {}
-    device = next(denoiser.parameters()).device
-    found, keys = {}, [(origin,) for origin in origins]
-    for name in trunk(denoiser):
-        here = [i for i, projection in by_layer.items() if _holder(projection) == name]
-        keys = [
-            (*key, *(one.layers.get(i) for i in here)) for key, one in zip(keys, rows, strict=True)
-        ]
-        kinds = {key: kind for kind, key in enumerate(dict.fromkeys(keys))}
-        if len(kinds) == len(keys):
-            break
-        first = torch.tensor([keys.index(key) for key in kinds], device=device)
-        found[name] = _Shared(first, torch.tensor([kinds[key] for key in keys], device=device))
-    return found
-
-
-def _holder(projection: Projection) -> str:
-    """The attention module around a projection."""
-    return projection.name.partition(".transformer_blocks")[0]
+    return [(by_layer[i], _scaler(_gains(by_layer[i], rows, factor), alone)) for i in touched]
 
 
 def _checked(sets: object, by_layer: Mapping[int, Place]) -> list[NeuronSet]:

@@ -23,10 +23,6 @@ _PATTERN = re.compile(
     r"(?P<part>down|mid|up)_blocks?(?:\.(?P<block>\d+))?"
     r"\.attentions\.(?P<attention>\d+)\.transformer_blocks\.(?P<transformer>\d+)\.attn2"
 )
-_TRUNK = re.compile(
-    r"(?P<part>down|mid)_blocks?(?:\.(?P<block>\d+))?"
-    r"\.(?P<kind>resnets|attentions|downsamplers)\.(?P<number>\d+)"
-)
 
 
 @dataclass(frozen=True)
@@ -105,22 +101,6 @@ def searched(layers: Iterable[Projection]) -> tuple[Projection, ...]:
     Source: section 2 of the paper.
     """
     return tuple(layer for layer in layers if not layer.block.startswith("up"))
-
-
-def trunk(denoiser: nn.Module) -> tuple[str, ...]:
-    """Names of the residual, attention and downsampling modules of down and mid, in forward order.
-
-    Each takes tensors with the batch first, and gives one or a tuple of them.
-    """
-    found = [m for name, _ in denoiser.named_modules() if (m := _TRUNK.fullmatch(name))]
-    return tuple(m[0] for m in sorted(found, key=_forward_order))
-
-
-def _forward_order(found: re.Match[str]) -> tuple[int, int, bool, int, bool]:
-    """By block; inside one residual 0, attention 0, residual 1, …, the downsampler last."""
-    kind = found["kind"]
-    place = _PLACES[found["part"]], int(found["block"] or 0)
-    return *place, kind == "downsamplers", int(found["number"]), kind == "attentions"
 
 
 def _find(denoiser: nn.Module, kind: Kind) -> tuple[Projection, ...]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 from torch import Tensor
-from toys import TEXT_WIDTH, ToyDenoiser, count_hooks, unet
+from toys import ToyDenoiser, count_hooks
 
 from nemo_kit.hooks import capture, scale_neurons
 from nemo_kit.layers import Projection, value_layers
@@ -161,49 +161,3 @@ def test_bad_interventions(
     with pytest.raises(error, match=text), scale_neurons(toy_denoiser, layers, sets, factor):  # type: ignore
         pass
     assert count_hooks(toy_denoiser) == 0
-
-
-DEEP = NeuronSet({1: [0, 3], 4: [5], 7: [2, 9]})
-SHARING = [DEEP, DEEP - NeuronSet({7: [2]}), DEEP - NeuronSet({4: [5]}), DEEP, NeuronSet()]
-ORIGINS = ["a", "a", "a", "b", "b"]
-
-
-def test_what_samples_have_in_common_is_run_once() -> None:
-    torch.manual_seed(0)
-    denoiser = unet().eval()
-    layers = value_layers(denoiser)
-    latents = torch.randn(2, 4, 16, 16)[[0, 0, 0, 1, 1]]
-    text = torch.randn(1, 5, TEXT_WIDTH).expand(5, -1, -1)
-    ran: dict[str, int] = {}
-    for block in ("down_blocks.0.resnets.0", "down_blocks.1.attentions.0", "mid_block.resnets.0",
-                  "down_blocks.1.attentions.1", "mid_block.attentions.0", "up_blocks.0.resnets.0",
-                  ):  # fmt: skip
-        inner = denoiser.get_submodule(block)
-        first = inner.norm1 if hasattr(inner, "norm1") else inner.norm
-        first.register_forward_hook(lambda _m, _i, out, name=block: ran.__setitem__(name, len(out)))
-    found = []
-    before = count_hooks(denoiser)
-    for origins in (None, ORIGINS):
-        with torch.no_grad(), scale_neurons(denoiser, layers, SHARING, 0.0, origins):
-            found.append(denoiser(latents, 1, encoder_hidden_states=text).sample)
-        assert count_hooks(denoiser) == before
-    torch.testing.assert_close(found[1], found[0], rtol=1e-5, atol=1e-5)
-    assert (found[0][0] - found[0][2]).abs().max() > 1e-4  # the sets do make a difference
-    # two latents; then the empty set differs in layer 1, one in layer 4, the last in layer 7
-    assert list(ran.values()) == [2, 3, 4, 4, 5, 5]
-
-
-def test_labels_must_fit_the_sets_and_the_batch() -> None:
-    denoiser = unet().eval()
-    layers, text = value_layers(denoiser), torch.zeros(2, 5, TEXT_WIDTH)
-    with (
-        pytest.raises(ValueError, match="origins must be one for each set, got 2 for 3"),
-        scale_neurons(denoiser, layers, [DEEP] * 3, 0.0, ["a", "a"]),
-    ):
-        pass
-    with (
-        pytest.raises(ValueError, match="origins has 3 labels for 2 samples"),
-        scale_neurons(denoiser, layers, [DEEP] * 3, 0.0, ["a"] * 3),
-    ):
-        denoiser(torch.zeros(2, 4, 16, 16), 1, encoder_hidden_states=text)
-    assert count_hooks(denoiser) == 0

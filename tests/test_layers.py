@@ -7,7 +7,7 @@ import torch
 from torch import nn
 from toys import SD2, ToyDenoiser, unet
 
-from nemo_kit.layers import key_layers, searched, trunk, value_layers
+from nemo_kit.layers import key_layers, searched, value_layers
 
 BLOCKS = ["down.0"] * 2 + ["down.1"] * 2 + ["down.2"] * 2 + ["mid"]
 BLOCKS += ["up.1"] * 3 + ["up.2"] * 3 + ["up.3"] * 3
@@ -76,17 +76,3 @@ def test_attentions_whose_values_are_not_of_the_text_are_refused() -> None:
         setattr(denoiser.attentions()[0], name, value)
         with pytest.raises(ValueError, match=text):
             value_layers(denoiser)
-
-
-@pytest.mark.parametrize("changes", [{}, SD2], ids=["sd1", "sd2"])
-def test_the_trunk_is_in_the_order_of_the_forward_pass(changes: dict) -> None:
-    denoiser, called = unet(**changes), []
-    names = trunk(denoiser)
-    for name in names:
-        denoiser.get_submodule(name).register_forward_hook(
-            lambda *_, name=name: called.append(name)
-        )
-    with torch.no_grad():
-        denoiser(torch.zeros(1, 4, 16, 16), 1, encoder_hidden_states=torch.zeros(1, 3, 16))
-    assert tuple(called) == names
-    assert len(names) == 3 * (2 + 2 + 1) + 2 + 3  # three blocks with text, one without, mid

@@ -6,7 +6,7 @@ Source: "Finding NeMo" (arXiv 2406.02366), Algorithm 1.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from typing import TYPE_CHECKING, get_args
 
@@ -31,8 +31,7 @@ class Differences:
 
     Called with `noise` [N, C, H, W] and `embeddings` [N, tokens, dim], and optionally one
     `NeuronSet` for each sample, it returns [N, C, H, W] in [0, 1] from one denoiser call (of 2N
-    samples where there is guidance, N otherwise). With `origins`, a label for each sample, what
-    samples of one label have in common is run once (`hooks.scale_neurons`).
+    samples where there is guidance, N otherwise).
     Parameters: `settings`, steps and guidance; `factor` and `halves`, how neurons are scaled and
     in which halves of a guided batch; `precision`, of the denoiser's operations (autocast; "model"
     and "float32" leave them in the model's own).
@@ -57,25 +56,17 @@ class Differences:
 
     @torch.no_grad()
     def __call__(
-        self,
-        noise: Tensor,
-        embeddings: Tensor,
-        sets: Sequence[NeuronSet] | None = None,
-        origins: Sequence[Hashable] | None = None,
+        self, noise: Tensor, embeddings: Tensor, sets: Sequence[NeuronSet] | None = None
     ) -> Tensor:
-        return noise_differences(self.predict(noise, embeddings, sets, origins), noise)
+        return noise_differences(self.predict(noise, embeddings, sets), noise)
 
     def predict(
-        self,
-        noise: Tensor,
-        embeddings: Tensor,
-        sets: Sequence[NeuronSet] | None = None,
-        origins: Sequence[Hashable] | None = None,
+        self, noise: Tensor, embeddings: Tensor, sets: Sequence[NeuronSet] | None = None
     ) -> Tensor:
         """The predicted noise behind the difference: [N, C, H, W], with a gradient if wanted."""
         predict = self._unguided if self._empty is None else self._guided
         with self._cast():
-            return predict(noise, embeddings, sets, origins)
+            return predict(noise, embeddings, sets)
 
     def _cast(self) -> AbstractContextManager:
         if self.precision == "model" or self.precision == str(self.model.dtype)[6:]:
@@ -91,32 +82,22 @@ class Differences:
         return {layer: torch.cat([gate, open_[layer]]) for layer, gate in gates.items()}
 
     def _unguided(
-        self,
-        noise: Tensor,
-        embeddings: Tensor,
-        sets: Sequence[NeuronSet] | None,
-        origins: Sequence[Hashable] | None,
+        self, noise: Tensor, embeddings: Tensor, sets: Sequence[NeuronSet] | None
     ) -> Tensor:
         if sets is None:
             return self.model.predict_noise(noise, self.timestep, embeddings)
         layers = self.model.value_layers
-        with scale_neurons(self.model.denoiser, layers, sets, self.factor, origins):
+        with scale_neurons(self.model.denoiser, layers, sets, self.factor):
             return self.model.predict_noise(noise, self.timestep, embeddings)
 
     def _guided(
-        self,
-        noise: Tensor,
-        embeddings: Tensor,
-        sets: Sequence[NeuronSet] | None,
-        origins: Sequence[Hashable] | None,
+        self, noise: Tensor, embeddings: Tensor, sets: Sequence[NeuronSet] | None
     ) -> Tensor:
         """ε_∅ + g · (ε_c − ε_∅); both halves in one call, the conditional one first."""
         both = torch.cat([embeddings, self._empty.expand(len(embeddings), -1, -1)])  # type: ignore
         if sets is not None:
             sets = [*sets, *(sets if self.halves == "both" else [NeuronSet()] * len(sets))]
-        if origins is not None:
-            origins = [(half, origin) for half in (0, 1) for origin in origins]
-        text, empty = self._unguided(torch.cat([noise, noise]), both, sets, origins).chunk(2)
+        text, empty = self._unguided(torch.cat([noise, noise]), both, sets).chunk(2)
         if self.settings.swapped:
             text, empty = empty, text
         return empty + self.settings.guidance * (text - empty)

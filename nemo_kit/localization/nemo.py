@@ -142,8 +142,7 @@ class Run:
             return self.mode.refine(ask, selection.candidates, threshold, report, reached)
 
     def _blocked(self, places: list[int], sets: list[NeuronSet]) -> torch.Tensor:
-        text = self.text.expand(len(places), -1, -1)
-        return self.draw(self.noise[places], text, sets, origins=places)
+        return self.draw(self.noise[places], self.text.expand(len(places), -1, -1), sets)
 
     def _effects(self, neurons: NeuronSet, places: list[int]) -> dict[Neuron, float]:
         seeds = self.noise[places], self.text, self.unblocked[places]

@@ -4,10 +4,10 @@ Scope: the engine under every search mode. Many sets share a denoiser call, one 
 the seeds that memorize are drawn; unblocked differences and text embeddings are computed once a
 prompt; nothing is drawn twice, and the empty set, which blocks nothing, not at all.
 
-In one call, what runs before the first layer in which sets differ is run once for each seed
-(`origins` of `hooks.scale_neurons`): refinement walks the last layers first, so the sets of a chain
-often differ in their last layer alone. Up to a third of the embedded model's operations lie there.
-A sample counts as a whole one all the same.
+What runs before the first layer in which two sets of one seed differ is the same for both, but is
+not reused. Tried out with hooks on the modules before the up-blocks, it spared 3 and 5 % of the
+U-Net's operations for prompts with 90 and 159 candidates, and 7 and 9 % where it was kept from
+call to call: less than its code is worth.
 Source: "Finding NeMo" (arXiv 2406.02366), section 3.2: the largest similarity, over the seeds that
 memorize, between the unblocked noise difference and the same seed's blocked one.
 """
