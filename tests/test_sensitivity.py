@@ -12,6 +12,7 @@ import pytest
 
 from nemo_kit import plots, sensitivity
 from nemo_kit.frames import thresholds
+from nemo_kit.models import DiffusionModel
 from nemo_kit.neurons import NeuronSet
 
 A, B = NeuronSet({1: [4], 3: [7]}), NeuronSet({3: [7]})
@@ -55,11 +56,13 @@ def test_a_sweep_keeps_what_is_memorized(tmp_path: Path, monkeypatch: pytest.Mon
         sensitivity.thresholds_all(None, ["no"], [1, 2], (0, 1), store=tmp_path)
 
 
-def test_effects_are_those_of_each_pair_s_neurons(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_effects_are_those_of_each_pair_s_neurons(
+    toy_model: DiffusionModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
     sets: list[Any] = []
 
     def generate_all(
-        model: None, prompts: Any, seeds: list[int], neurons: Any = None, **more: Any
+        model: Any, prompts: Any, seeds: list[int], neurons: Any = None, **more: Any
     ) -> pd.DataFrame:
         sets.append(neurons)
         shade = 200 if neurons is None else 40 * len(neurons["a"])
@@ -79,7 +82,7 @@ def test_effects_are_those_of_each_pair_s_neurons(monkeypatch: pytest.MonkeyPatc
         {"prompt": "a", "initial_deviations": [0.0, 0.0], "refinement_deviations": [0.0, 1.0],
          "refined": [A, B]}
     )  # fmt: skip
-    got = sensitivity.threshold_effects(None, frame, [101, 102], store="x")
+    got = sensitivity.threshold_effects(toy_model, frame, [101, 102], store="x")
     assert sets == [None, {"a": A}, {"a": B}]
     assert got["gen"].tolist() == pytest.approx([0.4, 0.2])
     assert got["orig"].isna().all()
