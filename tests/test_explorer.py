@@ -107,7 +107,7 @@ def test_a_view_survives_json_and_its_code_repeats_it(prompt: str) -> None:
     view = View(prompt, Selection(ONE, "by\nhand"), -0.5, (7, 9), 3, 2.0)
     assert state.from_json(state.to_json(view, "lab"), View(), WIDTHS) == view
     names: dict[str, Any] = {}
-    setup = state.as_code(view, "lab").split("print(")[0]
+    setup = state.as_code(view, "lab").split("whole = ")[0]
     setup = setup.replace("from nemo_kit import", "#").replace("load(", "str(")
     exec(setup, {"NeuronSet": NeuronSet}, names)
     assert (names["prompt"], names["neurons"], names["seeds"]) == (prompt, ONE, [7, 9])
@@ -383,6 +383,20 @@ def test_images_with_and_without(controller: Controller) -> None:
     controller.by_hand("1: 2")
     assert controller.stale
     assert controller.worker.wait(LONG)
+
+
+def test_the_code_gives_the_numbers_and_images_shown(controller: Controller) -> None:
+    everything = "; ".join(f"{k}: 0-{w - 1}" for k, w in controller.session.widths.items())
+    chosen(controller).by_hand(everything)
+    controller.generate()
+    assert controller.worker.wait(LONG)
+    source = re.sub(r"load\(.*\)", "given", controller.code())
+    names: dict[str, Any] = {"given": controller.session.model}
+    exec(source, names)
+    assert names["whole"].score[0] == pytest.approx(controller.look.score, abs=1e-5)
+    assert names["left"].score[0] == pytest.approx(controller.left.pairs, abs=1e-5)
+    assert np.array_equal(names["before"], controller.pictures.before)
+    assert np.array_equal(names["after"], controller.pictures.after)
 
 
 def test_the_result_of_localization_becomes_the_selection(controller: Controller) -> None:

@@ -218,7 +218,7 @@ class Controller:
     def code(self) -> str:
         """A cell's worth of Python that repeats the view."""
         model = self.session.model
-        return state.as_code(self.view, model.name, model.revision)
+        return state.as_code(self.view, model.name, model.revision, self.session.seeds)
 
     def saved(self) -> str:
         """The selection as JSON."""

@@ -167,7 +167,7 @@ class NeuronPanel:
             self.progress,
             _html(markup.quiet(about)),
             *[
-                _row(_layer_name(layer), *chips, grid_gap="2px 3px")
+                _row(_layer_name(layer), *chips, grid_gap="2px 3px", padding="0 2px 0 0")
                 for layer, chips in self.chips.items()
             ],
             _html(markup.heading("One neuron")),
@@ -231,6 +231,7 @@ class EffectPanel:
         self.generate = _button(
             "Generate", "Draw the images with and without the selection", "image", "primary"
         )
+        self.note = _html()
         self.tiles = _html(width="auto")
         self.before = _html(flex="1 1 300px", min_width="0")
         self.after = _html(flex="1 1 300px", min_width="0")
@@ -238,6 +239,7 @@ class EffectPanel:
             [
                 _html(markup.heading("3  Effect", "the same seeds with and without")),
                 _row(self.factor, self.seeds, self.steps, self.guidance, self.generate),
+                self.note,
                 _row(self.before, self.after, align_items="flex-start", grid_gap="14px"),
                 self.tiles,
             ]

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 
 from nemo_kit.checks import check_number, check_seeds, check_whole
@@ -211,21 +212,29 @@ def _set_of(layers: object, widths: dict[int, int]) -> NeuronSet:
     return NeuronSet.from_json(json.dumps(layers)).check(widths)
 
 
-def as_code(view: View, model: str, revision: str | None = None) -> str:
+def as_code(
+    view: View, model: str, revision: str | None = None, detection: Sequence[int] = range(1, 11)
+) -> str:
     """A cell's worth of Python that repeats the view: score, what is left of it, images.
 
     Returns source that runs on its own; every text in it is a Python literal.
+    Parameters: `detection`, the seeds that the score is of.
     """
     opened = f"load({model!r}{f', revision={revision!r}' if revision else ''})"
     options = f"steps={view.steps}, guidance={view.guidance!r}"
     return (
         "from nemo_kit import NeuronSet, detect, generate, load\n"
+        "from nemo_kit.hooks import scale_neurons\n"
         "\n"
         f"model = {opened}\n"
         f"prompt = {view.prompt!r}\n"
         f"neurons = {view.selection.neurons!r}  # {_one_line(view.selection.origin)}\n"
         f"seeds = {list(view.seeds)}\n"
-        "print(detect(model, prompt))\n"
+        f"detection = {list(detection)}\n"
+        "whole = detect(model, prompt, detection)\n"
+        f"with scale_neurons(model.denoiser, model.value_layers, neurons, {view.factor!r}):\n"
+        "    left = detect(model, prompt, detection)\n"
+        "print(whole.score[0], left.score[0], whole.threshold[0])\n"
         f"before = generate(model, prompt, seeds, {options})\n"
         "after = generate(\n"
         f"    model, prompt, seeds, neurons=neurons, factor={view.factor!r}, {options}\n"

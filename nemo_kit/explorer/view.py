@@ -224,6 +224,12 @@ class Explorer(widgets.VBox):
         self._error.value = markup.error(self.controller.error)
         self._error.layout.display = "" if self.controller.error else "none"
 
+    def _show_note(self) -> None:
+        """What runs or went wrong, beside Generate too: the bar is far above it."""
+        tell = self.controller
+        words = present.status_words(tell) if tell.progress else ""
+        self._effect.note.value = markup.error(tell.error) or markup.quiet(words)
+
     def _show_prompt(self) -> None:
         self._prompt.show(self.controller.view.prompt)
 
@@ -313,6 +319,7 @@ class Explorer(widgets.VBox):
         "busy progress": _show_progress,
         "busy localization": _show_end,
         "error": _show_error,
+        "busy progress error": _show_note,
         "prompt": _show_prompt,
         "look": _show_look,
         "prompt look left selection busy": _show_verdict,
