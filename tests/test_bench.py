@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import subprocess
-import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -12,9 +9,18 @@ import pandas as pd
 import pytest
 import torch
 from conftest import TOY_SIMILARITY
+from test_cli import call
 from toys import TEXT_WIDTH, save_pipeline, unet
 
-from nemo_kit.bench import disagreements, localize_released, measure, summary, throughput
+from nemo_kit.bench import (
+    disagreements,
+    localize_released,
+    measure,
+    summary,
+    throughput,
+    with_known,
+    with_pictures,
+)
 from nemo_kit.lab.truth import known_neurons
 from nemo_kit.localization import localize
 from nemo_kit.models import DiffusionModel
@@ -88,12 +94,34 @@ def rows() -> pd.DataFrame:
 
 
 def test_ratios_by_hand() -> None:
-    found = summary(rows(), {"a": NeuronSet({1: [0]}), "b": NeuronSet({1: [0]})})
+    known = with_known(rows(), {"a": NeuronSet({1: [0]}), "b": NeuronSet({1: [0]})})
+    found = summary(known.assign(sscd_gen=[0.1, 0.2, 0.3, 0.4]))
     both = found[(found["group"] == "all") & (found["way"] == "speculative")].iloc[0]
     assert both[["faster", "samples", "same", "to_limit"]].tolist() == [4.0, 0.25, 0.5, 1.0]
     assert (both["precision"], both["recall"], both["neurons"]) == (0.75, 1.0, 1.5)
+    assert both["sscd_gen"] == pytest.approx(0.3)
     assert found["group"].tolist() == ["VM", "VM", "TM", "TM", "all", "all"]
     assert (found.loc[found["way"] == "released", "faster"] == 1).all()
+
+
+def test_known_neurons_row_by_row() -> None:
+    frame = rows().assign(memorized=[True, True, True, False])
+    found = with_known(frame, {"b": NeuronSet({1: [0, 7]})})
+    assert found["precision"].fillna(-1).tolist() == [-1, -1, 1, -1]
+    assert found["recall"].fillna(-1).tolist() == [-1, -1, 0.5, -1]
+    assert "precision" not in summary(rows())
+
+
+def test_pictures_with_and_without_the_neurons(easy: DiffusionModel, tmp_path: Path) -> None:
+    none = NeuronSet().to_json()
+    every = NeuronSet({p.index: range(p.width) for p in easy.searched}).to_json()
+    frame = rows().query("prompt == 'a'").assign(prompt="a red cup", refined=[none, every])
+    found = with_pictures(easy, frame, 1, SEEDS, store=tmp_path)
+    assert found["way"].tolist() == ["released", "speculative"]
+    assert found["sscd_gen"][0] == pytest.approx(1.0, abs=1e-5)  # without neurons nothing changes
+    assert found["sscd_gen"][1] < 0.999
+    with pytest.raises(ValueError, match="count must be an integer of at least 1"):
+        with_pictures(easy, frame, 0, SEEDS, store=tmp_path)
 
 
 def test_disagreements_name_the_ties() -> None:
@@ -143,29 +171,25 @@ def test_bad_arguments(easy: DiffusionModel, tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-def test_the_command(easy: DiffusionModel, tmp_path: Path) -> None:
+def test_the_command(
+    easy: DiffusionModel,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
     folder = save_pipeline(tmp_path / "toy")
     easy.calibration.save(folder / "nemo")
     (tmp_path / "p.csv").write_text("prompt,type\na red cup,VM\n")
-    arguments = ["--prompts", tmp_path / "p.csv", "--model", folder, "--seeds", "3"]
-    arguments += [
-        "--search",
-        "attributed",
-        "--store",
-        tmp_path / "store",
-        "--out",
-        tmp_path / "out",
-    ]
-    command = [sys.executable, "-m", "nemo_kit.cli", "bench", *map(str, arguments)]
-    done = subprocess.run(command, capture_output=True, text=True, env=os.environ | {})
-    assert done.returncode == 0, done.stderr
-    assert "attributed" in done.stdout
-    assert torch.cuda.is_available() or "not measured: throughput" in done.stdout
+    words = ["bench", "--prompts", tmp_path / "p.csv", "--model", folder, "--seeds", "3"]
+    words += ["--store", tmp_path / "store", "--out", tmp_path / "out", "--search"]
+    assert call(monkeypatch, *map(str, words), "attributed") == 0
+    told = capsys.readouterr().out
+    assert "attributed" in told
+    assert torch.cuda.is_available() or "not measured: throughput" in told
     written = {path.name for path in (tmp_path / "out").iterdir()}
     assert written >= {"bench.csv", "bench_summary.csv", "bench.png"}
-    wrong = subprocess.run([*command, "--search", "quick"], capture_output=True, text=True)
-    assert wrong.returncode == 2
-    assert "way must be one of" in wrong.stderr
+    assert call(monkeypatch, *map(str, words), "quick") == 2
+    assert "way must be one of" in capsys.readouterr().err
 
 
 def test_only_the_embedded_model_has_known_neurons() -> None:

@@ -28,6 +28,7 @@ if TYPE_CHECKING:
 BASELINE = "released"
 TIE = 1e-4  # another rounding may turn a verdict whose score is this close to its threshold
 WAYS = ("speculative", "bisect", "attributed")
+QUALITY = {"precision": "mean", "recall": "mean", "sscd_gen": "median"}  # of `bench.quality`
 
 
 def measure(
@@ -123,14 +124,14 @@ def fewest_samples(found: Localization, seeds: int) -> int:
     return seeds + len(found.refined) + len(found.kept_seeds)
 
 
-def summary(frame: pd.DataFrame, truth: dict[str, NeuronSet] | None = None) -> pd.DataFrame:
+def summary(frame: pd.DataFrame) -> pd.DataFrame:
     """Ratios of each way to the released algorithm, VM and TM apart and together.
 
     Returns a frame with group, way, prompts, faster (seconds of the baseline over the way's),
     samples (of the way over the baseline's), same (share of prompts with the baseline's
     neurons), to_limit (samples over the fewest possible), neurons (mean), peak (MiB, largest),
-    verified (share) and fell_back (prompts), and with `truth` mean precision and recall. Only
-    prompts that detection flags count.
+    verified (share) and fell_back (prompts), and where the frame has them mean precision and
+    recall, and median sscd_gen. Only prompts that detection flags count.
     Raises ValueError where the frame has no flagged prompt.
     """
     flagged = frame[frame["memorized"]]
@@ -139,7 +140,7 @@ def summary(frame: pd.DataFrame, truth: dict[str, NeuronSet] | None = None) -> p
     parts = [(name, part) for name, part in flagged.groupby("group", sort=False)]
     if len(parts) > 1:
         parts.append(("all", flagged))
-    rows = [_ratios(str(name), part, way, truth) for name, part in parts for way in _ways(part)]
+    rows = [_ratios(str(name), part, way) for name, part in parts for way in _ways(part)]
     return pd.DataFrame(rows)
 
 
@@ -150,12 +151,10 @@ def _ways(frame: pd.DataFrame) -> list[str]:
     return sorted(frame["way"].unique(), key=lambda way: (order[way.partition("@")[0]], way))
 
 
-def _ratios(
-    group: str, part: pd.DataFrame, way: str, truth: dict[str, NeuronSet] | None
-) -> dict[str, Any]:
+def _ratios(group: str, part: pd.DataFrame, way: str) -> dict[str, Any]:
     base, own = (part[part["way"] == name].set_index("prompt") for name in (BASELINE, way))
     base = base.loc[own.index]
-    row = {
+    return {
         "group": group,
         "way": way,
         "prompts": len(own),
@@ -167,23 +166,8 @@ def _ratios(
         "peak": own["peak"].max(),
         "verified": own["verified"].mean(),
         "fell_back": int((own["fell_back"] > 0).sum()),
+        **{name: own[name].agg(how) for name, how in QUALITY.items() if name in own},
     }
-    return row | (_quality(own, truth) if truth else {})
-
-
-def _quality(own: pd.DataFrame, truth: dict[str, NeuronSet]) -> dict[str, float]:
-    """Mean precision and recall against known neurons, over the prompts that have any."""
-    from nemo_kit.metrics import localization_quality
-
-    known = own[own.index.isin(list(truth))]
-    scores = pd.DataFrame(
-        [
-            localization_quality(NeuronSet.from_json(text), truth[str(prompt)])
-            for prompt, text in known["refined"].items()
-        ],
-        columns=["precision", "recall"],
-    )
-    return {"precision": scores["precision"].mean(), "recall": scores["recall"].mean()}
 
 
 def disagreements(frame: pd.DataFrame) -> pd.DataFrame:

@@ -13,7 +13,7 @@ import math
 import time
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
@@ -22,7 +22,7 @@ from nemo_kit.checks import check_seeds, check_text
 from nemo_kit.hooks import capture, scale_neurons
 from nemo_kit.localization.candidates import candidates, mean_activations, z_scores
 from nemo_kit.localization.detection import check_threshold, kept, resolve, upper
-from nemo_kit.localization.result import STAGES, Localization
+from nemo_kit.localization.result import STAGES, Localization, outcome
 from nemo_kit.localization.search import Refinement, Selection, refine, select_initial
 from nemo_kit.neurons import NeuronSet
 from nemo_kit.settings import LocalizationSettings
@@ -131,17 +131,6 @@ class _Released:
         self, score: float, selection: Selection | None, refinement: Refinement | None
     ) -> Localization:
         numbers = zip(self.seeds, self.mask.tolist(), strict=True)
-        own: dict[str, Any] = {}
-        if selection is not None and refinement is not None:
-            own = {
-                "initial": selection.candidates,
-                "refined": refinement.neurons,
-                "theta": selection.theta,
-                "k": selection.k,
-                "initial_score": selection.score,
-                "refined_score": refinement.score,
-                "refinement_threshold": selection.refinement_threshold,
-            }
         return Localization(
             prompt=self.prompt,
             memorized=selection is not None,
@@ -152,5 +141,5 @@ class _Released:
             search="released",
             samples=self.samples,
             times=self.times,
-            **own,
+            **outcome(selection, refinement),
         )

@@ -54,6 +54,10 @@ def bench(
         bool, typer.Option("--shapes/--no-shapes", help="Throughput at the shapes of Stable "
                            "Diffusion 1.4, where there is a GPU.")
     ] = True,
+    pictures: Annotated[
+        int, typer.Option("--pictures", metavar="N", min=0, help="Pictures of each prompt and "
+                          "mode for SSCD_gen, 100 denoiser samples each; by default none.")
+    ] = 0,
 ) -> None:  # fmt: skip
     """Measure what localization costs, prompt by prompt, beside the released algorithm.
 
@@ -61,7 +65,7 @@ def bench(
     with the same neurons, and the distance to the fewest samples possible. A run that was ended
     goes on where it stopped.
     """
-    from nemo_kit.bench import disagreements, measure, summary
+    from nemo_kit.bench import disagreements, measure, summary, with_known, with_pictures
     from nemo_kit.experiments import prompt_table
     from nemo_kit.frames import choose
     from nemo_kit.lab.truth import known_neurons
@@ -71,8 +75,13 @@ def bench(
     table = prompt_table(existing(prompts or (), "--prompts"))
     chosen = choose(table, memorized=count, non_memorized=0)
     loaded = load(model, device, revision)
-    frame = measure(loaded, chosen, ways, range(1, seeds + 1), store=store)
-    ratios = summary(frame, known_neurons(model))
+    detection = range(1, seeds + 1)
+    frame = measure(loaded, chosen, ways, detection, store=store)
+    if known := known_neurons(model):
+        frame = with_known(frame, known)
+    if pictures:
+        frame = with_pictures(loaded, frame, pictures, detection, store=store)
+    ratios = summary(frame)
     _print(ratios, disagreements(frame), frame)
     _write(out, frame, ratios)
     if shapes:
