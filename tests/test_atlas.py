@@ -194,7 +194,7 @@ def test_a_portrait_has_z_and_share() -> None:
 def test_layer_shares_stack_to_the_layer_s_part() -> None:
     axes = plots.layer_shares(atlas.layer_shares(localized(), [8, 8, 10], (3, 7))).axes[0]
     assert [bar.get_height() for bar in axes.patches] == pytest.approx([0, 0, 10, 12.5, 0, 0])
-    assert "100 % of its layer's pairs" in axes.get_title(loc="right")
+    assert "100 % of the layer's prompt–neuron pairs" in axes.get_title(loc="right")
 
 
 def test_shared_pictures_or_a_note() -> None:

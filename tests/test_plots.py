@@ -225,7 +225,7 @@ def test_roc_draws_the_curve_by_hand_and_the_operating_point() -> None:
     ).assign(score=[0.9, 0.4, 0.5, 0.1])
     figure = plots.roc(frame, threshold=0.45)
     curve, point = drawn(figure).lines[:2]
-    assert curve.get_label() == "VM, AUROC 0.750"
+    assert curve.get_label() == "VM (n = 2), AUROC 0.750"
     edge = 0.25  # half a false alarm of two
     assert curve.get_xdata().tolist() == [edge, edge, 0.5, 0.5, 1]
     assert curve.get_ydata().tolist() == [0, 0.5, 0.5, 1, 1]
@@ -465,3 +465,51 @@ def test_tile_puts_pictures_in_rows() -> None:
     assert page.shape == (17, 17, 3)
     assert np.array_equal(page[9:, :8], PICTURES[0, 2])
     assert (page[9:, 9:] == 255).all()
+
+
+# ------------------------------------------------------------------------- honest scales
+
+
+def thresholds(median: list[float]) -> pd.DataFrame:
+    pairs = {"initial": ["μ", "μ", "μ + σ"], "refinement": ["μ", "μ + σ", "μ + σ"]}
+    return pd.DataFrame({"group": "VM", **pairs, "median": median, "mad": 0.5, "prompts": 3})
+
+
+@pytest.mark.parametrize(
+    ("median", "digits", "limits", "first"),
+    [
+        ([2.0, 2.0, 2.0], 0, (0, 2), "2\n± 0.5"),
+        ([-0.25, 0.0, 0.004], 2, (-0.25, 1), "−0.25\n± 0.50"),
+    ],
+)
+def test_a_threshold_map_is_shaded_from_0_to_at_least_1(
+    median: list[float], digits: int, limits: tuple[float, float], first: str
+) -> None:
+    axes = drawn(plots.threshold_map(thresholds(median), "what", digits))
+    assert axes.collections[0].get_clim() == limits
+    assert axes.texts[0].get_text() == first
+    colours = [text.get_color() for text in axes.texts]
+    assert colours == ["black" if digits == 0 else "white"] * 3
+
+
+def test_histograms_of_both_groups_have_one_scale() -> None:
+    high, low = plots.neuron_histogram(counts()[:3], "refined").axes
+    assert high.get_ylim() == low.get_ylim() == (0, pytest.approx(2.1))
+    frame = counts().assign(initial=[3, 400, 7, 0])
+    wide = plots.neuron_histogram(frame[:3], "initial", detail=50).axes[2]
+    assert wide.get_xlabel() == "initial neurons of a prompt (7 numbers a bar)"
+
+
+def test_similarities_over_layers_begin_at_0() -> None:
+    frame = pd.DataFrame({"kind": ["none", "value", "key"], "layer": [0, 1, 1], "block": "mid"})
+    frame = frame.assign(prompt="a", group="VM", reference="training image")
+    figure = plots.layer_effects(frame.assign(median=0.8, maximum=0.9, alignment=0.7))
+    limits = [axes.get_ylim() for axes in figure.axes]
+    assert [low for low, _ in limits] == [0, 0, 0]
+    assert limits[0] == limits[1]
+
+
+def test_many_rows_of_pictures_fit_on_a_page() -> None:
+    images = np.repeat(PICTURES[None, :1, :1], 30, axis=0)
+    figure = plots.picture_rows(images, [f"row {i}" for i in range(30)], ["a"])
+    assert figure.get_figheight() == pytest.approx(9)

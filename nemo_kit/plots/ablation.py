@@ -9,7 +9,17 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MultipleLocator
 
-from nemo_kit.plots.style import TEXT, Look, canvas, count_text, groups, legend, require, styled
+from nemo_kit.plots.style import (
+    TEXT,
+    Look,
+    canvas,
+    count_text,
+    groups,
+    legend,
+    require,
+    styled,
+    told,
+)
 
 PANELS = {
     "orig": "similarity to the\ntraining image (cosine)",
@@ -40,6 +50,7 @@ def scaling(frame: pd.DataFrame) -> Figure:
         axes.yaxis.set_tick_params(labelleft=True)
     low = np.nanmin(frame[list(PANELS)].to_numpy(float), initial=0.0)
     grid[0].set_ylim(min(-0.02, low), 1.03)
+    told(grid[-1], "lines: medians, bands: quartiles of prompts")
     _once(grid)
     return figure
 

@@ -8,7 +8,17 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from nemo_kit.plots.style import COLUMN, TEXT, canvas, count_text, groups, legend, require, styled
+from nemo_kit.plots.style import (
+    COLUMN,
+    TEXT,
+    canvas,
+    count_text,
+    groups,
+    legend,
+    require,
+    styled,
+    told,
+)
 
 
 @styled
@@ -83,6 +93,7 @@ def extreme_neurons(frame: pd.DataFrame, theta: float | None = 5.0, named: int =
         middle = part.z.abs().groupby(part.layer).median()
         axes.hlines(middle, middle.index + shift - 0.1, middle.index + shift + 0.1, "black", lw=1.4)
     _name_tops(axes, rows, named)
+    told(axes, "bars: medians; #: the layer's furthest neurons")
     if theta is not None:
         axes.axhline(theta, color="black", linestyle=(0, (4, 2)), linewidth=0.8, zorder=0)
         axes.annotate(rf"$\theta={theta:g}$", (1, theta), xycoords=("axes fraction", "data"))

@@ -11,7 +11,7 @@ import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.lines import Line2D
+from matplotlib.patches import Patch
 from matplotlib.ticker import MaxNLocator
 from matplotlib.transforms import ScaledTranslation, Transform
 
@@ -29,6 +29,7 @@ from nemo_kit.plots.style import (
     plain,
     require,
     styled,
+    told,
 )
 
 
@@ -88,7 +89,8 @@ def bipartite(frame: pd.DataFrame, most: int = 40, prompts: int = 60) -> Figure:
     _names(axes, level, place, sizes, shown)
     text = f"not drawn: {len(counts) - len(place)} of {len(counts)} neurons"
     text += f", {len(sizes) - len(level)} of {len(sizes)} prompts" * int(len(level) < len(sizes))
-    axes.set_title(text, loc="right", fontsize=6.5)
+    told(axes, text)
+    axes.set_title("a prompt (its neurons); bolder lines: fewer neurons", loc="left", fontsize=6.5)
     legend(axes)
     return figure
 
@@ -175,12 +177,10 @@ def _bars(axes: Axes, frame: pd.DataFrame, numbers: pd.Series) -> None:
 
 def _portrait_legend(figure: Figure, frame: pd.DataFrame) -> None:
     there = [name for name in GROUPS if name in set(frame["group"])]
-    colours = [(GROUPS[name].colour,) * 2 for name in there]
-    colours += [("#444444", "#444444"), ("#444444", "white")]
-    look = {"marker": "s", "ls": "", "ms": 5}
-    lines = [Line2D([], [], color=edge, mfc=face, **look) for edge, face in colours]
+    boxes = [Patch(color=GROUPS[name].colour) for name in there]
+    boxes += [Patch(color="#444444"), Patch(fc="white", ec="#444444", hatch="/////")]
     texts = [*there, "serves its memorization", "does not"]
-    figure.legend(lines, texts, loc="outside upper center", ncols=len(texts), fontsize=6.5)
+    figure.legend(boxes, texts, loc="outside upper center", ncols=len(texts), fontsize=6.5)
 
 
 def _above(axes: Axes) -> Transform:
@@ -211,8 +211,8 @@ def layer_shares(frame: pd.DataFrame) -> Figure:
     for row, top in zip(frame.itertuples(), bottom, strict=True):
         if row.share > 0:
             axes.plot(row.layer, top, "v", color="black", ms=4, transform=_above(axes))
-            text = f"▼ chosen neuron: {100 * row.share:.0f} % of its layer's pairs"
-            axes.set_title(text, loc="right", fontsize=6.5)
+            share = f"{100 * row.share:.0f} % of the layer's prompt–neuron pairs"
+            told(axes, f"▼ the chosen neuron: {share}")
     axes.set(xlabel="value layer", ylabel="memorization neurons\n(% of the layer)")
     axes.set(xticks=frame["layer"], ylim=(0, max(1.0, 1.12 * bottom.max())))
     axes.yaxis.set_major_locator(MaxNLocator(5))

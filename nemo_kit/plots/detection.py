@@ -25,6 +25,7 @@ from nemo_kit.plots.style import (
     row_of,
     show,
     styled,
+    told,
     vertical,
     write,
 )
@@ -86,6 +87,7 @@ def roc(frame: pd.DataFrame, threshold: float | None = None) -> Figure:
     for name, look, rows in groups(frame[frame.group.isin(["VM", "TM"])]):
         _roc_line(axes, rows, negative, look, name, edge, threshold)
     axes.axvline(0.01, color="#999999", linewidth=0.7, linestyle=":", zorder=0)
+    told(axes, "dotted: 1 %; left edge: 0")
     axes.set(xscale="log", xlim=(edge, 1), ylim=(0, 1.03))
     axes.set(xlabel="false-positive rate (logarithmic)", ylabel="true-positive rate")
     if threshold is not None:
@@ -106,8 +108,9 @@ def _roc_line(
     both = pd.concat([rows, negative])
     curve = roc_curve(both["score"], [True] * len(rows) + [False] * len(negative))
     area = np.trapezoid(curve.tpr, curve.fpr)
+    text = count_text(rows, name)
     style = {"color": look.colour, "linestyle": look.line, "drawstyle": "steps-post"}
-    axes.plot(curve.fpr.clip(lower=edge), curve.tpr, label=f"{name}, AUROC {area:.3f}", **style)
+    axes.plot(curve.fpr.clip(lower=edge), curve.tpr, label=f"{text}, AUROC {area:.3f}", **style)
     if threshold is not None:
         point = [(part["score"] > threshold).mean() for part in (negative, rows)]
         marker = {"marker": look.marker, "mec": "white", "ms": 6, "clip_on": False, "zorder": 5}
@@ -141,7 +144,8 @@ def calibration(
         raise ValueError("frame needs rows of group hold-out, got none")
     figure, (left, right) = canvas(TEXT, 2.3, 1, 2)
     _hold_out(left, held, mean, std, threshold)
-    left.set(xlabel=f"memorization score of a {unit} ({measure})", ylabel="number")
+    left.set(xlabel=f"memorization score of a {unit} ({measure})")
+    left.set_ylabel(f"hold-out {'pairs' if unit.startswith('pair') else f'{unit}s'}")
     for name, look, rows in groups(rest):
         scores = np.sort(rows["score"])
         share = 1 - np.searchsorted(scores, GRID, side="right") / len(scores)
@@ -197,7 +201,9 @@ def noise_differences(
         axes.spines[:].set_visible(False)
         score = f"\nscore {scores[name]:.2f}" if scores and name in scores else ""
         write(axes, -0.015, 0.5, name + score, ha="right", va="center", fontsize=8)
-    grid[0, 0].set_title(f"one column a seed ({count} seeds)", fontsize=7.5)
+    grid[0, 0].set_title(
+        f"one column a seed ({count} seeds); latent channels 1 to 3 as red, green, blue", fontsize=7
+    )
     return figure
 
 

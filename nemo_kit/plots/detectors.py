@@ -10,7 +10,7 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from nemo_kit.plots.style import ACCENT, GROUPS, TEXT, canvas, legend, styled
+from nemo_kit.plots.style import ACCENT, GROUPS, TEXT, canvas, legend, styled, told
 
 
 @styled
@@ -35,6 +35,7 @@ def detector_comparison(table: pd.DataFrame) -> Figure:
     )
     _separation(left, shown, names)
     _cost(right, shown, names)
+    told(left, "dotted: chance")
     legend(left)
     return figure
 

@@ -7,14 +7,14 @@ import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import FuncFormatter, NullLocator
+from matplotlib.ticker import FixedLocator, FuncFormatter, NullFormatter
 
-from nemo_kit.plots.style import ACCENT, TEXT, canvas, mean_interval, require, styled
+from nemo_kit.plots.style import ACCENT, TEXT, canvas, mean_interval, require, styled, told
 
 PANELS = {
     "score": "memorization score",
     "copies": "share of verbatim copies",
-    "neurons": "memorization neurons",
+    "neurons": "neurons of flagged prompts",
 }
 
 
@@ -41,9 +41,10 @@ def dose_response(frame: pd.DataFrame, threshold: float | None = None) -> Figure
     grid[0].set_ylim(0, 1)
     grid[1].set_ylim(-0.03, 1.03)
     grid[2].set_ylim(0, max(1.0, 1.08 * np.nanmax([*frame["neurons"], 0])))
+    told(grid[1], "lines: means, bands: 95 % intervals")
     if threshold is not None:
         grid[0].axhline(threshold, color="black", linestyle=(0, (4, 2)), linewidth=0.9)
-        grid[0].set_title(rf"dashed: $\tau$ = {threshold:.3f}", loc="right", fontsize=7)
+        told(grid[0], rf"dashed: $\tau$ = {threshold:.3f}")
     return figure
 
 
@@ -64,5 +65,6 @@ def _rates(axes: Axes, rates: pd.Series) -> None:
             ticks.append(rate)
     axes.set(xscale="log", xlabel="repetitions in training (log)", xticks=ticks)
     axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
-    axes.xaxis.set_minor_locator(NullLocator())
+    axes.xaxis.set_minor_locator(FixedLocator(sorted(rates.unique())))
+    axes.xaxis.set_minor_formatter(NullFormatter())
     axes.tick_params(axis="x", labelsize=6.5)

@@ -24,9 +24,11 @@ from nemo_kit.plots.style import (
     show,
     strips,
     styled,
+    told,
     write,
 )
 
+PAGE = 9.0  # inches of text on a page, from top to bottom
 KINDS = {"value": ("#0072B2", "-", "o"), "key": ("#E69F00", (0, (5, 2)), "s")}
 
 
@@ -47,8 +49,8 @@ def threshold_map(frame: pd.DataFrame, label: str, digits: int = 0) -> Figure:
     """A number for each pair of an initial and a refinement threshold (F14, F15).
 
     Returns a figure one column wide: a heat map whose cells hold median ± median absolute
-    deviation; pairs that make no sense stay empty. Without rows, or where no number is known, a
-    figure that says so.
+    deviation, shaded from 0 to at least 1; pairs that make no sense stay empty. Without
+    rows, or where no number is known, a figure that says so.
 
     Parameters: `frame`, one row a pair, with `group`, `initial`, `refinement` (names, in order),
     `median`, `mad`, `prompts`; `label`, what is measured; `digits`, decimals, 0 for counts.
@@ -63,13 +65,19 @@ def threshold_map(frame: pd.DataFrame, label: str, digits: int = 0) -> Figure:
     shape = {"index": "initial", "columns": "refinement"}
     values = known.pivot(**shape, values="median").reindex(index=names, columns=names)
     form = f".{digits}f" if digits else ".4g"  # counts: 3 and 3.5
-    texts = [f"{m:{form}}\n± {d:{form}}" for m, d in known[["median", "mad"]].to_numpy()]
+    texts = [f"{m:z{form}}\n± {d:{form}}" for m, d in known[["median", "mad"]].to_numpy()]
+    texts = [text.replace("-", "−") for text in texts]
     cells = known.assign(text=texts).pivot(**shape, values="text").reindex(values.index)
     figure, axes = canvas(COLUMN, 0.62 * len(names) + 0.8)
-    look = {"cmap": "cividis", "linewidths": 1.5, "square": False, "fmt": ""}
+    low, high = min(0.0, known["median"].min()), max(1.0, known["median"].max())
+    look = {"cmap": "cividis", "vmin": low, "vmax": high, "linewidths": 1.5, "fmt": ""}
     bar = {"label": label, "shrink": 0.95}
     annotations = cells.reindex(columns=names).fillna("").to_numpy()
     sns.heatmap(values, annot=annotations, mask=values.isna(), ax=axes, cbar_kws=bar, **look)
+    for text in axes.texts:  # black on the bright half, white on the dark one
+        column, row = (int(place) for place in text.get_position())
+        shade = (values.iloc[row, column] - low) / (high - low)
+        text.set_color("black" if shade > 0.45 else "white")
     title = f"{known['group'].iloc[0]} (n = {known['prompts'].max()})"
     axes.set(xlabel="refinement threshold", ylabel="initial threshold")
     axes.set_title(title, loc="right", fontsize=7)
@@ -105,6 +113,9 @@ def layer_effects(frame: pd.DataFrame) -> Figure:
     for axes, measure, label in zip(grid, measures, labels, strict=True):
         _over_layers(axes, frame, measure)
         axes.set_ylabel(label)
+    _from_zero(grid[:2])
+    _from_zero(grid[2:])
+    told(grid[1], "bands: 95 % intervals over prompts")
     _blocks(grid, frame[frame["kind"] != "none"])
     handles, names = grid[0].get_legend_handles_labels()
     figure.legend(handles, names, loc="outside upper center", ncols=3, fontsize=6.5)
@@ -124,6 +135,13 @@ def _over_layers(axes: Axes, frame: pd.DataFrame, measure: str) -> None:
         axes.fill_between(layers, found[:, 1], found[:, 2], color=colour, alpha=0.15, linewidth=0)
     whole = frame.loc[frame["kind"] == "none", measure].mean()
     axes.axhline(whole, color="black", ls=(0, (4, 2)), linewidth=0.9, label="undisturbed", zorder=1)
+
+
+def _from_zero(parts: Sequence[Axes]) -> None:
+    """One scale for these parts that begins at 0, or below where there is something."""
+    lows, highs = zip(*(axes.get_ylim() for axes in parts), strict=True)
+    for axes in parts:
+        axes.set_ylim(min(0.0, *lows), max(highs))
 
 
 def _blocks(grid: Sequence[Axes], rows: pd.DataFrame) -> None:
@@ -148,7 +166,7 @@ def picture_rows(
 ) -> Figure:
     """Pictures in a grid, a row for what was switched off, a column group for each prompt (F18-20).
 
-    Returns a figure as wide as the pictures need, at most the text width.
+    Returns a figure as wide as the pictures need, at most the text width and 9 in high.
 
     Parameters: `images`, uint8 [rows, columns, seeds, H, W, 3]; `rows`, names of the rows;
     `columns`, a prompt for each group of seeds; `side`, of a picture in inches where they fit.
@@ -162,7 +180,9 @@ def picture_rows(
     same_length(images=images.shape[1], columns=len(columns))
     names, gap, head, edge = 1.05, 0.08, 0.42, 0.03
     prompts, seeds = images.shape[1:3]
-    side = min(side, (TEXT - names - prompts * gap) / (prompts * seeds))
+    side = min(
+        side, (TEXT - names - prompts * gap) / (prompts * seeds), (PAGE - head) / len(rows) - edge
+    )
     width = names + prompts * (seeds * side + gap)
     height = head + len(rows) * (side + edge)
     figure = Drawing(figsize=(width, height))

@@ -25,6 +25,7 @@ from nemo_kit.plots.style import (
     plain,
     require,
     styled,
+    told,
     write,
 )
 
@@ -49,15 +50,19 @@ def neuron_histogram(frame: pd.DataFrame, column: str = "refined", detail: int =
     if largest > 2 * detail:
         edges.append(integer_bins(detail))
     size = (COLUMN if len(edges) == 1 else TEXT, 1.2 * len(parts) + 0.4)
-    figure, grid = canvas(*size, len(parts), len(edges), sharex="col", squeeze=False)
+    figure, grid = canvas(*size, len(parts), len(edges), sharex="col", sharey="col", squeeze=False)
     for place, (name, look, rows) in enumerate(parts):
         for axes, bins in zip(grid[place], edges, strict=True):
             _counts(axes, rows[column], look, bins)
         text = f"{count_text(rows, name)}, median {rows[column].median():g}"
         grid[place, 0].set_title(text, loc="right", fontsize=7)
         grid[place, 0].set_ylabel("prompts")
-    for axes, part in zip(grid[-1], ("", f", 0 to {detail}"), strict=False):
-        axes.set_xlabel(f"{column} neurons of a prompt{part}")
+    width = edges[0][1] - edges[0][0]
+    parts_of = (f" ({width:g} numbers a bar)" if width > 1 else "", f", 0 to {detail}")
+    for column_axes, part in zip(grid.T, parts_of, strict=False):
+        column_axes[-1].set_xlabel(f"{column} neurons of a prompt{part}")
+        tops = [patch.get_height() for axes in column_axes for patch in axes.patches]
+        column_axes[0].set_ylim(0, 1.05 * max(1.0, *tops))
     return figure
 
 
@@ -70,7 +75,7 @@ def integer_bins(largest: int, most: int = 60) -> np.ndarray:
 def _counts(axes: Axes, values: pd.Series, look: Look, edges: np.ndarray) -> None:
     style = {"color": look.colour, "edgecolor": "white", "linewidth": 0.4, "hatch": look.hatch}
     axes.hist(values, bins=edges, **style)
-    axes.set(xlim=(edges[0], edges[-1]), ylim=(0, max(1, axes.get_ylim()[1])))
+    axes.set_xlim(edges[0], edges[-1])
     axes.yaxis.set_major_locator(MaxNLocator(4, integer=True))
     axes.xaxis.set_major_locator(MaxNLocator(integer=True, steps=[1, 2, 5, 10]))
 
@@ -103,6 +108,7 @@ def neurons_by_layer(frame: pd.DataFrame) -> Figure:
         xlabel="value layer", ylabel="neurons a prompt (mean)", xticks=sorted(frame.layer.unique())
     )
     axes.set_ylim(0, None)
+    told(axes, "whiskers: 95 % intervals over prompts")
     legend(axes)
     return figure
 
@@ -145,6 +151,7 @@ def runtime_table(frame: pd.DataFrame) -> Figure:
     figure, axes = canvas(1.8 + 1.3 * len(names), 0.2 * len(cells) + 0.4)
     heads = [f"{n} (n = {table[table.group == n].prompts.max()})" for n in names]
     _booktabs(axes, cells, heads)
+    told(axes, "means over prompts; samples: inputs that the denoiser worked on")
     return figure
 
 

@@ -9,7 +9,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, NullLocator
 
-from nemo_kit.plots.style import ACCENT, COLUMN, TEXT, canvas, require, styled
+from nemo_kit.plots.style import ACCENT, COLUMN, TEXT, canvas, require, styled, told
 
 LOOKS = {
     "most frequent": {"color": "#D55E00", "marker": "o", "linestyle": "-"},
@@ -46,6 +46,8 @@ def quality(frame: pd.DataFrame) -> Figure:
         if len(measures) > 1:
             axes.set_title("abcdefgh"[place], loc="left", weight="bold")
     handles, labels = grid[0, 0].get_legend_handles_labels()
+    if "seeds" in frame and frame["seeds"].max() > 1:
+        told(grid[0, -1], f"bands: ± standard deviation over {frame['seeds'].max():.0f} seeds")
     look = {"columnspacing": 1.2, "handlelength": 2.2, "fontsize": 6.5}
     figure.legend(handles, labels, loc="outside upper center", ncols=3, **look)
     return figure
@@ -150,5 +152,5 @@ def unseen(frame: pd.DataFrame) -> Figure:
     names = [f"{r.source}\n{r.with_neurons} of {r.prompts}" for r in frame.itertuples()]
     axes.set_yticks(range(len(frame)), names)
     axes.set(xlim=(0, max(0.4, frame["high"].max() * 1.05)), ylim=(len(frame) - 0.5, -0.5))
-    axes.set_xlabel("share of prompts that yield neurons")
+    axes.set_xlabel("share of prompts that yield neurons (95 % interval)")
     return figure

@@ -143,6 +143,11 @@ def legend(axes: Axes, where: str = "outside upper center") -> None:
     axes.figure.legend(*axes.get_legend_handles_labels(), loc=where, **look)
 
 
+def told(axes: Axes, text: str) -> None:
+    """Small words over the right end of the axes: what bands, whiskers or marks are."""
+    axes.set_title(text, loc="right", fontsize=6.5)
+
+
 def vertical(axes: Axes, x: float, text: str, colour: str = "black", top: float = 1.0) -> None:
     """A dashed line at x with its text at the upper end."""
     axes.axvline(x, color=colour, linestyle=(0, (4, 2)), linewidth=0.9, zorder=1)

@@ -22,7 +22,7 @@ HEADS = {
     "alignment": "align ↑",
 }
 ROW, HEAD = 0.27, 0.62  # inches
-NAMES = 1.85  # inches for the settings' names
+NAMES = 1.85  # inches for the settings' names, less where they are short
 
 
 @styled
@@ -50,14 +50,15 @@ def results(frame: pd.DataFrame, note: str = "", rules: Sequence[str] = ()) -> F
     figure, axes = canvas(TEXT, height)
     axes.set(xlim=(0, TEXT), ylim=(height, 0))
     axes.axis("off")
-    _heads(axes, columns, frame)
+    ends = _ends(columns, min(NAMES, 0.3 + 0.068 * max(map(len, settings))))
+    _heads(axes, columns, ends, frame)
     cells = {(r.setting, r.group, r.measure): r for r in frame.itertuples()}
     for place, setting in enumerate(settings):
         y = HEAD + ROW * (place + 0.5)
         if setting in rules:
             axes.axhline(y + ROW / 2, color="#999999", linewidth=0.5)
         axes.text(0, y, setting, va="center", parse_math=False)
-        for x, key in zip(_ends(columns), columns, strict=True):
+        for x, key in zip(ends, columns, strict=True):
             row = cells.get((setting, *key))
             _cell(axes, x, y, row, 1 if key[1] == "neurons" else 2, 7 if len(columns) < 9 else 6.5)
     for y, width in ((0.05, 1.0), (HEAD - 0.04, 0.6), (HEAD + ROW * len(settings) + 0.02, 1.0)):
@@ -72,17 +73,18 @@ def _place(measure: str) -> int:
     return [*HEADS, measure].index(measure)
 
 
-def _ends(columns: Sequence[tuple[str, str]]) -> list[float]:
-    """Right edges of the columns, in inches, with a gap between groups."""
+def _ends(columns: Sequence[tuple[str, str]], names: float) -> list[float]:
+    """Right edges of the columns, in inches, after so many for the names; a gap between groups."""
     gaps = [0.0]
     for before, after in pairwise(columns):
         gaps.append(gaps[-1] + 0.12 * (before[0] != after[0]))
-    width = (TEXT - NAMES - gaps[-1]) / len(columns)
-    return [NAMES + width * (place + 1) + gap for place, gap in enumerate(gaps)]
+    width = (TEXT - names - gaps[-1]) / len(columns)
+    return [names + width * (place + 1) + gap for place, gap in enumerate(gaps)]
 
 
-def _heads(axes: Axes, columns: Sequence[tuple[str, str]], frame: pd.DataFrame) -> None:
-    ends = _ends(columns)
+def _heads(
+    axes: Axes, columns: Sequence[tuple[str, str]], ends: Sequence[float], frame: pd.DataFrame
+) -> None:
     for group in dict.fromkeys(group for group, _ in columns):
         own = [end for end, (name, _) in zip(ends, columns, strict=True) if name == group]
         left = own[0] - (ends[1] - ends[0] if len(ends) > 1 else 1.0) + 0.12
