@@ -288,7 +288,8 @@ def test_a_prompt_with_html_is_text_and_the_page_is_dark_and_narrow(explorer: Ex
     light = explorer.root.evaluate(GROUND)
     theme = "{theme: 'JupyterLab Dark'}"
     page.evaluate(f"() => window.jupyterapp.commands.execute('apputils:change-theme', {theme})")
-    page.locator("body[data-jp-theme-light=false]").wait_for()
+    # attached, not visible: all of JupyterLab floats, so that its body has no height
+    page.locator("body[data-jp-theme-light=false]").wait_for(state="attached")
     page.wait_for_function(
         f"light => ({GROUND})(document.querySelector('.nemo-explorer')) !== light", arg=light
     )
