@@ -189,7 +189,9 @@ def test_the_command(
     written = {path.name for path in (tmp_path / "out").iterdir()}
     assert written >= {"bench.csv", "bench_summary.csv", "bench.png"}
     assert call(monkeypatch, *map(str, words), "quick") == 2
-    assert "way must be one of" in capsys.readouterr().err
+    wrong = capsys.readouterr().err
+    assert "must be one of attributed, bisect" in wrong
+    assert "got 'quick'" in wrong
 
 
 def test_only_the_embedded_model_has_known_neurons() -> None:
