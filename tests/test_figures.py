@@ -243,13 +243,14 @@ def test_a_manifest_of_wrong_parameters_or_notebook_is_refused(tmp_path: Path) -
 # keys
 
 
-def test_a_notebooks_digest_ignores_outputs_and_metadata(tmp_path: Path) -> None:
+def test_a_notebooks_digest_counts_code_alone(tmp_path: Path) -> None:
     path = notebook(tmp_path) / f"{NAME}.ipynb"
     before = keys.notebook_digest(path)
     content = nbformat.read(path, 4)
     content.cells[1].outputs = [nbformat.v4.new_output("stream", text="hello")]
     content.cells[1].execution_count = 7
     content.metadata["kernelspec"] = {"name": "other", "display_name": "Other"}
+    content.cells.append(nbformat.v4.new_markdown_cell("More words."))
     nbformat.write(content, path)
     assert keys.notebook_digest(path) == before
     content.cells[1].source += "\n# more"

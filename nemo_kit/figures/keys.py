@@ -48,9 +48,9 @@ def content_key(source: Path, parameters: Parameters) -> dict[str, str]:
 
 
 def notebook_digest(path: Path) -> str:
-    """Digest of a notebook's cell types, tags and sources: outputs and metadata don't count."""
+    """Digest of a notebook's code cells, with their tags: words and outputs don't count."""
     cells = json.loads(path.read_text(encoding="utf-8"))["cells"]
-    return value_digest([_cell(cell) for cell in cells])
+    return value_digest([_cell(cell) for cell in cells if cell["cell_type"] == "code"])
 
 
 def notebook_parameters(path: Path) -> dict[str, Any]:
