@@ -200,7 +200,7 @@ def test_results_are_converted_both_ways(
         (["detect", "x", "--settings", "paper", "--hold-out", "/no.txt"], "there is no file /no"),
         (["convert", "/no.csv", "--out", "x.csv"], "there is no file /no.csv"),
         (["convert", "P", "--out", "x.txt"], "--out must end in .csv or .parquet"),
-        (["convert", "P", "--out", "x.csv", "--released"], "found needs the columns"),
+        (["convert", "P", "--out", "x.csv", "--released"], "P is no table of results: it lacks"),
         (["plan"], "--prompts N is needed"),
         (["plan", "--prompts", "9", "--model", "a/b"], "--sample FILE is needed"),
         (["plan", "--prompts", "0"], "--prompts"),

@@ -80,6 +80,14 @@ def test_a_measurement_counts_what_it_did(toy_model: DiffusionModel) -> None:
     assert found.worker_bytes > 10**7
 
 
+def test_time_ends_a_measurement_but_one_localization_is_timed(toy_model: DiffusionModel) -> None:
+    prompts = ["cat 0", "cat 1", "cat 2"]
+    options: dict[str, Any] = {"seeds": [1, 2], "threshold": 0.5}
+    short = measure(toy_model, prompts, seconds=0.0, **options)
+    assert (short.flagged, len(short.localize_seconds)) == (3, 1)
+    assert len(measure(toy_model, prompts, **options).localize_seconds) == 3
+
+
 def test_without_memorized_prompts_there_is_nothing_to_time(toy_model: DiffusionModel) -> None:
     options: dict[str, Any] = {"seeds": [1, 2], "threshold": 2.0}
     with pytest.raises(ValueError, match="none of the 1 prompts of the sample is memorized"):

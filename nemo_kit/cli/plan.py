@@ -18,6 +18,7 @@ from nemo_kit.cli.options import (
     StatisticsOption,
     ThresholdOption,
     existing,
+    interruptible,
     load,
 )
 from nemo_kit.cli.options import statistics as read_statistics
@@ -53,11 +54,20 @@ def plan(
                      "the sample holds hardly any."),
     ] = None,
     detections: Annotated[
-        int, typer.Option("--detections", min=1, help="How many prompts to time detection on.")
-    ] = 32,
+        int,
+        typer.Option("--detections", metavar="N", min=1,
+                     help="How many prompts to time detection on; with --check all of the sample."),
+    ] = 128,
     localizations: Annotated[
-        int, typer.Option("--localizations", min=1, help="How many to time localization on.")
-    ] = 8,
+        int,
+        typer.Option("--localizations", metavar="N", min=1,
+                     help="How many flagged prompts to time localization on, at most."),
+    ] = 64,
+    minutes: Annotated[
+        float,
+        typer.Option("--minutes", metavar="X", min=0.0,
+                     help="Begin no further localization after this time; more measures better."),
+    ] = 5.0,
     memorized_share: Annotated[
         float | None,
         typer.Option("--memorized-share", metavar="X", min=0.0, max=1.0,
@@ -106,15 +116,19 @@ def plan(
     }  # fmt: skip
     loaded = load(model, device, revision)
     numbers = range(1, seeds + 1)
-    drawn = planning.draw(texts, detections)
-    measured = planning.measure(loaded, drawn, numbers, more, localizations, **options)
+    drawn = texts if check else planning.draw(texts, detections)
+    with interruptible("nothing is kept of a plan"):
+        measured = planning.measure(
+            loaded, drawn, numbers, more, localizations, 60 * minutes, **options
+        )
     count = len(texts) if check else prompts
     expected = planning.plan(measured, count, devices, memorized_share, price_per_hour)
     result = asdict(expected)
     if check:
-        result["actual_by_predicted"] = planning.check(
-            loaded, texts, expected, numbers, progress=not as_json, **options
-        )
+        with interruptible("nothing is kept of a plan"):
+            result["actual_by_predicted"] = planning.check(
+                loaded, texts, expected, numbers, progress=not as_json, **options
+            )
     print(json.dumps(result) if as_json else "\n".join(_lines(result, measured)))
 
 

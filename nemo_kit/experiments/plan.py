@@ -7,6 +7,7 @@ comes first, and only what it flags is localized, so the share of memorized prom
 
 from __future__ import annotations
 
+import math
 import sys
 import tempfile
 import time
@@ -21,6 +22,7 @@ import pandas as pd
 from nemo_kit.checks import check_number, check_texts, check_whole
 from nemo_kit.experiments.method import Detect, Localize
 from nemo_kit.experiments.sweep import run
+from nemo_kit.memory import fitting
 
 if TYPE_CHECKING:
     from nemo_kit.models import DiffusionModel
@@ -92,7 +94,8 @@ def measure(
     prompts: Sequence[str],
     seeds: Iterable[int] = range(1, 11),
     memorized: Sequence[str] = (),
-    localizations: int = 8,
+    localizations: int = 64,
+    seconds: float = math.inf,
     seed: int = 0,
     **options: Any,
 ) -> Measurement:
@@ -100,11 +103,13 @@ def measure(
 
     Parameters: `prompts`, the sample, drawn like the many to come; `memorized`, prompts known to be
     memorized, to time localization where the sample holds too few; `localizations`, how many to
-    time at most, drawn by `seed`; `options` go to `localize`.
+    time at most, drawn by `seed`; `seconds`, after which no further one is begun (at least one is
+    timed), detection counted; `options` go to `localize`.
     Raises ValueError where no prompt of either is memorized, and what a sweep raises.
     """
     texts, numbers = list(dict.fromkeys(check_texts(prompts))), list(seeds)
     check_whole("localizations", localizations, 1)
+    until = time.perf_counter() + seconds
     shared = {"threshold": options.get("threshold")}
     if settings := options.get("settings"):
         shared |= {"settings": settings.detection, "similarity": settings.similarity}
@@ -120,9 +125,9 @@ def measure(
                 f"none of the {len(texts)} prompts of the sample is memorized, so localization "
                 "can't be timed: give memorized prompts (--memorized FILE), or a larger sample"
             )
-        chosen = draw(pool, localizations, seed)
-        localization(chosen[0])
-        found = _timed(localization, chosen, Path(folder), "localize")
+        chosen = np.random.default_rng(seed).permutation(pool)[:localizations]
+        fitting(model)  # measures the memory once, at the first localization
+        found = _timed(localization, list(map(str, chosen)), Path(folder), "localize", until)
     return Measurement(
         detect_seconds=tuple(seen.seconds),
         localize_seconds=tuple(found.seconds),
@@ -214,10 +219,21 @@ class _Timed:
     memory: float
 
 
-def _timed(work: Callable[[str], Any], texts: Sequence[str], store: Path, name: str) -> _Timed:
-    """Each prompt through the store by itself, as a sweep does it."""
+def _timed(
+    work: Callable[[str], Any],
+    texts: Sequence[str],
+    store: Path,
+    name: str,
+    until: float = math.inf,
+) -> _Timed:
+    """Each prompt through the store by itself, as a sweep does it; none but the first begins late.
+
+    Which ones that cuts off is left to chance: they must come in random order.
+    """
     frames, seconds = [], []
     for text in texts:
+        if seconds and time.perf_counter() > until:
+            break
         started = time.perf_counter()
         frames.append(run(work, [text], store, {}, name=name, progress=False).frame)
         seconds.append(time.perf_counter() - started)
