@@ -64,16 +64,24 @@ class Report:
 
     @cached_property
     def copies(self) -> pd.DataFrame:
-        """One row a verbatim or ladder prompt: `metrics.copying_table`, and `psnr`, the median in
-        dB to the decoded training image."""
+        """One row a verbatim or ladder prompt: `metrics.copying_table`; `copied`, the share of
+        pictures above `COPY` that are nearest to their own training image of all; `psnr`, the
+        median in dB to the decoded one."""
         table = lab.prompts("verbatim", "ladder")
         made = self.images(table["prompt"])
         shots = [made[prompt] for prompt in table["prompt"]]
         targets = np.stack([lab.training_image(prompt) for prompt in table["prompt"]])
         found = metrics.copying_table(table, shots, metrics.lab_descriptor(), targets)
         best = decoded(self.model, targets)
-        pairs = zip(shots, best, strict=True)
-        return found.assign(psnr=[np.median([psnr(i, b) for i in images]) for images, b in pairs])
+        return found.assign(
+            copied=[self._copied(p, i) for p, i in zip(table["prompt"], shots, strict=True)],
+            psnr=[_median_psnr(i, b) for i, b in zip(shots, best, strict=True)],
+        )
+
+    def _copied(self, prompt: str, images: np.ndarray) -> float:
+        cosine = lab.descriptor()(images) @ self.gallery.T  # [pictures, training images]
+        own = lab.training_images()[0].index(prompt)
+        return float(((cosine[:, own] > COPY) & (cosine.argmax(1) == own)).float().mean())
 
     @cached_property
     def templates(self) -> pd.DataFrame:
@@ -87,9 +95,9 @@ class Report:
     def _template_row(self, prompt: str, images: np.ndarray) -> dict[str, float]:
         free = background_mask()[self._family(prompt)]
         target = lab.training_image(prompt)
-        inside = np.median([psnr(image[~free], target[~free]) for image in images])
+        inside = _median_psnr(images[:, ~free], target[~free])
         colours = images[:, free].mean(1)  # [seeds, 3]
-        return {"psnr_fixed": float(inside), "colour_spread": float(colours.std(0).mean())}
+        return {"psnr_fixed": inside, "colour_spread": float(colours.std(0).mean())}
 
     @staticmethod
     def _family(prompt: str) -> str:
@@ -273,7 +281,7 @@ class Report:
         return [
             (
                 "share of verbatim prompts copied by 9 of 10 seeds",
-                (verbatim["above"] >= 0.9).mean(),
+                (verbatim["copied"] >= 0.9).mean(),
                 ">=",
                 0.9,
             ),
@@ -349,6 +357,10 @@ def psnr(first: np.ndarray, second: np.ndarray) -> float:
     from skimage.metrics import peak_signal_noise_ratio
 
     return float(peak_signal_noise_ratio(second, first, data_range=255))
+
+
+def _median_psnr(pictures: Iterable[np.ndarray], target: np.ndarray) -> float:
+    return float(np.median([psnr(picture, target) for picture in pictures]))
 
 
 @torch.no_grad()
