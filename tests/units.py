@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 ITEMS = [f"prompt {i}" for i in range(40)]
+PROMPTS = [f"{thing} {i}" for thing in ("cat", "red cup") for i in range(5)]
 
 
 @dataclass(frozen=True)
@@ -27,6 +28,18 @@ class Slow:
             log.write(f"{os.getpid()} {item}\n")
         time.sleep(self.seconds)
         return {"prompt": item, "n": len(item), "process": os.getpid()}
+
+
+@dataclass(frozen=True)
+class Noted:
+    """Other work, noted in the log like the slow one."""
+
+    log: str
+    work: Any
+
+    def __call__(self, item: str) -> dict[str, Any]:
+        Slow(self.log)(item)
+        return self.work(item)
 
 
 @dataclass(frozen=True)
@@ -68,6 +81,14 @@ def length(item: str) -> dict[str, Any]:
     if "broken" in item:
         raise ValueError(f"cannot do {item}")
     return {"prompt": item, "n": len(item)}
+
+
+def localizing(model: Any) -> Any:
+    """The method on one prompt, with a model that each process opens itself."""
+    from nemo_kit.experiments import ModelRef
+    from nemo_kit.experiments.method import Localize
+
+    return Localize(ModelRef.of(model), [1, 2], {"threshold": 0.5})
 
 
 def started(log: Path) -> list[tuple[int, str]]:
