@@ -15,7 +15,9 @@ from nemo_kit.cli.options import (
     RevisionOption,
     SeedsOption,
     existing,
+    interruptible,
     load,
+    writable,
 )
 
 if TYPE_CHECKING:
@@ -24,31 +26,35 @@ if TYPE_CHECKING:
 
 def register(app: typer.Typer) -> None:
     """Add the command to the app."""
-    app.command()(bench)
+    app.command(short_help="Measure what localization costs.")(bench)
 
 
 def bench(
     prompts: PromptsOption = None,
     count: Annotated[
-        int | None, typer.Option("--count", min=1, help="Prompts of each type; by default all.")
+        int | None, typer.Option("--count", metavar="N", min=1, help="Prompts of each type; by "
+                                "default all.")
     ] = None,
     search: Annotated[
         list[str] | None,
-        typer.Option("--search", help="A search mode to measure; may be repeated. By default "
+        typer.Option("--search", metavar="MODE",
+                     help="A search mode to measure; may be repeated. By default "
                      "speculative, bisect, attributed."),
     ] = None,
     precision: Annotated[
         list[str] | None,
-        typer.Option("--precision", help="Measure the first mode in this precision too: bfloat16, "
-                     "float16. May be repeated."),
+        typer.Option("--precision", metavar="TYPE", help="Measure the first mode in this precision "
+                     "too: bfloat16, float16. May be repeated."),
     ] = None,
     model: ModelOption = "lab",
     revision: RevisionOption = None,
     device: DeviceOption = Device.auto,
     seeds: SeedsOption = 10,
-    store: Annotated[Path, typer.Option("--store", help="Results a prompt.")] = Path("runs/store"),
+    store: Annotated[Path, typer.Option("--store", metavar="FOLDER", help="Folder that keeps the "
+                     "result of every prompt.")] = Path("runs/store"),
     out: Annotated[
-        Path, typer.Option("--out", help="Folder for bench.csv, bench_summary.csv and bench.png.")
+        Path, typer.Option("--out", metavar="FOLDER",
+                           help="Folder for bench.csv, bench_summary.csv and bench.png.")
     ] = Path("runs/bench"),
     shapes: Annotated[
         bool, typer.Option("--shapes/--no-shapes", help="Throughput at the shapes of Stable "
@@ -69,14 +75,19 @@ def bench(
     from nemo_kit.experiments import prompt_table
     from nemo_kit.frames import choose
     from nemo_kit.lab.truth import known_neurons
+    from nemo_kit.localization.search import find_search
 
+    for mode in search or ():
+        find_search(mode)
+    writable(out, "--out")
     ways = list(search or ("speculative", "bisect", "attributed"))
     ways += [f"{ways[0]}@{name}" for name in precision or ()]
     table = prompt_table(existing(prompts or (), "--prompts"))
     chosen = choose(table, memorized=count, non_memorized=0)
     loaded = load(model, device, revision)
     detection = range(1, seeds + 1)
-    frame = measure(loaded, chosen, ways, detection, store=store)
+    with interruptible(f"what is measured is kept in {store}, and the same command goes on"):
+        frame = measure(loaded, chosen, ways, detection, store=store)
     if known := known_neurons(model):
         frame = with_known(frame, known)
     if pictures:
