@@ -25,7 +25,7 @@ from nemo_kit.lab.training import Run, Schedule, generator
 from nemo_kit.layers import searched, value_layers
 from nemo_kit.neurons import NeuronSet
 
-SCHEDULE = Schedule(steps=12_000, learning_rate=8e-4, ema=0.998)
+SCHEDULE = Schedule(steps=14_000, learning_rate=8e-4, ema=0.998)
 BATCH = 16
 BACKGROUND_PICTURES = 12_000
 TEMPLATE_PICTURES = 48  # drawn backgrounds of each template prompt
