@@ -64,8 +64,6 @@ def by_effect(score: object, candidates: NeuronSet) -> list[NeuronSet]:
 class Fewest(Walk):
     """Finds how few of the last parts are enough, by keeping 1, 2, 4, … and halving between."""
 
-    margin = Halving.margin
-
     def _stretch(self, parts: Sequence[NeuronSet]) -> int:
         run, looked = self.run(parts, len(parts))
         self.neurons -= joined(parts[:run])

@@ -104,7 +104,7 @@ class Walk(ABC):
     """
 
     first, most = 2, 16  # parts tried at once: at first, and after runs without a surprise
-    margin = 0.1  # a seed this close to the limit is watched; infinity: all of them, always
+    margin = 0.05  # a seed this close to the limit is watched; infinity: all of them, always
     stretch = 16  # parts dropped before all seeds are looked at
 
     def __init__(
