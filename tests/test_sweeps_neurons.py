@@ -7,6 +7,9 @@ from __future__ import annotations
 
 import errno
 import os
+import shutil
+import subprocess
+import sys
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -15,28 +18,36 @@ from typing import Any
 import pandas as pd
 import pytest
 from test_sweeps import Killer
-from units import PROMPTS, Noted, localizing, started
+from units import PROMPTS, Noted, localizing, started, wait_for
 
 from nemo_kit import files, localize
 from nemo_kit.experiments import Sweep, run
-from nemo_kit.models import DiffusionModel
+from nemo_kit.models import DiffusionModel, load
 
 SAME = ["prompt", "memorized", "score", "initial", "refined", "samples_evaluated", "settings"]
 
 
 @pytest.fixture(scope="module")
-def undisturbed(_toy: DiffusionModel) -> pd.DataFrame:
+def model(_toy: DiffusionModel, tmp_path_factory: pytest.TempPathFactory) -> DiffusionModel:
+    """The toy in a folder that holds its calibration too, as another process opens it."""
+    folder = shutil.copytree(_toy.name, tmp_path_factory.mktemp("calibrated") / "toy")
+    _toy.calibration.save(folder / "nemo")
+    return load(str(folder), "cpu")
+
+
+@pytest.fixture(scope="module")
+def undisturbed(model: DiffusionModel) -> pd.DataFrame:
     """What `localize` itself says of each prompt, without store or workers."""
-    rows = [localize(_toy, p, [1, 2], threshold=0.5).to_row() for p in PROMPTS]
+    rows = [localize(model, p, [1, 2], threshold=0.5).to_row() for p in PROMPTS]
     frame = pd.DataFrame(rows)[SAME]
     assert frame["score"].nunique() == len(PROMPTS)  # a row of another prompt would show
     return frame
 
 
 @pytest.fixture
-def sweep(toy_model: DiffusionModel, tmp_path: Path) -> Callable[..., Sweep]:
-    """The method over PROMPTS, in this process or in workers of it."""
-    work = localizing(toy_model)
+def sweep(model: DiffusionModel, tmp_path: Path) -> Callable[..., Sweep]:
+    """The sweep of the script in units.py, in this process or in workers of it."""
+    work = localizing(model)
 
     def call(**options: Any) -> Sweep:
         noted = Noted(str(tmp_path / "log"), work)
@@ -57,17 +68,51 @@ def assert_same(found: Sweep, expected: pd.DataFrame, folder: Path) -> None:
     assert not list(folder.rglob("*.tmp"))
 
 
+@pytest.mark.parametrize("where", ["processes", "dask"])
 def test_after_a_worker_was_killed(
-    sweep: Callable[..., Sweep], undisturbed: pd.DataFrame, tmp_path: Path
+    sweep: Callable[..., Sweep], undisturbed: pd.DataFrame, tmp_path: Path, where: str
 ) -> None:
     killer = Killer(tmp_path / "log", calls=4)
-    found = sweep(workers=2)
+    if where == "processes":
+        found = sweep(workers=2)
+    else:
+        distributed = pytest.importorskip("distributed")
+        with (
+            distributed.LocalCluster(n_workers=2, processes=True, threads_per_worker=1,
+                                     dashboard_address=None) as cluster,
+            distributed.Client(cluster) as client,
+        ):  # fmt: skip
+            found = sweep(executor=client)
     killer.join()
     assert killer.victim not in {
         pid for pid, _ in started(tmp_path / "log")[len(killer.seen) + 2 :]
     }
     assert_same(found, undisturbed, tmp_path)
     assert (found.computed, found.reused) == (len(PROMPTS), 0)
+
+
+def test_after_the_runner_was_killed(
+    sweep: Callable[..., Sweep],
+    model: DiffusionModel,
+    undisturbed: pd.DataFrame,
+    tmp_path: Path,
+) -> None:
+    script = str(Path(__file__).with_name("units.py"))
+    command = [sys.executable, script, str(tmp_path / "store"), str(tmp_path / "log"),
+               "2", model.name]  # fmt: skip
+    runner = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    wait_for(lambda: len(shards(tmp_path)) >= 3 or runner.poll() is not None)
+    runner.kill()
+    assert runner.wait() < 0
+    kept = len(shards(tmp_path))
+    assert 3 <= kept < len(PROMPTS)
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr[-2000:]
+    computed, reused = map(int, done.stdout.split()[:2])
+    assert (computed, reused) == (len(PROMPTS) - kept, kept)
+    again = sweep()
+    assert again.computed == 0
+    assert_same(again, undisturbed, tmp_path)
 
 
 def test_after_a_shard_was_torn(

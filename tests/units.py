@@ -1,6 +1,7 @@
 """Work for sweeps in other processes: importable there, without a model.
 
-Run as a script it is one sweep: `python units.py STORE LOG WORKERS`, items 0 to 39.
+Run as a script it is one sweep: `python units.py STORE LOG WORKERS`, items 0 to 39, or with a
+model's folder behind that, the method over `PROMPTS`.
 """
 
 from __future__ import annotations
@@ -107,8 +108,23 @@ def wait_for(condition: Any, seconds: float = 120.0) -> None:
         time.sleep(0.01)
 
 
-if __name__ == "__main__":
+def main(store: str, log: str, workers: str, folder: str = "") -> None:
+    """One sweep; prints computed, reused and a sum."""
     from nemo_kit.experiments import run
 
-    found = run(Slow(sys.argv[2]), ITEMS, sys.argv[1], {}, name="slow", workers=int(sys.argv[3]))
-    print(found.computed, found.reused, found.frame["n"].sum())
+    if folder:
+        from nemo_kit import load
+
+        work = localizing(load(folder, "cpu"))
+        function: Any = Noted(log, work)
+        items, key, name = PROMPTS, work.key(), "localize"
+    else:
+        function = Slow(log)
+        items, key, name = ITEMS, {}, "slow"
+    found = run(function, items, store, key, name=name, workers=int(workers))
+    counted = "n_refined" if folder else "n"
+    print(found.computed, found.reused, found.frame[counted].sum())
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])
