@@ -79,8 +79,9 @@ class Report:
         )
 
     def _copied(self, prompt: str, images: np.ndarray) -> float:
-        cosine = lab.descriptor()(images) @ self.gallery.T  # [pictures, training images]
-        own = lab.training_images()[0].index(prompt)
+        known, vectors = self.gallery
+        cosine = lab.descriptor()(images) @ vectors.T  # [pictures, training images]
+        own = known.index(prompt)
         return float(((cosine[:, own] > COPY) & (cosine.argmax(1) == own)).float().mean())
 
     @cached_property
@@ -105,9 +106,10 @@ class Report:
         return str(table.loc[table["prompt"] == prompt, "family"].iloc[0])
 
     @cached_property
-    def gallery(self) -> torch.Tensor:
-        """Descriptor vectors of all training images, [N, 128]."""
-        return lab.descriptor()(lab.training_images()[1])
+    def gallery(self) -> tuple[list[str], torch.Tensor]:
+        """All training images' prompts and descriptor vectors [N, 128]."""
+        known, images = lab.training_images()
+        return known, lab.descriptor()(images)
 
     @cached_property
     def ordinary(self) -> pd.DataFrame:
@@ -118,7 +120,7 @@ class Report:
         return pd.DataFrame([self._ordinary_row(prompt, made[prompt]) for prompt in prompts])
 
     def _ordinary_row(self, prompt: str, images: np.ndarray) -> dict[str, float | str]:
-        nearest = (lab.descriptor()(images) @ self.gallery.T).amax(1)
+        nearest = (lab.descriptor()(images) @ self.gallery[1].T).amax(1)
         return {
             "prompt": prompt,
             "nearest": float(nearest.max()),
