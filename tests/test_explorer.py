@@ -237,6 +237,22 @@ def test_a_result_that_comes_after_a_newer_request_is_dropped() -> None:
     assert events == ["a done None", "late dropped"]
 
 
+def test_two_workers_take_turns_and_one_that_waits_can_be_cancelled(worker: Worker) -> None:
+    """Two explorers may share a model, whose hooks serve one computation at a time."""
+    other, events, started = Worker(), Events(), threading.Event()
+    worker.submit(events.job("a", endless(started)))
+    assert started.wait(LONG)
+    other.submit(events.job("b", lambda tick: 2))
+    other.cancel()
+    assert other.wait(LONG)
+    other.submit(events.job("c", lambda tick: 3))
+    assert not other.wait(0.3)
+    worker.cancel()
+    assert other.wait(LONG)
+    other.close()
+    assert [e for e in events if "going" not in e] == ["b dropped", "a dropped", "c done 3"]
+
+
 def test_a_closed_worker_takes_no_job(worker: Worker) -> None:
     worker.close()
     worker.close()
@@ -665,6 +681,7 @@ def explorer(toy_model: DiffusionModel, sizes: list[int]) -> Iterator[Any]:
 def test_the_widget_shows_what_was_asked_for(explorer: Any, sizes: list[int]) -> None:
     controller, panel = explorer.controller, explorer._neurons
     assert controller.view.prompt == TOY_PROMPTS[0]
+    assert controller.error == ""
     assert 'alt="Memorization score' in explorer._prompt.chart.value
     panel.theta.value = 1.5
     assert controller.worker.wait(LONG)

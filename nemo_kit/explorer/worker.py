@@ -13,7 +13,8 @@ from typing import Any
 
 Deliver = Callable[[Callable[[], None]], None]
 Tick = Callable[[str, int, int | None], None]
-_EVERY = 0.1  # seconds between two reports of progress of one stage
+_EVERY = 0.1  # seconds between two reports of progress of one stage, and two looks at the turn
+_TURN = threading.Lock()  # explorers may share a model, whose hooks serve one job at a time
 
 
 class Cancelled(Exception):
@@ -38,7 +39,7 @@ class Job:
 
 
 class Worker:
-    """Runs jobs in a thread of its own.
+    """Runs jobs in a thread of its own, and in turn with other workers.
 
     Parameters: `deliver`, calls a function on the thread that owns the widgets; by default it is
     called at once, on the worker's thread.
@@ -119,7 +120,13 @@ class Worker:
 
     def _run(self, job: Job) -> None:
         try:
-            result = job.work(self._ticker(job))
+            while not _TURN.acquire(timeout=_EVERY):
+                if job.unwanted.is_set():
+                    raise Cancelled(job.name)
+            try:
+                result = job.work(self._ticker(job))
+            finally:
+                _TURN.release()
         except Cancelled:
             self._deliver(job.dropped)
         except Exception as error:  # told where the user looks, whatever it is

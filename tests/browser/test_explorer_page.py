@@ -39,9 +39,9 @@ MANY = "Colon Tissue Stain Microscopy Slide #12"  # of all prompts the most neur
 GROUND = "e => getComputedStyle(e).backgroundColor"
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def browser() -> Iterator[Any]:
-    """Headless Chromium."""
+    """Headless Chromium, for this file alone: while it is open, the thread has a running loop."""
     playwright = pytest.importorskip("playwright.sync_api", reason="the package playwright")
     if chromium() is None:
         pytest.skip("no Chromium here: `apt-get install chromium`, or its path in CHROMIUM")
@@ -51,7 +51,7 @@ def browser() -> Iterator[Any]:
         opened.close()
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def jupyter(browser: Any, tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[str, str]]:
     """Address and token of a `jupyter lab` over a copy of the explorer's notebook."""
     home = tmp_path_factory.mktemp("jupyter")
