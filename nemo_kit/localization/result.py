@@ -26,8 +26,8 @@ class Localization:
     with those neurons deactivated; `refinement_threshold` is what refinement compared with. For a
     prompt that is not memorized the sets are empty, θ, k and these three are None.
     `search` names the mode that ran. Modes that verify their result (`bisect`, `attributed`) set
-    `verified`, and `fell_back`: neurons that failed the verification, which were then walked in
-    the paper's way.
+    `verified`, and `fell_back`: neurons that failed the verification and were dropped in the
+    paper's way.
     `samples` and `times` (seconds) count denoiser samples and time by algorithm, under the names
     in `STAGES`.
     Source: section 3.2; tables 1 and 2.

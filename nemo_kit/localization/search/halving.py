@@ -113,7 +113,7 @@ def refine(
 class Halving(Walk):
     """Tries 1, 2, 4, … parts together until they are too many, and halves between."""
 
-    stretch = 64  # less care on the way: the result is verified
+    margin, stretch = 0.0, 64  # less care on the way: the result is verified
 
     def run(self, rest: Sequence[NeuronSet], ahead: int) -> tuple[int, int]:
         def above(places: Sequence[int]) -> int:

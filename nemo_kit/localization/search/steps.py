@@ -36,7 +36,7 @@ class Refinement:
     """The neurons that are left, their score, and how many sets were scored for it.
 
     `verified`: every neuron left was found necessary at the end (None where the mode doesn't
-    look); `fell_back`: neurons that were not, and were walked once more in the paper's way.
+    look); `fell_back`: neurons that were not, and were dropped by walking in the paper's way.
     """
 
     neurons: NeuronSet

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from nemo_kit.localization.search.speculative import Chain
-from nemo_kit.localization.search.steps import Refinement, Walk, joined, neuron_parts
+from nemo_kit.localization.search.steps import Refinement, Walk, neuron_parts
 from nemo_kit.localization.verdicts import Verdicts
 from nemo_kit.neurons import NeuronSet
 
@@ -32,15 +32,16 @@ def verified(
     """The walk's result without what it does not need, and what failed on the way there.
 
     Returns a `Refinement` whose every neuron is necessary and whose score is below the limit
-    (or all candidates). What fails is walked as in `sequential`, one neuron after the other; then
-    all is looked at again, as it may hold no longer.
+    (or all candidates). What the leading seed doesn't prove necessary is walked as in `sequential`,
+    one neuron after the other and with all seeds looked at; then all is looked at again, as it may
+    hold no longer. It ends: a walk that drops nothing has seen each of its neurons above the limit.
     Parameters: `initial_score`, that of the candidates; `before`, sets asked before refinement.
     """
     neurons, failed = walk.neurons, NeuronSet()
-    while loose := unnecessary(ask, neurons, walk.limit):
-        failed |= joined(loose)
+    while loose := unnecessary(ask, neurons, walk.limit, ask.near(neurons, walk.limit)):
         again = Chain(ask, neurons, walk.limit, walk.report)
         again.through(loose)
+        failed |= neurons - again.neurons
         neurons = again.neurons
     reached = initial_score if neurons == candidates else ask.exact(neurons)
     return Refinement(neurons, reached, ask.asked - before, True, failed)
