@@ -15,7 +15,7 @@ import numpy as np
 import pandas as pd
 
 from nemo_kit import effects
-from nemo_kit.experiments import generate_all
+from nemo_kit.experiments import Keyed, generate_all
 from nemo_kit.frames import neuron_names
 from nemo_kit.frames.atlas import shared_groups
 from nemo_kit.neurons import NeuronSet
@@ -62,6 +62,7 @@ def shared_effects(
     Raises ValueError as `frames.found`, and what `generate_all` raises.
     """
     options |= {"store": store, "progress": progress}
+    keyed = Keyed.of(model)
     found = shared_groups(localized, groups)
     entries = []
     for rank in range(1, groups + 1):
@@ -69,8 +70,8 @@ def shared_effects(
             entries.append(_nothing(rank))
             continue
         neurons, owners = found[rank - 1]
-        before = generate_all(model, owners[:most], seeds, **options)
-        after = generate_all(model, owners[:most], seeds, neurons, **options)
+        before = generate_all(keyed, owners[:most], seeds, **options)
+        after = generate_all(keyed, owners[:most], seeds, neurons, **options)
         entries.append(_entry(rank, neurons, owners, localized, (before, after), most))
     return entries
 

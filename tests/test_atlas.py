@@ -133,6 +133,7 @@ def test_only_the_shared_neurons_are_switched_off(monkeypatch: pytest.MonkeyPatc
         return pd.DataFrame(rows, columns=["prompt", "seed", "image"])
 
     monkeypatch.setattr(sharing, "generate_all", generate_all)
+    monkeypatch.setattr(sharing.Keyed, "of", lambda model: model)
     monkeypatch.setattr(
         sharing.effects, "copying", lambda rows, before, after: rows.assign(gen=0.5)
     )
