@@ -333,11 +333,47 @@ def test_a_selection_by_threshold_follows_the_prompt_one_by_hand_stays(
     chosen(controller).threshold(1.0, 1)
     assert controller.worker.wait(LONG)
     first = controller.view.selection
-    assert first.origin == "θ = 1, k = 1"
+    assert first.origin == "θ = 1, k = 1 for 'cat 0'"
     assert len(first.neurons) >= 7  # the largest of each layer at least
     assert chosen(controller, "Öl 3").view.selection != first
     controller.by_hand("1: 2")
     assert chosen(controller, "cat 0").view.selection == Selection(ONE, "by hand")
+
+
+def test_a_selection_that_stays_says_for_which_prompt_it_was_made(controller: Controller) -> None:
+    for prompt in ("cat 0", "cat 1", "Öl 3"):
+        chosen(controller, prompt)
+    controller.by_hand("layer x")  # refused: the selection still follows θ and k
+    assert "neurons must read like" in controller.error
+    assert chosen(controller, "Öl 1").view.selection.origin.endswith("for 'Öl 1'")
+    controller.undo()
+    assert controller.view.prompt == "Öl 1"
+    assert controller.view.selection.origin.endswith("for 'Öl 3'")
+    assert controller.worker.wait(LONG)
+
+
+def test_another_factor_or_prompt_takes_old_numbers_and_words_away(
+    controller: Controller, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    chosen(controller).by_hand("1: 2")
+    assert controller.worker.wait(LONG)
+    assert controller.left is not None
+    started = threading.Event()
+    work = endless(started)
+    monkeypatch.setattr(controller, "_scoring", lambda: work)
+    controller.settings(factor=0.5)
+    assert controller.left is None
+    assert started.wait(LONG)
+    controller.cancel()
+    assert controller.worker.wait(LONG)
+    assert controller.note == "Scoring was cancelled."
+    assert "0.5" not in present.score_tiles(controller)
+    controller.choose("cat 1")
+    assert controller.note == ""
+    assert "computing" in present.verdict(controller)
+    controller.cancel()
+    assert controller.worker.wait(LONG)
+    assert "not computed yet" in present.verdict(controller)
 
 
 def test_what_is_left_of_the_score_is_that_of_localization(controller: Controller) -> None:
@@ -685,7 +721,7 @@ def test_the_widget_shows_what_was_asked_for(explorer: Any, sizes: list[int]) ->
     assert 'alt="Memorization score' in explorer._prompt.chart.value
     panel.theta.value = 1.5
     assert controller.worker.wait(LONG)
-    assert controller.view.selection.origin == "θ = 1.5, k = 0"
+    assert controller.view.selection.origin == f"θ = 1.5, k = 0 for {TOY_PROMPTS[0]!r}"
     assert panel.hand.value == state.write_neurons(controller.view.selection.neurons)
     chip = panel.chips[1][0]
     chip.value = not chip.value

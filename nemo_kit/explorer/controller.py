@@ -98,6 +98,7 @@ class Controller:
             raise ValueError("prompt must not be empty: choose one from the list or write one")
         self.view = replace(self.view, prompt=prompt)
         self.look = self.left = self.pictures = self.facts = self.localization = None
+        self.note = ""
         self._tell("prompt", "look", "left", "pictures", "focus", "localization")
         self._refresh()
 
@@ -113,8 +114,9 @@ class Controller:
     @_told
     def by_hand(self, text: str) -> None:
         """Select what is written: "layer 3: 14, 15"."""
+        neurons = state.read_neurons(text, self.session.widths)
         self.follows = False
-        self._select(Selection(state.read_neurons(text, self.session.widths), "by hand"))
+        self._select(Selection(neurons, "by hand"))
 
     @_told
     def toggle(self, layer: int, neuron: int) -> None:
@@ -165,7 +167,7 @@ class Controller:
         self.follows = False
         self.history.push(view.selection)
         other = view.prompt != self.view.prompt
-        self.view = view
+        self.view, self.left = view, None
         self._tell("view", "selection")
         if other:
             self.choose(view.prompt)
@@ -181,6 +183,7 @@ class Controller:
         self.view = view
         self._tell("view", "pictures")
         if "factor" in changes:
+            self.left = None
             self._refresh()
 
     @_told

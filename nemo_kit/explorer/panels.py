@@ -226,7 +226,7 @@ class EffectPanel:
         )  # fmt: skip
         self.guidance = _control(
             widgets.BoundedFloatText, "Guidance", "Strength of the prompt; 1 is none", "128px",
-            min=0, max=30, step=0.5, value=guidance,
+            min=1, max=30, step=0.5, value=guidance,
         )  # fmt: skip
         self.generate = _button(
             "Generate", "Draw the images with and without the selection", "image", "primary"

@@ -24,7 +24,7 @@ def verdict(controller: Controller) -> str:
     look = controller.look
     head = f"<p>{markup.prompt(controller.view.prompt)}</p>"
     if look is None:
-        return head + markup.quiet("computing …")
+        return head + markup.quiet("computing …" if controller.progress else "not computed yet")
     return head + f"<p>{_badges(controller, look)}</p>"
 
 
@@ -107,7 +107,8 @@ def z_chart(controller: Controller) -> str:
     figure = plots.z_map(controller.session.neuron_table(look, chosen), controller.focus)
     counts = ", ".join(f"layer {k}: {n}" for k, n in chosen.counts().items()) or "none"
     words = f"z of all neurons in the searched value layers; selected by layer: {counts}"
-    missing = "" if look.z else markup.quiet("This model has no statistics: all z are shown as 0.")
+    lacking = "This model has no statistics: all z are shown as 0, the buttons show activations."
+    missing = "" if look.z else markup.quiet(lacking)
     return missing + markup.image(plots.png(figure), words, "chart")
 
 

@@ -166,7 +166,8 @@ class Session:
     def candidates(self, look: Look, theta: float, k: int) -> Selection:
         """The candidates of Algorithm 2; without statistics only those of the k largest."""
         z = look.z or {layer: torch.zeros_like(a) for layer, a in look.activations.items()}
-        return Selection(candidates(look.activations, z, theta, k), f"θ = {theta:g}, k = {k}")
+        origin = f"θ = {theta:g}, k = {k} for {look.prompt!r}"
+        return Selection(candidates(look.activations, z, theta, k), origin)
 
     def pictures(self, view: View, tick: Tick) -> Pictures:
         """Images and noise differences with and without; the undisturbed ones are kept."""

@@ -15,7 +15,6 @@ from dataclasses import dataclass, field, replace
 from nemo_kit.checks import check_number, check_seeds, check_whole
 from nemo_kit.neurons import NeuronSet
 
-THRESHOLDS = "by θ and k"  # origin of a selection that follows the sliders and the prompt
 _LAYER = re.compile(r"\s*(?:layer|l)?\s*(\d+)\s*:\s*([\d\s,#-]*)", re.IGNORECASE)
 _FORMAT = "nemo_kit selection"
 _MOST_SEEDS = 16

@@ -253,11 +253,12 @@ class Explorer(widgets.VBox):
         look = self.controller.look
         if look is not None:
             extremes = self.controller.session.extremes(look, CHIPS)
+            word = "z" if look.z else "activation"
             self._shown = {layer: [n for n, _ in row] for layer, row in extremes.items()}
             for layer, row in extremes.items():
                 for chip, (neuron, z) in zip(self._neurons.chips[layer], row, strict=False):
                     chip.description, chip.disabled = f"#{neuron}  {z:+.1f}", False
-                    chip.tooltip = f"layer {layer}, neuron {neuron}, z = {z:.2f}"
+                    chip.tooltip = f"layer {layer}, neuron {neuron}, {word} = {z:.2f}"
 
     def _show_selection(self) -> None:
         tell, neurons = self.controller, self._neurons
