@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
 
 import numpy as np
 import pytest
@@ -18,6 +21,9 @@ NAMES = [name for name, _ in ALL]
 @pytest.fixture(params=ALL, ids=NAMES)
 def numbered(request: pytest.FixtureRequest) -> tuple[str, Exercise]:
     return request.param
+
+
+def handed_out(*arguments: Any) -> None: ...
 
 
 def test_every_lesson_has_three_to_six_exercises_numbered_in_order() -> None:
@@ -50,9 +56,10 @@ def test_an_open_exercise_says_so_and_shows_no_traceback(numbered: tuple[str, Ex
     with pytest.raises(Open, match=f"Exercise {name} .* is open") as caught:
         course.check(name, ...)
     assert caught.value._render_traceback_() == [str(caught.value)]
-    if exercise.inputs is not None and exercise.harness is None:
-        with pytest.raises(Open):
-            course.check(name, lambda *arguments: ...)
+    if exercise.inputs is not None:
+        for untouched in (lambda *arguments: ..., handed_out):
+            with pytest.raises(Open):
+                course.check(name, untouched)
 
 
 def test_an_answer_that_stops_or_changes_its_arguments_is_told() -> None:
@@ -65,6 +72,17 @@ def test_an_answer_that_stops_or_changes_its_arguments_is_told() -> None:
 
     with pytest.raises(Wrong, match="changes its arguments"):
         course.check("3.3", in_place)
+
+
+def test_a_function_without_its_return_is_told(numbered: tuple[str, Exercise]) -> None:
+    name, exercise = numbered
+
+    def forgetful(*arguments: Any) -> None:
+        _result = exercise.solution(*arguments)
+
+    if exercise.inputs is not None:
+        with pytest.raises(Wrong, match=f"{name}: your function returns nothing"):
+            course.check(name, forgetful)
 
 
 def test_the_form_of_an_answer_is_told() -> None:
@@ -83,6 +101,123 @@ def test_the_form_of_an_answer_is_told() -> None:
 def test_arrays_tensors_and_numbers_are_compared_alike() -> None:
     course.check("2.1", lambda a, b: torch.from_numpy(course.exercises(2)["2.1"].solution(a, b)))
     course.check("6.4", np.int64(1))
+
+
+def test_lists_of_numpy_scalars_are_compared_like_pythons_own() -> None:
+    course.check("2.4", lambda s: list(np.where(s.max(axis=1) > 0.7, "VM", "TM")))
+    course.check("4.3", lambda pairs, threshold: list(np.nanmax(pairs, axis=1) > threshold))
+    with pytest.raises(Wrong, match="hides a few exact copies"):
+        course.check("2.4", lambda s: list(np.where(s.mean(axis=1) > 0.7, "VM", "TM")))
+    with pytest.raises(Wrong, match=r"4\.3: every seed is kept"):
+        course.check("4.3", lambda pairs, threshold: list(np.full(len(pairs), True)))
+
+
+def hooked(zero: Callable) -> Callable:
+    """An answer to 3.4 around an answer to 3.3; it keeps the `...` after the `yield`."""
+
+    @contextmanager
+    def zeroed(module: torch.nn.Module, neurons: list[int]) -> Iterator[Any]:
+        handle = module.register_forward_hook(lambda _m, _i, output: zero(output, neurons))
+        try:
+            yield ...
+        finally:
+            handle.remove()
+
+    return zeroed
+
+
+def test_a_hook_is_tried_on_an_output_of_batch_tokens_and_width() -> None:
+    def zero(output: torch.Tensor, neurons: list[int]) -> torch.Tensor:
+        changed = output.clone()
+        changed[:, :, neurons] = 0
+        return changed
+
+    course.check("3.3", zero)
+    course.check("3.4", hooked(zero))
+    with pytest.raises(Wrong, match="the values differ"):
+        course.check("3.4", hooked(lambda output, neurons: 2 * output))
+
+
+def test_the_context_manager_as_handed_out_is_open() -> None:
+    @contextmanager
+    def zeroed(module: torch.nn.Module, neurons: list[int]) -> Iterator[Any]:
+        yield ...
+
+    with pytest.raises(Open, match=r"Exercise 3\.4 .* is open"):
+        course.check("3.4", zeroed)
+
+
+def test_candidates_that_are_unusual_and_loud_are_wanted_once() -> None:
+    def twice(activation: torch.Tensor, z: torch.Tensor, theta: float, k: int) -> list[int]:
+        unusual = (z.abs() > theta).nonzero().flatten().tolist()
+        return sorted(unusual + activation.topk(k).indices.tolist())
+
+    with pytest.raises(Wrong, match="in your list twice"):
+        course.check("5.3", twice)
+
+
+Widen = Callable[[Callable, Callable, float], tuple[float, int]]
+
+
+def widening(goes_on: Callable[[float, float, float], bool]) -> Widen:
+    """An answer to 5.4 whose loop goes on while `goes_on(score, threshold, theta)`."""
+
+    def widen(score: Callable, propose: Callable, threshold: float) -> tuple[float, int]:
+        theta, k = 5.0, 0
+        while goes_on(score(propose(theta, k)), threshold, theta):
+            theta, k = theta - 0.25, k + 1
+        return theta, k
+
+    return widen
+
+
+def test_widening_ends_at_theta_1_even_if_the_copy_stays() -> None:
+    exercise = course.exercises(5)["5.4"]
+    assert [exercise.solution(*edge) for edge in exercise.edges] == [(1.0, 16), (5.0, 0)]
+    course.check("5.4", widening(lambda score, threshold, theta: score > threshold and theta > 1))
+    with pytest.raises(Wrong, match=r"5\.4: your loop doesn't end"):
+        course.check("5.4", widening(lambda score, threshold, theta: score > threshold))
+    with pytest.raises(Wrong, match=r"5\.4: yours goes below θ = 1"):
+        course.check(
+            "5.4", widening(lambda score, threshold, theta: score > threshold and theta >= 1)
+        )
+    with pytest.raises(Wrong, match=r"5\.4: your loop doesn't end"):
+        course.check("5.4", lambda score, propose, threshold: forever(score, propose))
+
+
+def forever(score: Callable, propose: Callable) -> None:
+    while score(propose(5.0, 0)) > 0:
+        pass
+
+
+def test_widening_scores_before_its_first_round() -> None:
+    def first_round_unseen(
+        score: Callable, propose: Callable, threshold: float
+    ) -> tuple[float, int]:
+        theta, k = 4.75, 1
+        while score(propose(theta, k)) > threshold and theta > 1:
+            theta, k = theta - 0.25, k + 1
+        return theta, k
+
+    with pytest.raises(Wrong, match=r"5\.4: not yet"):
+        course.check("5.4", first_round_unseen)
+
+
+def test_a_chain_without_a_failure_is_tried() -> None:
+    with pytest.raises(Wrong, match=r"6\.5: your function stops with ValueError"):
+        course.check("6.5", lambda verdicts: verdicts.index(False) + 1)
+
+
+def test_a_draw_that_ignores_its_generator_is_refused() -> None:
+    def free(width: int, taken: list[int]) -> list[int]:
+        return [n for n in range(width) if n not in taken]
+
+    course.check("7.1", lambda w, taken, n, rng: list(rng.permutation(free(w, taken))[:n]))
+    with pytest.raises(Wrong, match=r"7\.1: .*nothing is drawn"):
+        course.check("7.1", lambda w, taken, n, rng: free(w, taken)[:n])
+    own = np.random.default_rng()
+    with pytest.raises(Wrong, match=r"7\.1: your draw can't be repeated"):
+        course.check("7.1", lambda w, taken, n, rng: own.permutation(free(w, taken))[:n])
 
 
 @pytest.mark.parametrize("name", ["0.1", "9.1", "3.9", "3", "x", "", "3.2.1"])

@@ -53,6 +53,82 @@ def test_each_exercise_has_a_cell_a_solution_and_a_checker(lesson: Path) -> None
     )
 
 
+@pytest.mark.parametrize("lesson", LESSONS, ids=lambda path: path.stem)
+def test_each_exercise_cell_as_handed_out_is_open(lesson: Path) -> None:
+    for name, cell in exercise_cells(nbformat.read(lesson, as_version=4)).items():
+        with pytest.raises(course.Open, match=f"Exercise {name} .* is open"):
+            exec(cell.source, {"check": course.check})
+
+
+def minutes(lesson: int) -> int:
+    [found] = re.findall(
+        r"\*\*Time\*\* about (\d+) minutes", LESSONS[lesson - 1].read_text("utf-8")
+    )
+    return int(found)
+
+
+def exercise_minutes(lesson: int) -> dict[str, int]:
+    text = LESSONS[lesson - 1].read_text(encoding="utf-8")
+    found = re.findall(r"### Exercise (\d\.\d): .+? · (\d+) min", text)
+    return {name: int(each) for name, each in found}
+
+
+def test_the_course_page_names_the_lessons_minutes() -> None:
+    page = (FOLDER / "README.md").read_text(encoding="utf-8")
+    listed = re.findall(r"^\| \[(\d)\]\(.+?\) \| .+? \| (\d+) \|", page, flags=re.MULTILINE)
+    assert [(int(n), int(each)) for n, each in listed] == [(n, minutes(n)) for n in course.LESSONS]
+
+
+def teaching(start: str, end: str) -> str:
+    """The teacher's page between two texts, its lines joined."""
+    page = (FOLDER / "TEACHING.md").read_text(encoding="utf-8")
+    return " ".join(page.split(start)[1].split(end)[0].split())
+
+
+def test_the_schedule_of_one_day_adds_up() -> None:
+    """What is left of each lesson is its minutes without those of the exercises skipped."""
+    day = teaching("- **One day** (", "Hand out")
+    parts = re.findall(r"lesson (\d) (up to|without|in full) ?([\d., ]*) \((\d+)\)", day)
+    assert [int(lesson) for lesson, *_ in parts] == [1, 2, 3, 4, 5, 6]  # each needs those before
+    for lesson, how, names, stated in parts:
+        each = exercise_minutes(int(lesson))
+        skipped = {
+            "up to": [n for n in each if n > names],
+            "without": [n for n in each if n in names],
+            "in full": [],
+        }[how]
+        assert int(stated) == minutes(int(lesson)) - sum(each[n] for n in skipped), lesson
+    [last] = re.findall(r"picture of lesson 7 \((\d+)\)", day)
+    assert int(day.split()[0]) == sum(int(stated) for *_, stated in parts) + int(last)
+
+
+def test_two_lessons_fit_a_session() -> None:
+    text = teaching("- **Four sessions", "- **A seminar")
+    [length] = re.findall(r"\((\d+) minutes\)", text)
+    sessions = [(int(a), int(b)) for a, b in re.findall(r"(\d)–(\d)", text)]
+    assert sessions == [(1, 2), (3, 4), (5, 6), (7, 8)]
+    assert int(length) == max(minutes(a) + minutes(b) for a, b in sessions)
+
+
+def test_grading_goes_on_after_an_error_and_after_an_endless_loop(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    cells = ["print('✓ 1.1 is right')", "1 / 0", "while True: pass", "print('✓ 1.2 is right')"]
+    handed_in = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell(c) for c in cells])
+    nbformat.write(handed_in, tmp_path / "student.ipynb")
+    page = (FOLDER / "TEACHING.md").read_text(encoding="utf-8")
+    [program] = re.findall(r"^```python\n(.+?)^```", page, flags=re.MULTILINE | re.DOTALL)
+    monkeypatch.chdir(tmp_path)
+    exec(program.replace("timeout=600", "timeout=4"), {})
+    assert capsys.readouterr().out == "2 exercises right\n"
+
+
+def test_the_lesson_on_guidance_says_what_guidance_0_means_to_the_package() -> None:
+    notebook = nbformat.read(LESSONS[0], as_version=4)
+    [text] = [c.source for c in notebook.cells if "### Exercise 1.5" in c.source]
+    assert "`generate(..., guidance=0)` means *no guidance*" in text
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("lesson", LESSONS, ids=lambda path: path.stem)
 def test_a_lesson_runs_with_its_solutions(lesson: Path) -> None:

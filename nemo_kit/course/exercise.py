@@ -6,6 +6,7 @@ gets that mistake's explanation, never the solution.
 
 from __future__ import annotations
 
+import dis
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -15,6 +16,7 @@ import torch
 
 Inputs = Callable[[np.random.Generator], tuple[Any, ...]]
 TRIALS = 3  # random inputs an answer is run on
+NOTHING = {"RESUME", "NOP", "LOAD_CONST", "RETURN_CONST", "RETURN_VALUE"}  # all that `...` does
 TOLERANCE = 1e-4  # relative and absolute: float32 in another order of operations
 
 
@@ -48,7 +50,8 @@ class Exercise:
     Parameters: `title`; `solution`; `mistakes`, at least two; `inputs`, draws the arguments of the
     answer from a random generator, None where the answer is a plain value; `returns`, what the
     answer gives, for the message where it gives something else; `harness`, makes a function of
-    the inputs from the answer where it is not one itself.
+    the inputs from the answer where it is not one itself; `edges`, arguments that an answer is run
+    on besides those drawn: the cases at the edge.
     """
 
     title: str
@@ -57,20 +60,25 @@ class Exercise:
     inputs: Inputs | None = None
     returns: str = "a value"
     harness: Callable[[Any], Callable] | None = None
+    edges: Sequence[tuple[Any, ...]] = ()
 
     def check(self, answer: Any, name: str) -> None:
         """Raise `Open` or `Wrong` unless the answer is right."""
         if answer is ... or answer is None:
-            raise Open(f"Exercise {name} ({self.title}) is open: put your answer where the … is.")
+            raise self._open(name)
         if self.inputs is None:
             self._check_value(answer, name)
             return
         if not callable(answer):
             raise Wrong(f"{name}: the answer must be a function, got {type(answer).__name__}.")
-        cases = [self.inputs(np.random.default_rng([7, n])) for n in range(TRIALS)]
+        drawn = [self.inputs(np.random.default_rng([7, n])) for n in range(TRIALS)]
+        cases = [*drawn, *self.edges]
         results = [self._run(answer, case, name) for case in cases]
         if not all(map(same, results, self._outcomes(self.solution, cases))):
             raise Wrong(f"{name}: {self._explain(results, cases)}")
+
+    def _open(self, name: str) -> Open:
+        return Open(f"Exercise {name} ({self.title}) is open: put your answer where the … is.")
 
     def _check_value(self, answer: Any, name: str) -> None:
         if not same(answer, self.solution):
@@ -81,11 +89,15 @@ class Exercise:
         given = copied(case)
         try:
             result = self._function(answer)(*given)
+        except Wrong as told:  # by the harness
+            raise Wrong(f"{name}: {told}") from told
         except Exception as error:
             kind = type(error).__name__
             raise Wrong(f"{name}: your function stops with {kind}: {error}") from error
-        if result is ... or result is None:
-            raise Open(f"Exercise {name} ({self.title}) is open: put your answer where the … is.")
+        if result is ... or (result is None and _untouched(answer)):
+            raise self._open(name)
+        if result is None:
+            raise Wrong(f"{name}: your function returns nothing; is a `return` missing?")
         if not same(given, case):
             raise Wrong(f"{name}: your function changes its arguments; work on copies.")
         return result
@@ -108,6 +120,12 @@ class Exercise:
             f"not yet. {self.returns[:1].upper()}{self.returns[1:]} is expected, and the values "
             "differ; try your answer on a case small enough to do by hand."
         )
+
+
+def _untouched(answer: Callable) -> bool:
+    """Whether a function's body does nothing, as that of `def answer(values): ...`."""
+    code = getattr(answer, "__code__", None)
+    return code is not None and {step.opname for step in dis.get_instructions(code)} <= NOTHING
 
 
 def _call(function: Callable, case: tuple) -> Any:
@@ -134,6 +152,7 @@ def copied(value: Any) -> Any:
 
 def same(got: Any, wanted: Any) -> bool:
     """Equal up to rounding; tensors, arrays and numbers alike, containers part by part."""
+    got, wanted = _plain(got), _plain(wanted)
     if isinstance(wanted, Mapping):
         return (
             isinstance(got, Mapping)
@@ -156,6 +175,7 @@ def same(got: Any, wanted: Any) -> bool:
 
 def shape_feedback(got: Any, wanted: Any) -> str:
     """What is wrong with the form of an answer; empty where only its values may be."""
+    got, wanted = _plain(got), _plain(wanted)
     first, second = _array(got), _array(wanted)
     if second is None:
         expected, came = type(wanted).__name__, type(got).__name__
@@ -167,12 +187,19 @@ def shape_feedback(got: Any, wanted: Any) -> str:
     return ""
 
 
+def _plain(value: Any) -> Any:
+    """A NumPy scalar as Python's own number, truth value or text; anything else as it is."""
+    return value.item() if isinstance(value, np.generic) else value
+
+
 def _numbers(values: Sequence[Any]) -> bool:
-    return len(values) > 0 and all(isinstance(v, (int, float, bool, np.number)) for v in values)
+    plain = map(_plain, values)
+    return len(values) > 0 and all(isinstance(v, (int, float, bool, np.number)) for v in plain)
 
 
 def _array(value: Any) -> np.ndarray | None:
     """Numbers as a float64 array, None for anything else."""
+    value = _plain(value)
     if isinstance(value, torch.Tensor):
         return value.detach().to(torch.float64).cpu().numpy()
     if isinstance(value, (bool, int, float, np.number, np.ndarray)) or (

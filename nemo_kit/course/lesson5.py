@@ -6,14 +6,22 @@ Source: Hintersdorf et al., "Finding NeMo" (NeurIPS 2024), section 3.2, Algorith
 from __future__ import annotations
 
 from collections.abc import Callable
+from itertools import count
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from nemo_kit.course.exercise import Exercise, Mistake
+from nemo_kit.course.exercise import Exercise, Mistake, Wrong
 
 Score = Callable[[frozenset[int]], float]
+Proposal = Callable[[float, int], frozenset[int]]
+PATIENCE = 100  # scores; the loop needs 17 at most
+ENDLESS = (
+    "your loop doesn't end. θ has to fall inside of it, and it stops at θ = 1 even if the score is "
+    "still above the threshold."
+)
 
 
 def _by_z(activation: Tensor, z: Tensor, theta: float, k: int) -> list[int]:
@@ -28,42 +36,75 @@ def _candidates(activation: Tensor, z: Tensor, theta: float, k: int) -> list[int
     return _union(z.abs() > theta, activation.topk(k).indices)
 
 
+def _twice(activation: Tensor, z: Tensor, theta: float, k: int) -> list[int]:
+    outlying = (z.abs() > theta).nonzero().flatten().tolist()
+    return sorted([*outlying, *activation.topk(k).indices.tolist()])
+
+
 def _one_sided(activation: Tensor, z: Tensor, theta: float, k: int) -> list[int]:
     return _union(z > theta, activation.topk(k).indices)
 
 
 def _layer(rng: np.random.Generator) -> tuple[Tensor, Tensor, float, int]:
-    """A layer with outliers on both sides, and large activations that are no outliers."""
+    """A layer with outliers on both sides; of its two largest activations one is an outlier."""
     z = torch.from_numpy(rng.normal(size=30)).float()
     activation = torch.from_numpy(rng.uniform(0, 1, 30)).float()
     places = rng.permutation(30)
     z[places[:2]], z[places[2:4]] = 6.0, -6.0
-    activation[places[4:6]] = 3.0
+    activation[places[3:5]] = 3.0
     return activation, z, 4.0, 2
 
 
-def _widen(
-    score: Score, propose: Callable[[float, int], frozenset[int]], threshold: float
-) -> tuple[float, int]:
+def _widen(score: Score, propose: Proposal, threshold: float) -> tuple[float, int]:
     theta, k = 5.0, 0
     while score(propose(theta, k)) > threshold and theta > 1.0:
         theta, k = theta - 0.25, k + 1
     return theta, k
 
 
-def _widen_theta(score: Score, propose: Callable, threshold: float) -> tuple[float, int]:
+def _widen_theta(score: Score, propose: Proposal, threshold: float) -> tuple[float, int]:
     theta = 5.0
     while score(propose(theta, 0)) > threshold and theta > 1.0:
         theta -= 0.25
     return theta, 0
 
 
-def _one_more(score: Score, propose: Callable, threshold: float) -> tuple[float, int]:
+def _one_more(score: Score, propose: Proposal, threshold: float) -> tuple[float, int]:
     theta, k = _widen(score, propose, threshold)
     return max(theta - 0.25, 1.0), k + 1
 
 
-def _world(rng: np.random.Generator) -> tuple[Score, Callable, float]:
+def _unbounded(score: Score, propose: Proposal, threshold: float) -> tuple[float, int]:
+    theta, k = 5.0, 0
+    while score(propose(theta, k)) > threshold:
+        theta, k = theta - 0.25, k + 1
+    return theta, k
+
+
+def _below_one(score: Score, propose: Proposal, threshold: float) -> tuple[float, int]:
+    theta, k = 5.0, 0
+    while score(propose(theta, k)) > threshold and theta >= 1.0:
+        theta, k = theta - 0.25, k + 1
+    return theta, k
+
+
+def _patient(widen: Callable[..., Any]) -> Callable[..., Any]:
+    """Stops a loop that scores without end."""
+
+    def run(score: Score, propose: Proposal, threshold: float) -> Any:
+        rounds = count(1)
+
+        def counted(neurons: frozenset[int]) -> float:
+            if next(rounds) > PATIENCE:
+                raise Wrong(ENDLESS)
+            return score(neurons)
+
+        return widen(counted, propose, threshold)
+
+    return run
+
+
+def _world(rng: np.random.Generator) -> tuple[Score, Proposal, float]:
     """Neurons with a z each; five of them, in the tail, carry the copy."""
     z = np.sort(np.abs(rng.normal(0, 1.6, 60)))[::-1]
     needed = frozenset(rng.choice(np.arange(8, 25), 5, replace=False).tolist())
@@ -74,6 +115,12 @@ def _world(rng: np.random.Generator) -> tuple[Score, Callable, float]:
         return frozenset(np.flatnonzero(z > theta).tolist()) | frozenset(largest.tolist())
 
     return lambda neurons: 1.0 - 0.18 * len(neurons & needed), propose, 0.4
+
+
+def _always(level: float) -> tuple[Score, Proposal, float]:
+    """A world where no neuron changes the score."""
+    _, propose, threshold = _world(np.random.default_rng(0))
+    return lambda neurons: level, propose, threshold
 
 
 EXERCISES = {
@@ -126,6 +173,10 @@ EXERCISES = {
                 "the k largest are taken by activation, not by z: they are there to catch neurons "
                 "that are always loud.",
             ),
+            Mistake(
+                _twice,
+                "a neuron that is both unusual and among the largest is in your list twice.",
+            ),
         ),
         _layer,
         "a sorted list of neuron numbers",
@@ -139,8 +190,15 @@ EXERCISES = {
                 _one_more,
                 "yours takes one round more than needed: score the candidates before you widen.",
             ),
+            Mistake(_unbounded, ENDLESS),
+            Mistake(
+                _below_one,
+                "yours goes below θ = 1: at θ = 1 it has to stop, whatever the score.",
+            ),
         ),
         _world,
         "a pair (θ, k)",
+        harness=_patient,
+        edges=(_always(0.9), _always(0.1)),
     ),
 }

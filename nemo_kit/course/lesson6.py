@@ -152,5 +152,6 @@ EXERCISES = {
         ),
         lambda rng: ([True] * int(rng.integers(1, 5)) + [False, True, True, False, True],),
         "one whole number",
+        edges=(([True, True, True],),),
     ),
 }

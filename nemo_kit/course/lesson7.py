@@ -31,15 +31,26 @@ def _draw(width: int, taken: list[int], count: int, rng: np.random.Generator) ->
 
 
 def _judged(draw: Callable[..., Any]) -> Callable[..., Any]:
-    """What must hold for a random draw: as many, all different, none taken, none outside."""
+    """What must hold for a random draw: as many, all different, none taken, none outside, others
+    from another generator, the same again from the same one.
+    """
 
-    def run(width: int, taken: list[int], count: int, seed: int) -> tuple[bool, ...]:
-        drawn = [int(n) for n in draw(width, list(taken), count, np.random.default_rng(seed))]
+    def run(width: int, taken: list[int], count: int, seed: int) -> Any:
+        def drawn_from(seed: int, count: int) -> Any:
+            drawn = draw(width, list(taken), count, np.random.default_rng(seed))
+            return drawn if drawn is None or drawn is ... else [int(n) for n in drawn]
+
+        drawn = drawn_from(seed, count)
+        if drawn is None or drawn is ...:
+            return drawn
+        few, again = ([drawn_from(s, 3) for s in range(seed, seed + 5)] for _ in range(2))
         return (
             len(drawn) == count,
             len(set(drawn)) == len(drawn),
             not set(drawn) & set(taken),
             all(0 <= n < width for n in drawn),
+            len(set(map(frozenset, few))) > 1,
+            few == again,
         )
 
     return run
@@ -71,6 +82,16 @@ EXERCISES = {
                     np.setdiff1d(np.arange(width), taken), count
                 ).tolist(),
                 "some neuron is drawn twice, so fewer are switched off than in the experiment.",
+            ),
+            Mistake(
+                lambda width, taken, count, rng: np.setdiff1d(np.arange(width), taken)[:count],
+                "these are the same neurons whatever the generator: nothing is drawn.",
+            ),
+            Mistake(
+                lambda width, taken, count, rng: np.random.default_rng().choice(
+                    np.setdiff1d(np.arange(width), taken), count, replace=False
+                ),
+                "your draw can't be repeated: use the generator that you are given, `rng`.",
             ),
         ),
         lambda rng: (24, list(range(0, 24, 2)), 11, int(rng.integers(1000))),
