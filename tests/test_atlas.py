@@ -121,29 +121,63 @@ def test_layer_shares_count_neurons_and_pairs() -> None:
 # --------------------------------------------------------------------------------- sharing
 
 
-def test_only_the_shared_neurons_are_switched_off(monkeypatch: pytest.MonkeyPatch) -> None:
-    calls: list[tuple[list[str], Any]] = []
+class Made:
+    """`generate_all` without a model: what it was asked for, and prompts that fail with neurons off."""
 
-    def generate_all(
-        model: None, prompts: Sequence[str], seeds: Sequence[int], neurons: Any = None, **more: Any
+    def __init__(self) -> None:
+        self.calls: list[tuple[list[str], Any]] = []
+        self.failed: set[str] = set()
+
+    def __call__(
+        self, model: None, prompts: Sequence[str], seeds: Sequence[int], neurons: Any = None, **_: Any
     ) -> pd.DataFrame:
-        calls.append((list(prompts), neurons))
-        shade = 0 if neurons is None else 90
-        rows = [(p, s, np.full((64, 64, 3), shade, np.uint8)) for p in prompts for s in seeds]
+        self.calls.append((list(prompts), neurons))
+        good = [p for p in prompts if neurons is None or p not in self.failed]
+        image = np.full((64, 64, 3), 0 if neurons is None else 90, np.uint8)
+        rows = [(p, s, image) for p in good for s in seeds]
         return pd.DataFrame(rows, columns=["prompt", "seed", "image"])
 
-    monkeypatch.setattr(sharing, "generate_all", generate_all)
+
+@pytest.fixture
+def made(monkeypatch: pytest.MonkeyPatch) -> Made:
+    made = Made()
+    monkeypatch.setattr(sharing, "generate_all", made)
     monkeypatch.setattr(sharing.Keyed, "of", lambda model: model)
     monkeypatch.setattr(
         sharing.effects, "copying", lambda rows, before, after: rows.assign(gen=0.5)
     )
+    return made
+
+
+def test_only_the_shared_neurons_are_switched_off(made: Made) -> None:
     first, second = sharing.shared_effects(None, localized(), [101, 102], 2, most=2, store="x")
-    assert calls == [(["b", "C"], None), (["b", "C"], B)]
+    assert made.calls == [(["b", "C"], None), (["b", "C"], B)]
     assert (first.neurons, first.names, first.prompts) == (B, "layer 3\n#7", ["b", "C"])
     assert first.before.shape == first.after.shape == (2, 2, 64, 64, 3)
     assert first.table["serves"].tolist() == [3, 3]
     assert first.table["group"].tolist() == ["VM", "TM"]
     assert (second.prompts, second.table["serves"].tolist()) == ([], [0])
+
+
+def test_a_later_group_s_neurons_serve_prompts_shown_before_too(made: Made) -> None:
+    second = NeuronSet({2: [5]})
+    frame = localized(a=B, b=B, c=B | second, d=second, e=second)
+    first, later = sharing.shared_effects(None, frame, [101], 2, store="x")
+    assert (first.neurons, first.prompts) == (B, ["a", "b", "c"])
+    assert (later.neurons, later.prompts) == (second, ["d", "e"])  # c was shown
+    counts = atlas.shared_neurons(frame).set_index(["layer", "neuron"])["prompts"]
+    assert later.table["serves"].tolist() == [3, 3] == [counts[2, 5]] * 2
+
+
+def test_a_prompt_that_failed_is_not_shown(made: Made) -> None:
+    made.failed = {"b"}
+    [group] = sharing.shared_effects(None, localized(), [101, 102], 1, store="x")
+    assert group.prompts == group.table["prompt"].tolist() == ["C", "a"]
+    assert group.before.shape == group.after.shape == (2, 2, 64, 64, 3)
+    assert group.table["serves"].tolist() == [3, 3]
+    made.failed = {"a", "b", "C"}
+    with pytest.raises(ValueError, match="of 3 prompts none has them, e.g. 'b'"):
+        sharing.shared_effects(None, localized(), [101, 102], 1, store="x")
 
 
 # --------------------------------------------------------------------------------- figures
@@ -165,6 +199,12 @@ def test_the_graph_says_which_prompts_it_leaves_out() -> None:
     axes = plots.bipartite(atlas.links(localized()), prompts=2).axes[0]
     assert [text.get_text() for text in axes.texts] == ["b (1)", "C (1)", "layer 3, #7: 3 prompts"]
     assert axes.get_title(loc="right") == "not drawn: 1 of 2 neurons, 1 of 3 prompts"
+
+
+def test_the_graph_tells_shared_neurons_left_out_from_single_ones() -> None:
+    frame = atlas.links(localized(a=NeuronSet({1: [4], 3: [7]}), b=NeuronSet({1: [4, 9], 3: [7]})))
+    axes = plots.bipartite(frame, most=1).axes[0]
+    assert axes.get_title(loc="right") == "not drawn: 2 of 3 neurons (1 of one prompt)"
 
 
 def test_the_graph_of_a_single_prompt() -> None:

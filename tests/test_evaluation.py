@@ -116,20 +116,22 @@ def test_rows_of_one_setting_beside_the_undisturbed() -> None:
 
 
 def test_rows_come_in_the_paper_s_order_and_random_ones_repeat() -> None:
-    got = mitigation.rows(SETS, SETS, repeats=3, candidates=2)
+    known = {"another": NeuronSet({5: [1]})}
+    got = mitigation.rows(SETS, SETS, known, repeats=3, candidates=2)
     names = [name for name, _ in got]
     assert list(dict.fromkeys(names))[:8] == list(paper.TABLE_1)
     assert names.count("random neurons") == 3
     assert names.count("NeMo") == names.count("attention scaling") == 1
     ways = dict(got)
-    assert ways["random neurons"] == RandomNeurons(SETS, seed=2, overflow=True)
+    barred = known["another"]
+    assert ways["random neurons"] == RandomNeurons(SETS, found=barred, seed=2, overflow=True)
     assert ways["initial-noise optimisation"] == NoiseOptimisation(candidates=2)
     told = mitigation.sources(got).set_index("setting")
     assert told.loc["4 random tokens", "draws"] == 3
     assert told.loc["NeMo", "permanent"]
     assert told["source"].str.len().min() > 3
     with pytest.raises(ValueError, match="repeats must be an integer of at least 1, got 0"):
-        mitigation.rows(SETS, SETS, repeats=0)
+        mitigation.rows(SETS, SETS, SETS, repeats=0)
 
 
 def test_settings_name_the_neurons_of_each_prompt(toy_model: DiffusionModel) -> None:
@@ -278,6 +280,20 @@ def test_blocks_are_the_most_frequent_and_random_ones_beside_them() -> None:
     assert told["least_prompts"].tolist() == [3, 0, 1, 0]
     with pytest.raises(ValueError, match="at most the 4 neurons found, got 5"):
         quality.most_frequent(TABLE, 5)
+
+
+def test_it_is_told_where_random_neurons_lie_in_other_layers(toy_model: DiffusionModel) -> None:
+    roomy = quality.blocks(TABLE, [1, 3], {1: 8, 2: 8, 3: 9}, [0, 1])
+    assert quality.elsewhere(roomy) == {1: 0, 3: 0}
+    assert "as many in each layer" in quality.control(roomy)
+    narrow = quality.blocks(
+        TABLE, [4], {1: 9, 2: 2, 3: 9}, [0]
+    )  # both neurons of layer 2 are found
+    assert quality.elsewhere(narrow) == {4: 2}
+    assert "other layers than those: 2 of 4. " in quality.control(narrow)
+    shown = layers().assign(elsewhere=2 * (layers()["choice"] == "random"))
+    names = [label.get_text() for label in plots.disentanglement(shown).axes[0].get_yticklabels()]
+    assert [name.count("(2 in other layers)") for name in names] == [0, 0, 1, 1]
 
 
 def test_blocks_without_room_have_no_random_ones() -> None:

@@ -111,6 +111,7 @@ class MitigationRun(Copying):
     memorized: Count | None = 3  # prompts of each type, VM and TM
     images: Count = 3
     repeats: Count = 1  # draws of each mitigation that draws at random
+    known: Count | None = 6  # of each type, whose neurons the random ones avoid; None: all
     noise_candidates: Count | None = 1  # of the initial-noise optimisation; None: its own 8
     grid: Count = 3  # prompts of each type in the grid of F3
     steps: Count = 15
@@ -182,7 +183,7 @@ class NeuronAtlas(Parameters):
     images: Count = 4
     steps: Count = 20
     guidance: float | None = Field(None, ge=1.0)  # None: the model's own
-    neuron: str = ""  # "3:63" is neuron 63 of layer 3; empty: the most shared one
+    neuron: str = ""  # "3:63" is neuron 63 of layer 3; empty: the first of F10
 
 
 @dataclass(frozen=True)
@@ -275,11 +276,12 @@ NOTEBOOKS: dict[str, Notebook] = {
             "images": 3,
             "steps": 15,
             "repeats": 2,
+            "known": None,
             "noise_candidates": 2,
             "grid": 4,
         },
         {"quick": 150, "lab": 900},
-        paper={"repeats": 5, "grid": 4},
+        paper={"repeats": 5, "known": None, "grid": 4},
     ),
     "06_memorization_types": Notebook(
         MemorizationTypes, {"memorized": None, "images": 6, "steps": 15}, {"quick": 60, "lab": 120}

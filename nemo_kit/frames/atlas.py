@@ -66,7 +66,8 @@ def shared_groups(localized: pd.DataFrame, groups: int = 3) -> list[tuple[Neuron
     A neuron counts for each prompt with the share it is of the prompt's neurons: one that is all of
     seven prompts' sets comes before one among dozens in ten. Each entry holds the first by this
     count with all others that serve exactly the same prompts, and the prompts, smallest sets first;
-    the next entry is found among the prompts that are left.
+    the next entry is found among the prompts that are left, so its neurons may also serve prompts
+    of earlier entries, which it does not name.
     Returns up to `groups` entries, none where no neuron serves two prompts.
     Parameters: `localized`, from `localize_all`, grouped. Raises ValueError as `frames.found`.
     """
@@ -93,7 +94,7 @@ def _most_shared(rows: pd.DataFrame) -> tuple[NeuronSet, list[str]] | None:
 
 
 def chosen_neuron(localized: pd.DataFrame, name: str = "") -> Neuron:
-    """A neuron by name, ``3:63`` for neuron 63 of layer 3; without one the most shared.
+    """A neuron by name, ``3:63`` for neuron 63 of layer 3; without one the first of F10.
 
     Returns (layer, index). Raises ValueError for another form, and as `links`.
     """

@@ -20,9 +20,11 @@ from nemo_kit.mitigation import (
     NeMo,
     NoiseOptimisation,
     NoMitigation,
+    RandomNeurons,
     further_rows,
     paper_rows,
 )
+from nemo_kit.mitigation.nemo import union
 from nemo_kit.neurons import NeuronSet
 
 if TYPE_CHECKING:
@@ -32,6 +34,7 @@ if TYPE_CHECKING:
 def rows(
     found: Mapping[str, NeuronSet],
     initial: Mapping[str, NeuronSet],
+    known: Mapping[str, NeuronSet],
     repeats: int = 1,
     candidates: int | None = None,
 ) -> list[tuple[str, Mitigation]]:
@@ -40,9 +43,10 @@ def rows(
     Returns pairs of a name and a mitigation; a mitigation that draws comes once for each seed
     0, 1, …; random neurons overflow into other layers where one is too narrow.
 
-    Parameters: `found`, prompt -> refined neurons; `initial`, prompt -> candidates; `repeats`, at
-    least 1 (the paper: 5 for random neurons); `candidates`, of the initial-noise optimisation, by
-    default its own 8.
+    Parameters: `found`, prompt -> refined neurons; `initial`, prompt -> candidates; `known`, the
+    refined neurons of all prompts that were looked at, which random ones avoid; `repeats`, at least
+    1 (the paper: 5 for random neurons); `candidates`, of the initial-noise optimisation, by default
+    its own 8.
     Raises ValueError for numbers below 1.
     Source: paper, table 1; the others name their own.
     """
@@ -52,7 +56,7 @@ def rows(
         all_rows = paper_rows(found, seed, overflow=True) | further_rows(initial, seed)
         for name, way in all_rows.items():
             if seed == 0 or draws(way):
-                drawn.setdefault(name, []).append(_narrowed(way, candidates))
+                drawn.setdefault(name, []).append(_adjusted(way, union(known), candidates))
     return [(name, way) for name, ways in drawn.items() for way in ways]
 
 
@@ -61,10 +65,12 @@ def draws(way: Mitigation) -> bool:
     return any(one.name == "seed" for one in fields(way))
 
 
-def _narrowed(way: Mitigation, candidates: int | None) -> Mitigation:
-    if candidates is None or not isinstance(way, NoiseOptimisation):
-        return way
-    return replace(way, candidates=candidates)
+def _adjusted(way: Mitigation, barred: NeuronSet, candidates: int | None) -> Mitigation:
+    if isinstance(way, RandomNeurons):
+        return replace(way, found=barred)
+    if isinstance(way, NoiseOptimisation) and candidates is not None:
+        return replace(way, candidates=candidates)
+    return way
 
 
 def settings(

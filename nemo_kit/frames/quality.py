@@ -282,7 +282,8 @@ def disentangled(
     """Cosine of cross-attention outputs with and without each block's neurons, by layer (T3).
 
     Returns a frame with `choice`, `neurons`, `layer`, `similarity` (mean over prompts, seeds and
-    draws, in [-1, 1]), `deviation` (standard deviation over them), `samples`.
+    draws, in [-1, 1]), `deviation` (standard deviation over them), `samples`, `elsewhere` (as
+    `elsewhere` says).
 
     Parameters: `prompts`, non-memorized ones; `chosen`, from `blocks`; `seeds` (the paper: 3).
     Raises as `disentanglement`.
@@ -302,4 +303,34 @@ def disentangled(
     )
     spread = (found.pop("square") - found["similarity"] ** 2).clip(lower=0) ** 0.5
     found.insert(4, "deviation", spread)
-    return found
+    moved = elsewhere(chosen)
+    pairs = zip(found["choice"], found["neurons"], strict=True)
+    return found.assign(elsewhere=[moved.get(count, 0) * (c == RANDOM) for c, count in pairs])
+
+
+def elsewhere(chosen: Sequence[Block]) -> dict[int, int]:
+    """Count -> how many of the random neurons lie in other layers than the most frequent ones.
+
+    Where most neurons of a layer serve some prompt, too few are left to draw from.
+    Parameters: `chosen`, from `blocks`; the draws of a count have the same layers.
+    """
+    layers = {(b.choice, b.count): b.neurons.counts() for b in chosen}
+    return {
+        count: sum(max(0, n - wanted.get(layer, 0)) for layer, n in drawn.items())
+        for (choice, count), drawn in layers.items()
+        if choice == RANDOM and (wanted := layers.get((FREQUENT, count))) is not None
+    }
+
+
+def control(chosen: Sequence[Block]) -> str:
+    """A sentence on whether the random neurons could be drawn from the layers of the frequent ones.
+
+    Parameters: `chosen`, from `blocks`.
+    """
+    moved = [f"{n} of {count}" for count, n in elsewhere(chosen).items() if n]
+    if not moved:
+        return "The random neurons are as many in each layer as the most frequent ones."
+    return (
+        "Some layers have too few neurons that serve no prompt, so random neurons lie in other "
+        f"layers than those: {', '.join(moved)}. There the two also differ in layers."
+    )

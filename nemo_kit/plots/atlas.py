@@ -67,7 +67,8 @@ def bipartite(frame: pd.DataFrame, most: int = 40, prompts: int = 60) -> Figure:
     Returns a figure of the text width: prompts on the left with, in brackets, all their neurons;
     on the right the neurons that serve most prompts, sorted so that lines cross little, larger the
     more prompts they serve. A line is the bolder, the fewer neurons the prompt has. Neurons of a
-    single prompt are left out where others are shared; the title tells what is left out.
+    single prompt are left out where others are shared, and of those the least shared beyond `most`;
+    the title tells how many.
 
     Parameters: `frame`, one row a prompt and neuron, with `prompt`, `group`, `layer`, `neuron`;
     `most`, neurons to draw; `prompts`, prompts to draw, those with the fewest neurons.
@@ -87,7 +88,9 @@ def bipartite(frame: pd.DataFrame, most: int = 40, prompts: int = 60) -> Figure:
     figure, axes = canvas(TEXT, 0.135 * max(len(level), len(place)) + 0.7)
     _join(axes, drawn, level, place)
     _names(axes, level, place, sizes, shown)
+    single = int((counts == 1).sum()) if len(place) < len(counts) else 0
     text = f"not drawn: {len(counts) - len(place)} of {len(counts)} neurons"
+    text += f" ({single} of one prompt)" * int(0 < single < len(counts) - len(place))
     text += f", {len(sizes) - len(level)} of {len(sizes)} prompts" * int(len(level) < len(sizes))
     told(axes, text)
     axes.set_title("a prompt (its neurons); bolder lines: fewer neurons", loc="left", fontsize=6.5)

@@ -115,7 +115,7 @@ def layer_effects(frame: pd.DataFrame) -> Figure:
         axes.set_ylabel(label)
     _from_zero(grid[:2])
     _from_zero(grid[2:])
-    told(grid[1], "bands: 95 % intervals over prompts")
+    told(grid[1], "lines: means over prompts, bands: 95 % intervals")
     _blocks(grid, frame[frame["kind"] != "none"])
     handles, names = grid[0].get_legend_handles_labels()
     figure.legend(handles, names, loc="outside upper center", ncols=3, fontsize=6.5)

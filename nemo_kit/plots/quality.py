@@ -98,7 +98,8 @@ def disentanglement(frame: pd.DataFrame) -> Figure:
     layer and their mean, cells shaded by how far they lie below 1.
 
     Parameters: `frame`, with `choice`, `neurons` (count), `layer` (from 1), `similarity` (cosine,
-    mean over prompts and seeds).
+    mean over prompts and seeds), and if there is one `elsewhere`, how many of the random neurons
+    lie in other layers than the most frequent ones, told beside the row.
     Raises ValueError for a missing column, no rows, or an unknown choice.
     Source: paper, table 3.
     """
@@ -114,7 +115,14 @@ def disentanglement(frame: pd.DataFrame) -> Figure:
     axes.imshow(values, cmap="Oranges_r", vmin=low - 0.6 * (1 - low), vmax=1, aspect="auto")
     for (row, column), value in np.ndenumerate(values):
         axes.text(column, row, _short(value), ha="center", va="center", fontsize=5.8)
-    names = [f"{choice}, {count}" for choice, count in table.index]
+    moved = (
+        {} if "elsewhere" not in frame else frame.groupby(["choice", "neurons"])["elsewhere"].max()
+    )
+    names = [
+        f"{choice}, {count}"
+        + (f"\n({n} in other layers)" if (n := moved.get((choice, count), 0)) else "")
+        for choice, count in table.index
+    ]
     axes.set_yticks(range(len(table)), names, fontsize=6.5)
     axes.set_xticks(range(len(table.columns)), [str(name) for name in table.columns])
     axes.set_xlabel("cross-attention layer (cosine of outputs with and without blocked neurons)")
