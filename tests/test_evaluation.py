@@ -282,7 +282,7 @@ def test_blocks_are_the_most_frequent_and_random_ones_beside_them() -> None:
         quality.most_frequent(TABLE, 5)
 
 
-def test_it_is_told_where_random_neurons_lie_in_other_layers(toy_model: DiffusionModel) -> None:
+def test_it_is_told_where_random_neurons_lie_in_other_layers() -> None:
     roomy = quality.blocks(TABLE, [1, 3], {1: 8, 2: 8, 3: 9}, [0, 1])
     assert quality.elsewhere(roomy) == {1: 0, 3: 0}
     assert "as many in each layer" in quality.control(roomy)
