@@ -132,11 +132,14 @@ def losses(pictures: pd.DataFrame, prompts: pd.DataFrame, group: str) -> pd.Data
     Returns a frame with `prompt`, `group`, `kind`, `layer`, `block`, `reference`, `median` and
     `maximum` (cosine over seeds), `alignment` (median over seeds). Where some prompts have a
     training image those are compared with it, the others left out; where none has one, the
-    reference is the undisturbed picture of the same seed.
+    reference is the undisturbed picture of the same seed. A prompt that lacks pictures under one of
+    the cuts, or undisturbed, is left out, so that every layer is about the same prompts.
     Parameters: `pictures`, from `cut_all`; `prompts`, with `prompt` and `group`; `group`, VM or TM.
+    Raises ValueError where no prompt of the group has all pictures.
     Source: figures 16 and 17.
     """
-    rows = prompts[prompts["group"] == group]
+    made = [part for _, part in pictures.groupby(["kind", "layer"])]
+    rows = effects.with_pictures(prompts[prompts["group"] == group], *made)
     images = {prompt: effects.training_image(prompt) for prompt in rows["prompt"]}
     known = {prompt: image for prompt, image in images.items() if image is not None}
     chosen = pictures[pictures["prompt"].isin(list(known or images))]

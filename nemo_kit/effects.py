@@ -51,6 +51,25 @@ def pictures(
     return np.stack([np.stack(part) for part in parts])
 
 
+def with_pictures(rows: pd.DataFrame, *generated: pd.DataFrame) -> pd.DataFrame:
+    """The rows whose prompts have pictures in all frames; others failed and are left out.
+
+    Returns rows in their order, numbered anew; none where there were none.
+
+    Parameters: `rows`, with `prompt`; `generated`, frames with `prompt` that are to be compared,
+    from `generate_all`, which names the prompts that failed in a warning.
+    Raises ValueError where no prompt is left.
+    """
+    there = [rows["prompt"].isin(frame["prompt"]) for frame in generated]
+    kept = rows[np.logical_and.reduce(there)].reset_index(drop=True)
+    if kept.empty and len(rows):
+        raise ValueError(
+            f"generated must hold pictures of one prompt at least in all {len(generated)} frames, "
+            f"of {len(rows)} prompts none has them, e.g. {rows['prompt'].iloc[0]!r}"
+        )
+    return kept
+
+
 def training_image(prompt: str) -> np.ndarray | None:
     """Training image of one prompt, uint8 [64, 64, 3], or None where none is known."""
     found = training_images([prompt])

@@ -67,10 +67,11 @@ def threshold_effects(
     """SSCD_gen and SSCD_orig of each prompt with each pair's refined neurons deactivated.
 
     Returns a frame with `prompt`, the two columns of deviations, `gen` and `orig` (medians over
-    seeds; `orig` is NaN for a prompt without a training image).
+    seeds; `orig` is NaN for a prompt without a training image). A prompt whose pictures failed,
+    undisturbed or with a pair's neurons deactivated, has no row for that pair.
     Parameters: `swept`, from `thresholds_all`; `seeds`, none of detection's; `options`, of
     `generate`. Pairs that ended with the same neurons share their pictures.
-    Raises what `generate_all` raises.
+    Raises what `generate_all` raises, and ValueError where a pair has no prompt with both pictures.
     Source: figure 15; section 4 for the measures.
     """
     names = list(dict.fromkeys(swept["prompt"]))
@@ -81,7 +82,8 @@ def threshold_effects(
     for pair, rows in swept.groupby(PAIR):
         sets = dict(zip(rows["prompt"], rows["refined"], strict=True))
         after = generate_all(keyed, rows["prompt"], seeds, sets, **options)
-        measured = [_similarities(prompt, before, after) for prompt in rows["prompt"]]
+        kept = effects.with_pictures(rows, before, after)["prompt"]
+        measured = [_similarities(prompt, before, after) for prompt in kept]
         parts.append(pd.DataFrame(measured).assign(**dict(zip(PAIR, pair, strict=True))))
     return pd.concat(parts, ignore_index=True)
 

@@ -16,7 +16,7 @@ import pandas as pd
 
 from nemo_kit import effects
 from nemo_kit.experiments import Keyed, generate_all
-from nemo_kit.frames import neuron_names
+from nemo_kit.frames import found, neuron_names
 from nemo_kit.frames.atlas import shared_groups
 from nemo_kit.neurons import NeuronSet
 
@@ -30,8 +30,9 @@ class Shared:
 
     `neurons`, and their `names` as a short text; `prompts`, those shown; `training`, uint8
     [P, H, W, 3] or None; `before`, `after`, uint8 [P, S, H, W, 3]; `table`, the measures of
-    `effects.copying` with `rank`, `neurons` and `serves` (number of prompts). Where there is no
-    such neuron, `prompts` is empty.
+    `effects.copying` with `rank`, `neurons` and `serves` (number of all memorized prompts that need
+    every one of these neurons, those of earlier groups too). Where there is no such neuron,
+    `prompts` is empty.
     """
 
     neurons: NeuronSet
@@ -56,43 +57,50 @@ def shared_effects(
 ) -> list[Shared]:
     """Switch off nothing but the neurons that several prompts share, group by group (F10 to F12).
 
-    Returns `groups` entries, the most shared first; empty ones where there are fewer.
+    Returns `groups` entries, the most shared first; empty ones where there are fewer. A prompt
+    whose pictures failed, before or after, is not shown.
     Parameters: `localized`, from `localize_all`, grouped; `seeds`, none of detection's; `most`,
     prompts of each group; `options`, of `generate`.
-    Raises ValueError as `frames.found`, and what `generate_all` raises.
+    Raises ValueError as `frames.found` and where no prompt of a group has pictures before and
+    after, and what `generate_all` raises.
     """
     options |= {"store": store, "progress": progress}
     keyed = Keyed.of(model)
-    found = shared_groups(localized, groups)
+    shared = shared_groups(localized, groups)
     entries = []
     for rank in range(1, groups + 1):
-        if rank > len(found):
+        if rank > len(shared):
             entries.append(_nothing(rank))
             continue
-        neurons, owners = found[rank - 1]
+        neurons, owners = shared[rank - 1]
         before = generate_all(keyed, owners[:most], seeds, **options)
         after = generate_all(keyed, owners[:most], seeds, neurons, **options)
-        entries.append(_entry(rank, neurons, owners, localized, (before, after), most))
+        entries.append(_entry(rank, neurons, owners[:most], localized, (before, after)))
     return entries
 
 
 def _entry(
     rank: int,
     neurons: NeuronSet,
-    owners: list[str],
+    shown: list[str],
     localized: pd.DataFrame,
     made: tuple[pd.DataFrame, pd.DataFrame],
-    most: int,
 ) -> Shared:
-    names = owners[:most]
+    rows = localized.set_index("prompt").loc[shown].reset_index()[["prompt", "group"]]
+    rows = effects.with_pictures(rows, *made)
+    names = list(rows["prompt"])
     before, after = (effects.pictures(frame, names) for frame in made)
-    rows = localized.set_index("prompt").loc[names].reset_index()[["prompt", "group"]]
     table = effects.copying(rows, before, after)
     table.insert(0, "rank", rank)
     table.insert(1, "neurons", neurons.to_json())
-    table.insert(2, "serves", len(owners))
+    table.insert(2, "serves", _serves(neurons, localized))
     training = effects.training_images(names, blank=True)
     return Shared(neurons, neuron_names(neurons), names, training, before, after, table)
+
+
+def _serves(neurons: NeuronSet, localized: pd.DataFrame) -> int:
+    """Number of prompts that need all of them, whether or not an earlier group has shown them."""
+    return sum(not neurons - refined for refined in found(localized)["refined"])
 
 
 def _nothing(rank: int) -> Shared:

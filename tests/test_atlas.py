@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from types import SimpleNamespace
 from typing import Any
 
@@ -122,14 +121,14 @@ def test_layer_shares_count_neurons_and_pairs() -> None:
 
 
 class Made:
-    """`generate_all` without a model: what it was asked for, and prompts that fail with neurons off."""
+    """`generate_all` without a model: its calls, and prompts that fail with neurons off."""
 
     def __init__(self) -> None:
         self.calls: list[tuple[list[str], Any]] = []
         self.failed: set[str] = set()
 
     def __call__(
-        self, model: None, prompts: Sequence[str], seeds: Sequence[int], neurons: Any = None, **_: Any
+        self, model: None, prompts: list[str], seeds: list[int], neurons: Any = None, **more: Any
     ) -> pd.DataFrame:
         self.calls.append((list(prompts), neurons))
         good = [p for p in prompts if neurons is None or p not in self.failed]
@@ -176,7 +175,7 @@ def test_a_prompt_that_failed_is_not_shown(made: Made) -> None:
     assert group.before.shape == group.after.shape == (2, 2, 64, 64, 3)
     assert group.table["serves"].tolist() == [3, 3]
     made.failed = {"a", "b", "C"}
-    with pytest.raises(ValueError, match="of 3 prompts none has them, e.g. 'b'"):
+    with pytest.raises(ValueError, match="of 3 prompts none has them"):
         sharing.shared_effects(None, localized(), [101, 102], 1, store="x")
 
 

@@ -163,6 +163,20 @@ def test_losses_against_the_training_image_or_the_undisturbed_picture() -> None:
     assert dissection.losses(pictures(), PROMPTS[:0], "VM").empty
 
 
+@pytest.mark.usefixtures("_colours")
+@pytest.mark.parametrize("kind", ["none", "value"])
+def test_a_prompt_that_failed_under_a_cut_is_in_no_layer(kind: str) -> None:
+    made = pictures()
+    failed = (made["prompt"] == "a") & (made["kind"] == kind) & (made["layer"] < 2)
+    both = PROMPTS.assign(group="VM")
+    got = dissection.losses(made[~failed], both, "VM")
+    assert got["prompt"].tolist() == ["b"] * 4
+    assert set(got["reference"]) == {"undisturbed picture"}  # b has no training image
+    assert "VM (n = 1)" in plots.layer_effects(got).axes[2].get_xlabel()
+    with pytest.raises(ValueError, match="in all 4 frames, of 1 prompts none has them"):
+        dissection.losses(made[~failed], PROMPTS, "VM")
+
+
 def test_grids_have_the_undisturbed_row_first() -> None:
     cells, names = layer_frames.picture_grid(pictures(8), "value", ["b", "a"], most=1)
     assert cells.shape == (3, 2, 1, 8, 8, 3)

@@ -60,6 +60,18 @@ def test_pictures_follow_the_prompts_asked_for() -> None:
         effects.pictures(generated(), ["red", "blue"])
 
 
+def test_prompts_without_pictures_in_a_frame_are_left_out() -> None:
+    rows = pd.DataFrame({"prompt": ["green", "blue", "red"], "group": "VM"}, index=[4, 5, 6])
+    made = generated()
+    greens = made[made["prompt"] == "green"]
+    assert effects.with_pictures(rows, made)["prompt"].tolist() == ["green", "red"]
+    kept = effects.with_pictures(rows, made, greens)
+    assert (kept["prompt"].tolist(), kept.index.tolist()) == (["green"], [0])
+    assert effects.with_pictures(rows[:0], made).empty
+    with pytest.raises(ValueError, match=r"in all 2 frames, of 2 prompts none .* e\.g\. 'blue'"):
+        effects.with_pictures(rows[1:], made, greens)
+
+
 def test_training_images_are_all_there_or_none() -> None:
     assert effects.training_images(["green", "red"])[:, 0, 0].tolist() == [[0, 200, 0], [200, 0, 0]]
     assert effects.training_images(["red", "blue"]) is None

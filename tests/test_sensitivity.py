@@ -90,6 +90,38 @@ def test_effects_are_those_of_each_pair_s_neurons(
     assert both["gen"].tolist() == pytest.approx([0.4, 0.2])
 
 
+def test_a_prompt_that_failed_with_a_pair_s_neurons_has_no_row_for_it(
+    toy_model: DiffusionModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    image = np.zeros((64, 64, 3), np.uint8)
+    failed = {("a", None), ("b", A)}  # a undisturbed, b without the neurons of one pair
+
+    def generate_all(
+        model: Any, prompts: Any, seeds: list[int], neurons: Any = None, **more: Any
+    ) -> pd.DataFrame:
+        good = [p for p in prompts if (p, neurons and neurons[p]) not in failed]
+        rows = [(p, s, image) for p in good for s in seeds]
+        return pd.DataFrame(rows, columns=["prompt", "seed", "image"])
+
+    monkeypatch.setattr(sensitivity, "generate_all", generate_all)
+    monkeypatch.setattr(sensitivity.effects, "look", lambda images: np.ones((len(images), 1)))
+    monkeypatch.setattr(sensitivity.effects, "training_image", lambda prompt: None)
+    pairs = [(0.0, 0.0, A), (0.0, 1.0, B)]
+    frame = pd.DataFrame(
+        [(prompt, "VM", *pair) for prompt in "abc" for pair in pairs],
+        columns=["prompt", "group", *thresholds.PAIR, "refined"],
+    )
+    got = sensitivity.threshold_effects(toy_model, frame, [101, 102], store="x")
+    assert got[["prompt", "refinement_deviations"]].to_numpy().tolist() == [
+        ["c", 0], ["b", 1], ["c", 1]
+    ]  # fmt: skip
+    counted = thresholds.medians(thresholds.with_effects(frame, got), "VM", "gen")
+    assert counted["prompts"].tolist() == [1, 2]
+    failed.add(("c", None))
+    with pytest.raises(ValueError, match="of 3 prompts none has them"):
+        sensitivity.threshold_effects(toy_model, frame, [101, 102], store="x")
+
+
 def test_medians_of_each_pair() -> None:
     got = thresholds.medians(swept(), "VM", "n_refined")
     assert got["initial"].tolist() == ["μ", "μ", "μ + σ"]

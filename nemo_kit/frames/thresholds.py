@@ -51,13 +51,13 @@ def threshold_name(deviations: float) -> str:
 def with_effects(swept: pd.DataFrame, measured: pd.DataFrame) -> pd.DataFrame:
     """The rows of a sweep beside what each pair's neurons do to pictures (F15).
 
-    Returns the sweep with `gen` and `orig`.
+    Returns the sweep with `gen` and `orig`, NaN where a prompt's pictures failed.
     Parameters: `swept`, from `thresholds_all`; `measured`, from `threshold_effects` on it.
     Raises ValueError for a missing column.
     """
     need(swept, "prompt", *PAIR)
     need(measured, "prompt", "gen", "orig", *PAIR)
-    return swept.merge(measured, on=["prompt", *PAIR], validate="one_to_one")
+    return swept.merge(measured, "left", ["prompt", *PAIR], validate="one_to_one")
 
 
 def saved(swept: pd.DataFrame) -> pd.DataFrame:
