@@ -8,7 +8,8 @@ second copy of the weights in another format.
 from __future__ import annotations
 
 import sys
-from collections.abc import Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path, PurePosixPath
 from typing import Any
 
@@ -25,13 +26,50 @@ def fetch(name: str, revision: str | None = None) -> tuple[Path, str]:
     Raises ValueError where the hub has no such model or wants a login, or can't be reached and the
     files are not here.
     """
+    try:
+        with _plainly(name, revision):
+            return _download(name, revision, _info(name, revision))
+    except ValueError:
+        raise
+    except Exception as error:  # offline, no network, a proxy's own errors
+        if folder := local(name, revision):
+            return folder, folder.name
+        raise _nowhere(name, error) from error
+
+
+def lacking(name: str, revision: str | None, files: Iterable[str]) -> list[str]:
+    """Those of the files that a hub model has neither on this machine nor in its repository.
+
+    Nothing is downloaded. Parameters as in `fetch`; `files`, paths inside the repository.
+    Raises ValueError as `fetch` does.
+    """
+    try:
+        with _plainly(name, revision):
+            info = _info(name, revision)
+        folder, there = local(name, info.sha), {file.rfilename for file in info.siblings}
+    except ValueError:
+        raise
+    except Exception as error:
+        if not (folder := local(name, revision)):
+            raise _nowhere(name, error) from error
+        there = set()
+    return [n for n in files if n not in there and not (folder and (folder / n).is_file())]
+
+
+def _info(name: str, revision: str | None) -> Any:
     from huggingface_hub import HfApi
+
+    return HfApi().model_info(name, revision=revision, files_metadata=True, timeout=20)
+
+
+@contextmanager
+def _plainly(name: str, revision: str | None) -> Iterator[None]:
+    """What the hub refuses, in words."""
     from huggingface_hub.errors import GatedRepoError, RepositoryNotFoundError
     from huggingface_hub.errors import RevisionNotFoundError as NoRevision
 
     try:
-        info = HfApi().model_info(name, revision=revision, files_metadata=True, timeout=20)
-        return _download(name, revision, info)
+        yield
     except GatedRepoError as error:
         raise ValueError(
             f"name: {name!r} could not be opened: accept its licence at "
@@ -42,16 +80,14 @@ def fetch(name: str, revision: str | None = None) -> tuple[Path, str]:
             f"name: {name!r} could not be opened: the hub has no such model"
             f"{f' at revision {revision!r}' if revision else ''}, or it wants a login"
         ) from error
-    except ValueError:
-        raise
-    except Exception as error:  # offline, no network, a proxy's own errors
-        if folder := local(name, revision):
-            return folder, folder.name
-        raise ValueError(
-            f"name: {name!r} could not be opened: it is not on this machine, and the hub can't be "
-            f"reached ({type(error).__name__}). Where there is a network, `hf download {name}` "
-            "fetches it; a folder with a diffusers model does as well"
-        ) from error
+
+
+def _nowhere(name: str, error: Exception) -> ValueError:
+    return ValueError(
+        f"name: {name!r} could not be opened: it is not on this machine, and the hub can't be "
+        f"reached ({type(error).__name__}). Where there is a network, `hf download {name}` "
+        "fetches it; a folder with a diffusers model does as well"
+    )
 
 
 def local(name: str, revision: str | None = None) -> Path | None:
@@ -68,6 +104,7 @@ def needed(sizes: Mapping[str, int]) -> dict[str, int]:
     Returns name -> bytes: settings and vocabulary, and of each part's weights one copy: safetensors
     where there are any, in the precision they were published in.
     Parameters: `sizes`, of all files of the repository.
+    Raises ValueError where a part has its weights as variants alone, which `load` does not open.
     """
     parts: dict[str, dict[str, int]] = {}
     chosen = {}
@@ -85,23 +122,33 @@ def needed(sizes: Mapping[str, int]) -> dict[str, int]:
 
 
 def _weights(files: Mapping[str, int]) -> dict[str, int]:
-    """One copy of the weights; a variant (`model.fp16.safetensors`) only where there is no other.
+    """One copy of a part's weights, safetensors first; never a variant (`model.fp16.…`).
 
     An index of shards has the name of its weights, and goes with them.
     """
+    variants = []
     for ending in (".safetensors", ".bin"):
         kind = {n: s for n, s in files.items() if n.removesuffix(".index.json").endswith(ending)}
         stems = {n: PurePosixPath(n.removesuffix(".index.json")).stem for n in kind}
         plain = {n: s for n, s in kind.items() if "." not in stems[n] and "ema" not in stems[n]}
-        if plain or kind:
-            return plain or kind
+        if any(not name.endswith(".index.json") for name in plain):
+            return plain
+        variants += [name for name in kind if name not in plain]
+    if variants:
+        raise ValueError(
+            f"weights must be there without a variant's name, got {', '.join(sorted(variants))} "
+            "alone; save them under plain names in a folder (save_pretrained), and name that"
+        )
     return {}
 
 
 def _download(name: str, revision: str | None, info: Any) -> tuple[Path, str]:
     from huggingface_hub import snapshot_download, try_to_load_from_cache
 
-    files = needed({file.rfilename: file.size or 0 for file in info.siblings})
+    try:
+        files = needed({file.rfilename: file.size or 0 for file in info.siblings})
+    except ValueError as error:
+        raise ValueError(f"name: {name!r} could not be opened: {error}") from error
     if "model_index.json" not in files:
         raise ValueError(f"name: {name!r} is no diffusers pipeline: it has no model_index.json")
     cached = {n: try_to_load_from_cache(name, n, revision=info.sha) for n in files}

@@ -46,13 +46,14 @@ def calibration_for(
     hold_out: Sequence[str] = (),
     seeds: Sequence[int] = range(1, 11),
     store: str | Path | None = None,
-) -> Calibration | None:
+) -> Calibration:
     """The calibration whose threshold holds for these settings; activation statistics stay.
 
-    Returns the model's own where it was made with them; for `released` on a model that the paper
-    names a threshold for, that one; else one computed from hold-out prompts.
-    Parameters: `hold_out`, prompts that the model does not memorize, for the embedded model by
-    default its own; `store`, a folder that keeps what was computed.
+    Returns one computed from `hold_out` where prompts were given; else the model's own where it
+    was made with these settings; for `released` on a model that the paper names a threshold for,
+    that one; for the embedded model one computed from its own hold-out prompts.
+    Parameters: `hold_out`, prompts that the model does not memorize; `store`, a folder that keeps
+    what was computed.
     Raises ValueError where there is no threshold and no hold-out prompt.
     """
     from nemo_kit.calibration import published
@@ -60,21 +61,21 @@ def calibration_for(
 
     detection, similarity = resolve(model, settings.detection, settings.similarity)
     own = model.calibration
-    if own is None or (own.detection, own.similarity) == (detection, similarity):
+    fits = own is not None and (own.detection, own.similarity) == (detection, similarity)
+    if own is not None and fits and not hold_out:
         return own
-    known = published(str(model.name)) if settings.name == "released" else None
+    known = published(str(model.name)) if settings.name == "released" and not hold_out else None
     texts = list(hold_out) or _lab_hold_out(model)
     if known is None and not texts:
         raise ValueError(
-            f"settings {settings.name!r}: the model's threshold {own.threshold:.3f} was computed "
-            "with other settings; give --threshold, or --hold-out with prompts that the model does "
-            "not memorize"
+            f"settings {settings.name!r}: {_lacking(model)}; give --threshold, or --hold-out with "
+            "prompts that the model does not memorize"
         )
     options = {"settings": detection, "similarity": similarity}
     found = known or _computed(model, texts, list(seeds), options, store)
     return replace(
         found,
-        statistics=own.statistics or found.statistics,
+        statistics=(own.statistics if own else None) or found.statistics,
         detection=detection,
         similarity=similarity,
     )
@@ -102,6 +103,15 @@ def _computed(
         with suppress(OSError):  # another run was first
             part.rename(folder)
     return Calibration.load(folder)
+
+
+def _lacking(model: DiffusionModel) -> str:
+    """Why the model's own threshold is none for the settings."""
+    if model.calibration is None:
+        return f"the model {model.name!r} has no threshold"
+    return (
+        f"the model's threshold {model.calibration.threshold:.3f} was computed with other settings"
+    )
 
 
 def _lab_hold_out(model: DiffusionModel) -> list[str]:

@@ -7,6 +7,7 @@ Source: the prompt lists of "Finding NeMo" (arXiv 2406.02366), after Webster (20
 
 from __future__ import annotations
 
+import csv
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -37,8 +38,8 @@ def prompt_table(files: Sequence[str | Path] = ()) -> pd.DataFrame:
 
     Returns the columns of ``lab.prompts()``: prompt, type ("VM", "TM", ""), role, family, image,
     repetitions; each prompt once. A file is a CSV of the released code (``;``, ``Caption``,
-    ``type``), a CSV with a column ``prompt`` and any of the others, or a text file with one prompt
-    a line.
+    ``type``), a CSV with a column ``prompt`` or ``Caption`` and any of the others, or a text file
+    with one prompt a line.
     Raises ValueError that names a file which can't be read so or holds no prompt,
     FileNotFoundError for a missing one.
     """
@@ -76,13 +77,25 @@ def _read_lines(path: Path) -> pd.DataFrame:
 def _read_csv(path: Path) -> pd.DataFrame:
     with _readable(path), path.open(encoding="utf-8-sig") as file:
         head = file.readline()
-    if "Caption" in head:
-        return read_prompts(path).rename(columns={"Caption": "prompt", "URL": "url"})
+    theirs = {"Caption": "prompt", "URL": "url"}
+    if "Caption" in _cells(head, ";") and "Caption" not in _cells(head, ","):
+        return read_prompts(path).rename(columns=theirs)
     with _readable(path):
         frame = pd.read_csv(path, keep_default_na=False)
+    if not isinstance(frame.index, pd.RangeIndex):  # what pandas makes of cells too many
+        raise ValueError(
+            f"{path} has rows with more cells than its header {list(frame)}: a prompt with a comma "
+            "must stand in double quotes"
+        )
+    if "prompt" not in frame:
+        frame = frame.rename(columns=theirs)
     if "prompt" not in frame:
         raise ValueError(f"{path} needs a column 'prompt' (or 'Caption'), got {list(frame)}")
     return frame.assign(prompt=_filled(frame["prompt"], f"{path}: the prompt"))
+
+
+def _cells(line: str, separator: str) -> list[str]:
+    return next(csv.reader([line], delimiter=separator), [])
 
 
 @contextmanager

@@ -16,6 +16,7 @@ import pandas as pd
 
 from nemo_kit import effects, metrics
 from nemo_kit.experiments import Keyed, generate_all, model_key, run
+from nemo_kit.experiments.sweep import tidy
 from nemo_kit.localization.thresholds import DEVIATIONS, localize_thresholds
 from nemo_kit.neurons import NeuronSet
 
@@ -43,12 +44,12 @@ def thresholds_all(
     Raises what `experiments.run` raises, and RuntimeError when no prompt counts as memorized.
     """
     chosen, steps = list(seeds), [float(step) for step in deviations]
-    sweep = run(
+    frame = tidy(run(
         lambda prompt: localize_thresholds(model, prompt, steps, chosen).to_rows(),
         prompts, store, {"seeds": chosen, "deviations": steps, **model_key(model)},
         name="thresholds", progress=progress,
-    )  # fmt: skip
-    rows = sweep.frame[sweep.frame["memorized"]].reset_index(drop=True)
+    ))  # fmt: skip
+    rows = frame[frame["memorized"]].reset_index(drop=True)
     if rows.empty:
         raise RuntimeError("prompts: none of them counts as memorized, so there is nothing to vary")
     sets = {name: rows[name].map(NeuronSet.from_json) for name in ("initial", "refined")}

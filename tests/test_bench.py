@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 import pytest
@@ -13,6 +14,7 @@ from test_cli import call
 from toys import TEXT_WIDTH, save_pipeline, unet
 
 from nemo_kit.bench import (
+    compare,
     disagreements,
     localize_released,
     measure,
@@ -77,6 +79,56 @@ def test_a_run_goes_on_and_gives_ratios(easy: DiffusionModel, tmp_path: Path) ->
     assert ratios["group"].tolist() == ["VM", "VM"]
     assert ratios.loc[1, "samples"] < 0.5
     assert ratios.loc[1, "verified"] == 1
+
+
+def test_a_prompt_that_fails_is_named_and_tried_again_when_asked(
+    easy: DiffusionModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real = compare.localize_released
+
+    def fail(model: DiffusionModel, prompt: str, seeds: list[int]) -> Any:
+        if prompt == "a dog":
+            raise MemoryError("no room")
+        return real(model, prompt, seeds)
+
+    monkeypatch.setattr(compare, "localize_released", fail)
+    prompts = pd.DataFrame({"prompt": ["a red cup", "a dog"], "group": ["VM", "VM"]})
+    options: dict[str, Any] = {"ways": ["attributed"], "seeds": SEEDS, "store": tmp_path,
+                               "progress": False}  # fmt: skip
+    with pytest.warns(UserWarning, match="1 prompts failed .* the first, 'a dog', with Memory"):
+        frame = measure(easy, prompts, **options)
+    assert set(frame["prompt"]) == {"a red cup"}
+    assert frame.attrs["failed"] == {"a dog": "MemoryError: no room"}
+    monkeypatch.setattr(compare, "localize_released", real)
+    again = measure(easy, prompts, retry_failed=True, **options)
+    assert set(again["prompt"]) == {"a red cup", "a dog"}
+
+
+def test_the_command_says_what_failed(
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    tmp_path: Path,
+    easy: DiffusionModel,
+) -> None:
+    def measured(*_: Any, retry_failed: bool, **__: Any) -> pd.DataFrame:
+        frame = rows().query("prompt == 'a'")
+        if not retry_failed:
+            frame.attrs["failed"] = {"b": "MemoryError: no room"}
+        return frame
+
+    monkeypatch.setattr("nemo_kit.models.load", lambda *_, **__: easy)
+    monkeypatch.setattr("nemo_kit.bench.measure", measured)
+    (tmp_path / "p.csv").write_text("prompt,type\na,VM\nb,TM\n")
+    words = ["bench", "--prompts", tmp_path / "p.csv", "--model", "m", "--no-shapes", "--store",
+             tmp_path / "store", "--out", tmp_path / "out"]  # fmt: skip
+    assert call(monkeypatch, *map(str, words)) == 1
+    shown = capsys.readouterr()
+    assert "Prompts that failed, and that don't count here either: 1." in shown.out
+    last = shown.err.splitlines()[-1]
+    assert last.startswith("nemo-kit: 1 of 2 prompts failed (--retry-failed tries them again)")
+    assert last.endswith("the first, 'b', with MemoryError: no room")
+    assert call(monkeypatch, *map(str, words), "--retry-failed") == 0
+    assert "failed" not in capsys.readouterr().out
 
 
 def rows() -> pd.DataFrame:

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+import shutil
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +16,8 @@ import pytest
 from nemo_kit import NeuronSet, __version__, cli
 from nemo_kit.models import DiffusionModel
 
-COMMANDS = ("figures", "detect", "localize", "lab-report")
+COMMANDS = ("figures", "detect", "localize", "calibrate", "lab-report")
+SD = "CompVis/stable-diffusion-v1-4"
 LAB = Path(cli.__file__).parents[1] / "lab" / "model" / "model_index.json"
 
 
@@ -90,6 +93,16 @@ def test_the_version(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixt
         (["figures", "--notebooks", "/nowhere"], "is not in /nowhere"),
         (["figures", "--prompts", "/nowhere.csv", "--model", "a/b"], "no file /nowhere.csv"),
         (["figures", "--wrong"], "No such option"),
+        (
+            ["calibrate", "--model", "a/b"],
+            "needs --statistics FILE or --hold-out FILE, got neither",
+        ),
+        (
+            ["calibrate", "--model", "lab", "--hold-out", "P"],
+            "--model must be a folder or a hub id",
+        ),
+        (["calibrate", "--model", "a/b", "--hold-out", "/no.txt"], "--hold-out: there is no file"),
+        (["calibrate", "--model", "a/b", "--statistics", "/no.pt"], "--statistics: there is no f"),
         (["localize"], "localize needs a PROMPT, or --prompts FILE"),
         (["localize", ""], "a PROMPT must not be empty"),
         (
@@ -311,6 +324,179 @@ def test_statistics_come_from_either_kind_of_file(
     assert "bad.pt is not the released" in capsys.readouterr().err
 
 
+def test_prompts_that_failed_are_told_at_the_end_with_exit_code_1(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    from test_figures import notebook
+
+    from nemo_kit.figures import keys, report, runner
+
+    retried = []
+
+    def draw(jobs: Any, *_: Any, **__: Any) -> dict[str, Any]:
+        retried.append([job.retry_failed for job in jobs])
+        return {}
+
+    monkeypatch.setattr(runner, "root", lambda: tmp_path)
+    monkeypatch.setattr(keys, "package_digest", lambda: "as it is")
+    monkeypatch.setattr(report, "draw", draw)
+    out = tmp_path / "figures" / "lab-quick"
+    out.mkdir(parents=True)
+    (out / "00_quickstart.manifest.json").write_text('{"failed_prompts": 2, "failed": ["a", "b"]}')
+    folder = notebook(tmp_path / "notebooks")
+    words = ["figures", "--only", "quickstart", "--notebooks", str(folder)]
+    assert call(monkeypatch, *words) == 1
+    told = "2 prompts failed; nemo-kit figures --retry-failed tries them again"
+    assert capsys.readouterr().out.splitlines()[-1] == told
+    assert call(monkeypatch, *words, "--retry-failed") == 1
+    assert retried == [[False], [True]]
+
+
+@pytest.fixture
+def cached(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, toy_folder: Path) -> Path:
+    """The toy pipeline in the hub's cache under the name of Stable Diffusion 1.4; its snapshot."""
+    from huggingface_hub import constants
+
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "hub"))
+    place = tmp_path / "hub" / f"models--{SD.replace('/', '--')}"
+    commit = "133a221b8aa7292a167afc5127cb63fb5005638b"
+    shutil.copytree(toy_folder, place / "snapshots" / commit)
+    (place / "refs").mkdir()
+    (place / "refs" / "main").write_text(commit)
+    return place / "snapshots" / commit
+
+
+def test_released_statistics_are_joined_to_the_published_threshold(
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    tmp_path: Path,
+    cached: Path,
+    toy_model: DiffusionModel,
+) -> None:
+    import torch
+
+    from nemo_kit import load
+
+    known: Any = toy_model.calibration.statistics
+    torch.save((list(known.means), list(known.stds)), tmp_path / "s.pt")
+    torch.save(([torch.ones(3)], [torch.ones(3)]), tmp_path / "other.pt")
+    words = ["calibrate", "--model", SD, "--device", "cpu", "--statistics"]
+    assert call(monkeypatch, *words, str(tmp_path / "other.pt")) == 2
+    assert "--statistics must have the widths of the model's" in capsys.readouterr().err
+    assert not (cached / "nemo").exists()
+    assert call(monkeypatch, *words, str(tmp_path / "s.pt")) == 0
+    said = f"threshold 0.428 and activation statistics written to {cached / 'nemo'}\n"
+    assert capsys.readouterr().out == said
+    found: Any = load(SD, device="cpu").calibration
+    assert found.threshold == 0.428
+    assert torch.equal(found.statistics.means[0], known.means[0])
+    names = {path.name for path in (cached / "nemo").iterdir()}
+    assert names == {"calibration.json", "statistics.safetensors"}
+    assert call(monkeypatch, *words, str(tmp_path / "s.pt")) == 2
+    assert "calibration.json; --force overwrites it" in capsys.readouterr().err
+    assert call(monkeypatch, *words, str(tmp_path / "s.pt"), "--force") == 0
+
+
+def test_hold_out_prompts_give_a_folder_threshold_and_statistics(
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    tmp_path: Path,
+    toy_folder: Path,
+    toy_model: DiffusionModel,
+) -> None:
+    from nemo_kit import load
+
+    known: Any = toy_model.calibration
+    known.statistics.save(tmp_path / "s.safetensors")
+    (tmp_path / "p.txt").write_text("a dog\na cat\na cow\n")
+    model = str(shutil.copytree(toy_folder, tmp_path / "model"))
+    words = ["calibrate", "--model", model, "--device", "cpu", "--seeds", "3"]
+    statistics = ["--statistics", str(tmp_path / "s.safetensors")]
+    assert call(monkeypatch, *words, *statistics) == 2
+    assert "has no threshold to join them to; --hold-out FILE" in capsys.readouterr().err
+    replace(known, statistics=None).save(Path(model) / "nemo")  # the kernel for its small latents
+    hold_out = ["--hold-out", str(tmp_path / "p.txt")]
+    assert call(monkeypatch, *words, *hold_out) == 2
+    assert "--force overwrites it" in capsys.readouterr().err
+    assert call(monkeypatch, *words, *hold_out, "--force") == 0
+    found: Any = load(model, device="cpu").calibration
+    assert (found.prompts, found.seeds) == (3, (1, 2, 3))
+    assert found.threshold != known.threshold
+    assert not found.statistics.means[0].equal(known.statistics.means[0])
+    assert call(monkeypatch, *words, *hold_out, *statistics, "--force") == 0
+    both: Any = load(model, device="cpu").calibration
+    assert both.threshold == found.threshold
+    assert both.statistics.means[0].equal(known.statistics.means[0])
+
+
+def test_figures_of_a_model_without_statistics_are_refused_before_anything_is_done(
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    tmp_path: Path,
+    cached: Path,
+    toy_folder: Path,
+) -> None:
+    from nemo_kit import hub
+    from nemo_kit.figures import runner
+
+    monkeypatch.setattr(runner, "root", lambda: tmp_path)
+    monkeypatch.setattr(hub, "fetch", lambda *_: pytest.fail("something was downloaded"))
+    (tmp_path / "p.txt").write_text("a dog\n")
+    assert cached.is_dir()
+    for model in (SD, str(toy_folder)):
+        words = ["figures", "--model", model, "--prompts", str(tmp_path / "p.txt")]
+        assert call(monkeypatch, *words) == 2
+        captured = capsys.readouterr()
+        assert captured.err == (
+            f"nemo-kit: --model must have activation statistics, {model} has none: nemo-kit "
+            f"calibrate --model {model} with --statistics FILE or --hold-out FILE writes them "
+            "once\n"
+        )
+        assert captured.out == ""
+    assert not (tmp_path / "figures").exists()
+
+
+def test_figures_of_a_hub_model_are_up_to_date_after_the_run_that_fetched_it(
+    monkeypatch: pytest.MonkeyPatch,
+    capfd: pytest.CaptureFixture[str],
+    tmp_path: Path,
+    cached: Path,
+) -> None:
+    from test_figures import notebook
+
+    from nemo_kit import hub
+    from nemo_kit.figures import keys, runner
+
+    monkeypatch.setattr(runner, "root", lambda: tmp_path)
+    monkeypatch.setattr(keys, "package_digest", lambda: "as it is")
+    reference = cached.parents[1] / "refs" / "main"
+    reference.unlink()  # not on this machine yet
+
+    def fetch(name: str, revision: str | None) -> tuple[Path, str]:
+        reference.write_text(cached.name)
+        return cached, cached.name
+
+    monkeypatch.setattr(hub, "fetch", fetch)
+    monkeypatch.setattr(hub, "lacking", lambda *_: [])
+    (cached / "nemo").mkdir()
+    for name in ("calibration.json", "statistics.safetensors"):
+        (cached / "nemo" / name).touch()
+    (tmp_path / "p.txt").write_text("a dog\n")
+    folder = notebook(tmp_path / "notebooks")
+    words = ["figures", "--only", "quickstart", "--notebooks", str(folder), "--model", SD]
+    words += ["--prompts", str(tmp_path / "p.txt")]
+    assert call(monkeypatch, *words, "--dry-run") == 0
+    assert not reference.exists()
+    assert call(monkeypatch, *words) == 0
+    manifest = tmp_path / "figures" / "stable-diffusion-v1-4-quick" / "00_quickstart.manifest.json"
+    assert json.loads(manifest.read_text())["parameters"]["revision"] == cached.name
+    capfd.readouterr()
+    assert call(monkeypatch, *words, "--dry-run") == 0
+    assert capfd.readouterr().out.startswith("0 notebooks would run")
+    assert call(monkeypatch, *words) == 0
+    assert "quickstart.png  (up to date)" in capfd.readouterr().out
+
+
 @pytest.mark.skipif(not LAB.is_file(), reason="the embedded model is not there: make lab")
 def test_localize_on_the_embedded_model(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
@@ -320,3 +506,25 @@ def test_localize_on_the_embedded_model(
     prompt = lab.prompts("non_memorized")["prompt"][0]
     assert call(monkeypatch, "localize", prompt, "--json") == 0
     assert json.loads(capsys.readouterr().out)["prompt"] == prompt
+
+
+@pytest.mark.parametrize(("error", "code"), [(RuntimeError, 1), (NotImplementedError, None)])
+def test_the_end_of_a_run_is_one_line_and_a_bug_is_not(
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    error: type[Exception],
+    code: int | None,
+) -> None:
+    def end(**_: Any) -> None:
+        raise error("all 2 prompts\nfailed")
+
+    monkeypatch.setattr(cli, "app", end)
+    if code is None:
+        with pytest.raises(error):
+            cli.main()
+        return
+    assert call(monkeypatch, "plan") == code
+    assert capsys.readouterr().err == "nemo-kit: all 2 prompts failed\n"
+    monkeypatch.setenv("NEMO_KIT_TRACEBACK", "1")
+    with pytest.raises(error):
+        cli.main()

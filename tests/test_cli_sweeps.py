@@ -188,6 +188,66 @@ def test_results_are_converted_both_ways(
     )
 
 
+def test_a_csv_that_localize_wrote_comes_back_as_it_was(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    prompts = ["@home, a dog", "None", "=red cup", "'tis"]
+    (tmp_path / "p.txt").write_text("\n".join(prompts))
+    words = ["--prompts", str(tmp_path / "p.txt"), "--store", str(tmp_path / "store"), "--seeds",
+             "2", "--threshold", "2"]  # fmt: skip
+    ours, theirs, back = (str(tmp_path / name) for name in ("o.csv", "t.csv", "b.parquet"))
+    assert call(monkeypatch, "localize", *words, "--out", ours) == 0
+    assert call(monkeypatch, "convert", ours, "--out", back) == 0
+    assert list(pd.read_parquet(back)["prompt"]) == prompts
+    assert call(monkeypatch, "convert", ours, "--out", theirs, "--released") == 0
+    assert list(read_released(theirs)["prompt"]) == prompts
+
+
+def test_hold_out_serves_a_model_without_calibration(
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    tmp_path: Path,
+    toy_model: DiffusionModel,
+) -> None:
+    from conftest import TOY_SIMILARITY
+
+    from nemo_kit.similarity import SimilaritySettings
+
+    monkeypatch.setattr(SimilaritySettings, "sd", classmethod(lambda _: TOY_SIMILARITY))
+    monkeypatch.setattr(toy_model, "calibration", None)
+    (tmp_path / "held.txt").write_text("x\ny\nz\n")
+    words = ["detect", "a cat", "--seeds", "2", "--store", str(tmp_path / "store"), "--model", "m"]
+    assert call(monkeypatch, *words) == 2
+    assert "has no threshold; give --threshold, or --hold-out" in capsys.readouterr().err
+    assert call(monkeypatch, *words, "--hold-out", str(tmp_path / "held.txt"), "--json") == 0
+    found = json.loads(capsys.readouterr().out)["threshold"]
+    assert found == pytest.approx(toy_model.calibration.threshold)
+    assert toy_model.calibration.prompts == 3
+
+
+@pytest.mark.parametrize("command", ["plan", "bench"])
+def test_plan_and_bench_end_in_one_line_when_all_prompts_fail(
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    tmp_path: Path,
+    command: str,
+    words: list[str],
+) -> None:
+    def fail(*_: Any, **__: Any) -> None:
+        raise MemoryError("no room")
+
+    monkeypatch.setattr("nemo_kit.localization.detect", fail)
+    monkeypatch.setattr("nemo_kit.bench.compare._row", fail)
+    of = {
+        "plan": ["--sample", words[1], "--prompts", "9", *words[4:]],
+        "bench": [*words[:-2], "--out", str(tmp_path / "out")],
+    }
+    assert call(monkeypatch, command, "--model", "m", *of[command]) == 1
+    told = capsys.readouterr().err.splitlines()[-1]
+    assert told.startswith("nemo-kit: all ")
+    assert told.endswith("prompts failed; the first with MemoryError: no room")
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
@@ -206,6 +266,11 @@ def test_results_are_converted_both_ways(
         (["plan", "--prompts", "0"], "--prompts"),
         (["plan", "--prompts", "9", "--memorized-share", "2"], "--memorized-share"),
         (["plan", "--prompts", "9", "--search", "magic"], "search must be one of"),
+        (["plan", "--check", "--devices", "2"], "--check is of this device alone: --devices must"),
+        (["detect", "x", "--scheduler", "tcp://x:1", "--device", "cuda"],
+         "--scheduler tcp://x:1 needs --prompts FILE"),
+        (["detect", "x", "--workers", "2"], "--workers 2 needs --prompts FILE"),
+        (["localize", "x", "--workers", "2"], "--workers 2 needs --prompts FILE"),
     ],
 )  # fmt: skip
 def test_bad_input_is_told_in_one_line(

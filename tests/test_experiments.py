@@ -87,6 +87,19 @@ def test_a_failing_prompt_is_recorded_and_does_not_stop_the_rest(tmp_path: Path)
     assert (retried.computed, len(retried.failed), len(retried.frame)) == (1, 0, 3)
 
 
+@pytest.mark.parametrize("bad", [{"n": [1, "one"]}, {"n": object()}, {"n": {}}, {"n": 2**70}])
+def test_rows_that_cannot_be_stored_are_a_failure_of_the_prompt(tmp_path: Path, bad: Any) -> None:
+    def function(text: str) -> dict[str, Any]:
+        return {"prompt": text, **(bad if text == PROMPTS[0] else {"n": 1})}
+
+    found = sweep(tmp_path, PROMPTS, function)
+    assert list(found.frame["prompt"]) == PROMPTS[1:]
+    [failed] = found.failed.to_dict("records")
+    assert failed["item"] == PROMPTS[0]
+    assert "its rows can't be stored" in failed["error"]
+    assert sweep(tmp_path, PROMPTS, retry_failed=True).computed == 1
+
+
 def test_when_all_fail_the_first_error_is_raised(tmp_path: Path) -> None:
     with pytest.raises(RuntimeError, match=r"all 3 prompts failed; the first with KeyError: 'x'"):
         sweep(tmp_path, PROMPTS, lambda _: {}["x"])

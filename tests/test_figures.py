@@ -291,6 +291,75 @@ def test_the_revision_of_a_hub_model_is_the_one_on_this_machine(
     assert keys.hub_revision("owner/model", "fff") == "fff"
 
 
+def test_the_key_of_a_hub_model_is_its_commit_and_its_own_calibration(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import huggingface_hub.constants as constants
+
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "hub"))
+    source = notebook(tmp_path) / f"{NAME}.ipynb"
+    place = tmp_path / "hub" / "models--owner--model"
+    (place / "refs").mkdir(parents=True)
+    (place / "refs" / "main").write_text("abc123")
+
+    def key(revision: str | None) -> dict[str, str]:
+        chosen = registry.parameters(NAME, model="owner/model", revision=revision)
+        return keys.content_key(source, chosen)
+
+    before = key(None)
+    assert key("main") == key("abc123") == before
+    assert key("fff") != before
+    own = place / "snapshots" / "abc123" / "nemo"
+    own.mkdir(parents=True)
+    (own / "calibration.json").write_text("1")
+    assert [name for name, value in key(None).items() if value != before[name]] == ["model"]
+
+
+def test_files_and_folders_that_a_parameter_names_count_by_content(tmp_path: Path) -> None:
+    name = "07_quality"
+    source = notebook(tmp_path / "notebooks", name=name) / f"{name}.ipynb"
+    (tmp_path / "lab").mkdir()
+    (tmp_path / "real").mkdir()
+    (tmp_path / "inception.pt").write_bytes(b"1")
+    given = {"inception": str(tmp_path / "inception.pt"), "real_images": str(tmp_path / "real")}
+
+    def key(**changed: Any) -> str:
+        chosen = registry.parameters(name, **(given | changed))
+        return keys.content_key(source, chosen)["parameters"]
+
+    before = key()
+    (tmp_path / "copy.pt").write_bytes(b"1")
+    assert key(inception=str(tmp_path / "copy.pt")) == before
+    (tmp_path / "inception.pt").write_bytes(b"2")
+    assert (second := key()) != before
+    (tmp_path / "real" / "a.png").write_bytes(b"a picture")
+    assert (third := key()) != second
+    assert key(clip=str(tmp_path / "lab")) != third
+    assert key(clip="owner/clip") != third
+
+
+def test_a_plan_computes_each_digest_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    called: list[str] = []
+
+    def counted(name: str, kept: Callable[..., str]) -> None:
+        def digest(*given: Any) -> str:
+            called.append(name)
+            return kept(*given)
+
+        monkeypatch.setattr(keys, name, digest)
+
+    for name in ("model_digest", "package_digest", "folder_digest"):
+        counted(name, lambda *_: "as it is")
+    names = [NAME, "02_activations", "06_memorization_types"]
+    for name in names:
+        notebook(tmp_path / "notebooks", name=name)
+    runner.plan(
+        figures.select(names), "quick", tmp_path, notebooks=tmp_path / "notebooks",
+        training_images=str(tmp_path),
+    )  # fmt: skip
+    assert sorted(called) == ["folder_digest", "model_digest", "package_digest"]
+
+
 @pytest.mark.parametrize(
     ("cell", "message"),
     [("seeds = range(3)", "must hold literals"), ("print(1)", "gives no name a value")],
@@ -343,6 +412,49 @@ def test_figures_are_drawn_once_and_again_when_stale(
     assert runner.staleness(job.out, NAME, runner.read_manifest(job.out, NAME)["key"]) == (
         "quickstart.png missing"
     )
+
+
+def test_prompts_that_failed_are_in_manifest_and_table_and_tried_again_on_request(
+    tmp_path: Path, drawn: Callable[..., Any]
+) -> None:
+    sweep = (
+        "from pathlib import Path\n"
+        "from nemo_kit import experiments\n"
+        "def work(prompt):\n"
+        f"    if prompt == 'b' and not Path({str(tmp_path / 'go')!r}).exists():\n"
+        "        raise ValueError('no memory')\n"
+        "    return {'prompt': prompt}\n"
+        "for name in ('detect', 'localize'):\n"
+        "    experiments.run(work, 'abc', store, {}, name=name)\n"
+    )
+    folder = notebook(tmp_path / "notebooks", sweep, DRAW, END)
+    rows = figures.select([NAME])
+    job, outcome = drawn(folder)
+    assert outcome.error == ""
+    manifest = runner.read_manifest(job.out, NAME)
+    assert (manifest["failed_prompts"], manifest["failed"]) == (1, ["b"])  # once, of two sweeps
+    assert report.table(rows, [job], {NAME: outcome}).endswith("quickstart.png  (1 prompt failed)")
+    told = "1 prompt failed; nemo-kit figures --retry-failed tries it again"
+    assert report.failures([job]) == told
+    (tmp_path / "go").touch()
+    job, _ = drawn(folder)
+    assert (job.reason, report.failures([job])) == ("", told)
+    job, _ = drawn(folder, retry_failed=True)
+    assert job.reason == "1 prompt failed"
+    assert "failed_prompts" not in runner.read_manifest(job.out, NAME)
+    assert report.failures([job]) == ""
+    assert drawn(folder, retry_failed=True)[0].reason == ""
+
+
+def test_failed_prompts_of_several_notebooks_count_once(tmp_path: Path) -> None:
+    planned = [
+        jobs.Job(name, "quick", tmp_path, registry.parameters(name), tmp_path, tmp_path, {}, "")
+        for name in (NAME, "01_detection")
+    ]
+    for job, failed in zip(planned, (["a", "b"], ["b", "c"]), strict=True):
+        output.write_json(output.manifest_path(tmp_path, job.notebook), {"failed": failed})
+    told = "3 prompts failed; nemo-kit figures --retry-failed tries them again"
+    assert report.failures(planned) == told
 
 
 @pytest.mark.parametrize(

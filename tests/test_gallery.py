@@ -72,7 +72,7 @@ def test_the_page_shows_what_is_there_with_number_data_and_provenance(folder: Pa
     assert "Figure 2a: density of the pairwise score" in text
     for name in ("F2a.csv", "F2a.png", "F2a.pdf", "detection.csv"):
         assert name in page.values("a", "href")
-    assert "nemo-kit figures --only F2a --preset lab --model owner/&lt;script" in text
+    assert "nemo-kit figures --only F2a --preset lab --model &#x27;owner/&lt;script" in text
     for fact in ("abc123", "c0ffee", "memorized all, seeds 10", "python 3.11"):
         assert fact in text, fact
     assert all(page.values("img", "alt"))
@@ -111,3 +111,27 @@ def test_an_empty_folder_says_so(tmp_path: Path) -> None:
     text = gallery.write(tmp_path / "new").read_text()
     assert "No figure is here yet" in text
     assert not re.search(r"<figure", text)
+
+
+def test_the_command_of_another_model_names_all_that_it_was_drawn_from(folder: Path) -> None:
+    path = folder / "01_detection.manifest.json"
+    manifest = json.loads(path.read_text())
+    manifest["model"]["name"] = "owner/model"
+    manifest["parameters"] |= {
+        "revision": "abc123", "prompt_files": ["/my data/p.csv", "/q.csv"],
+        "training_images": "/images", "seeds": 4, "bootstrap": 200,
+    }  # fmt: skip
+    options = gallery._options("01_detection", manifest)
+    assert options == (
+        " --preset lab --model owner/model --revision abc123 --prompts &#x27;/my data/p.csv&#x27; "
+        "--prompts /q.csv --training-images /images --set seeds=4 --set bootstrap=200"
+    )
+    write_json(path, manifest)
+    assert f"--only F2a{options}</code>" in gallery.page(folder)
+
+
+def test_a_setting_is_written_as_the_command_reads_it() -> None:
+    from nemo_kit.cli.figures import _settings
+
+    for value in ("a b", "3", "null", "x/y.pt", 3, 0.5, None, [1, 2], []):
+        assert _settings([f"name={gallery._typed(value)}"]) == {"name": value}

@@ -38,14 +38,21 @@ def test_one_copy_of_the_weights_and_no_code_is_taken() -> None:
     }  # fmt: skip
 
 
-def test_shards_and_variants_are_taken_where_there_is_nothing_else() -> None:
+def test_shards_go_with_their_index() -> None:
     shards = {
         "unet/diffusion_pytorch_model-00001-of-00002.safetensors": 5,
         "unet/diffusion_pytorch_model-00002-of-00002.safetensors": 5,
         "unet/diffusion_pytorch_model.safetensors.index.json": 1,
     }
-    more = {"vae/model.fp16.safetensors": 2, "unet/diffusion_pytorch_model.bin.index.json": 1}
-    assert set(hub.needed(shards | more)) == {*shards, "vae/model.fp16.safetensors"}
+    more = {"unet/diffusion_pytorch_model.bin.index.json": 1}
+    assert set(hub.needed(shards | more)) == set(shards)
+
+
+def test_plain_weights_of_either_kind_are_taken_before_a_variant() -> None:
+    files = {"vae/model.fp16.safetensors": 2, "vae/model.bin": 4, "vae/model.fp16.bin": 2}
+    assert set(hub.needed(files)) == {"vae/model.bin"}
+    with pytest.raises(ValueError, match=r"got vae/model\.fp16\.safetensors alone; save them"):
+        hub.needed({"vae/model.fp16.safetensors": 2, "unet/model.bin": 4})
 
 
 @pytest.fixture
@@ -148,3 +155,38 @@ def test_a_repository_that_is_no_pipeline(
     monkeypatch.setattr(huggingface_hub.HfApi, "model_info", lambda *_, **__: nothing)
     with pytest.raises(ValueError, match=r"is no diffusers pipeline: it has no model_index\.json"):
         hub.fetch("owner/model")
+
+
+def test_variants_alone_are_refused_before_a_download(
+    online: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    names = ["model_index.json", "unet/model.fp16.safetensors"]
+    files = [SimpleNamespace(rfilename=name, size=1) for name in names]
+    info = SimpleNamespace(siblings=files, sha=COMMIT)
+    monkeypatch.setattr(huggingface_hub.HfApi, "model_info", lambda *_, **__: info)
+    with pytest.raises(ValueError, match=r"'owner/model' could not be opened: weights must be th"):
+        hub.fetch("owner/model")
+    assert "files" not in online["asked"]
+
+
+def test_what_a_model_lacks_is_told_without_a_download(
+    online: dict[str, Any], monkeypatch: pytest.MonkeyPatch, tmp_path: Path, toy_folder: Path
+) -> None:
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "hub"))
+    files = ["model_index.json", "nemo/calibration.json"]
+    assert hub.lacking("owner/model", None, files) == ["nemo/calibration.json"]
+    assert "files" not in online["asked"]
+    in_cache(tmp_path / "hub", toy_folder)
+    own = tmp_path / "hub" / "models--owner--model" / "snapshots" / COMMIT / "nemo"
+    own.mkdir()
+    (own / "calibration.json").touch()
+    assert hub.lacking("owner/model", None, files) == []
+    with pytest.MonkeyPatch.context() as offline:
+        offline.setattr(huggingface_hub.HfApi, "model_info", _unreachable)
+        assert hub.lacking("owner/model", None, files) == []
+        with pytest.raises(ValueError, match="is not on this machine, and the hub can't be reach"):
+            hub.lacking("owner/model", "v2", files)
+
+
+def _unreachable(*_: object, **__: object) -> None:
+    raise ConnectionError

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from nemo_kit.experiments.plan import Measurement, check, draw, measure, plan
+from nemo_kit.localization import detect
 from nemo_kit.models import DiffusionModel
 
 LAB = Path(__file__).parents[1] / "nemo_kit" / "lab" / "model" / "model_index.json"
@@ -92,8 +94,35 @@ def test_without_memorized_prompts_there_is_nothing_to_time(toy_model: Diffusion
     options: dict[str, Any] = {"seeds": [1, 2], "threshold": 2.0}
     with pytest.raises(ValueError, match="none of the 1 prompts of the sample is memorized"):
         measure(toy_model, ["cat 0"], **options)
-    found = measure(toy_model, ["cat 0"], memorized=["cat 1"], **options)
-    assert (found.flagged, len(found.localize_seconds)) == (0, 1)
+
+
+def test_prompts_given_as_memorized_count_only_where_detection_flags_them(
+    toy_model: DiffusionModel,
+) -> None:
+    prompts = ["cat 0", "cat 1", "red cup 0", "red cup 1"]
+    low, *_, high = sorted(detect(toy_model, prompts, [1, 2])["score"])
+    ranked = list(detect(toy_model, prompts, [1, 2]).sort_values("score")["prompt"])
+    options: dict[str, Any] = {"seeds": [1, 2], "threshold": (low + high) / 2}
+    found = measure(toy_model, ranked[:1], memorized=[ranked[0], ranked[-1]], **options)
+    assert (found.flagged, len(found.localize_seconds), found.dropped) == (0, 1, 1)
+    late = measure(toy_model, ranked[:1], memorized=ranked, localizations=1, seconds=0.0, **options)
+    assert len(late.localize_seconds) == 1  # however many are not flagged before it
+    with pytest.raises(ValueError, match="memorized: detection flags none of the 2 prompts given"):
+        measure(toy_model, ["cat 0"], memorized=["cat 1", "cat 2"], seeds=[1, 2], threshold=2.0)
+
+
+def test_what_is_lacking_is_told_before_anything_is_measured(
+    toy_model: DiffusionModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("nemo_kit.experiments.plan._timed", pytest.fail)
+    bare = replace(toy_model.calibration, statistics=None)
+    monkeypatch.setattr(toy_model, "calibration", bare)
+    with pytest.raises(ValueError, match=r"statistics: the model .* has none"):
+        measure(toy_model, ["cat 0"], [1, 2], threshold=0.5)
+    monkeypatch.setattr(toy_model, "calibration", None)
+    with pytest.raises(ValueError, match=r"threshold: the model .* has none"):
+        measure(toy_model, ["cat 0"], [1, 2])
+    assert toy_model.samples_evaluated == 0
 
 
 def test_a_check_is_of_the_plan_for_these_prompts(toy_model: DiffusionModel) -> None:

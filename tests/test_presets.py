@@ -7,6 +7,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from conftest import TOY_SIMILARITY
 
 from nemo_kit.calibration import published
 from nemo_kit.models import DiffusionModel
@@ -59,5 +60,29 @@ def test_hold_out_prompts_give_a_threshold_and_statistics_stay(toy_model: Diffus
     assert (found.detection, found.similarity) == (chosen.detection, chosen.similarity)
     assert found.prompts == 3
     assert found.statistics is toy_model.calibration.statistics
-    bare = SimpleNamespace(name="bare", calibration=None)
-    assert calibration_for(bare, replace(chosen)) is None
+
+
+def test_hold_out_prompts_win_over_what_the_model_has(toy_model: DiffusionModel) -> None:
+    chosen = preset("default", toy_model)
+    assert calibration_for(toy_model, chosen) is toy_model.calibration
+    found = calibration_for(toy_model, chosen, ["x", "y", "z"], [1, 2])
+    assert (found.prompts, found.seeds) == (3, (1, 2))
+    assert found.detection == toy_model.calibration.detection
+    assert found.statistics is toy_model.calibration.statistics
+
+
+def test_a_model_without_calibration_gets_one_from_hold_out_prompts(
+    toy_model: DiffusionModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    chosen = replace(preset("paper", toy_model), similarity=TOY_SIMILARITY)
+    monkeypatch.setattr(toy_model, "calibration", None)
+    with pytest.raises(ValueError, match=r"'paper': the model .* has no threshold; give --thres"):
+        calibration_for(toy_model, chosen)
+    found = calibration_for(toy_model, chosen, ["x", "y", "z"], [1, 2])
+    assert (found.prompts, found.detection) == (3, chosen.detection)
+    assert found.statistics is not None
+
+
+def test_released_needs_no_calibration_where_the_paper_names_a_threshold() -> None:
+    bare: Any = SimpleNamespace(name=SD, calibration=None)
+    assert calibration_for(bare, preset("released", bare)).threshold == 0.428

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from nemo_kit.prompts import prompt_table, read_prompts
+from nemo_kit.prompts import prompt_rows, prompt_table, read_prompts
 
 CONTENT = ''';Caption;URL;type;max_sscd
 0;"""Quoted"", <i>tag</i>; 🎉";https://a;VM;0.9
@@ -76,6 +76,28 @@ def test_a_mark_of_byte_order_is_no_part_of_a_prompt(tmp_path: Path, content: st
     assert prompt_table([tmp_path / "x.txt"])["prompt"][0] == content.splitlines()[0][1:]
 
 
+@pytest.mark.parametrize(
+    "content",
+    [
+        'Caption,URL,type\n"a cat, grey",https://a,VM\nNone,https://b,\n',
+        '"Caption",type,URL\n"a cat, grey",VM,https://a\nNone,,https://b\n',
+        ",Caption,URL,type\n0,'a cat, grey',https://a,VM\n1,None,https://b,\n".replace("'", '"'),
+        ";Caption;URL;type\n0;a cat, grey;https://a;VM\n1;None;https://b;\n",
+    ],
+)
+def test_captions_may_be_separated_by_commas_too(tmp_path: Path, content: str) -> None:
+    (tmp_path / "x.csv").write_text(content, "utf-8")
+    found = prompt_rows([tmp_path / "x.csv"])
+    assert list(found["prompt"]) == ["a cat, grey", "None"]
+    assert list(found["url"]) == ["https://a", "https://b"]
+    assert list(found["type"]) == ["VM", ""]
+
+
+def test_a_file_of_captions_alone(tmp_path: Path) -> None:
+    (tmp_path / "x.csv").write_text("Caption\na cat\na dog\n", "utf-8")
+    assert list(prompt_table([tmp_path / "x.csv"])["prompt"]) == ["a cat", "a dog"]
+
+
 def test_a_missing_file(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError):
         read_prompts(tmp_path / "none.csv")
@@ -89,3 +111,12 @@ def test_the_released_files(shared_data: Path) -> None:
     unmemorized = read_prompts(shared_data / "unmemorized_laion_prompts.csv")
     assert len(unmemorized) == 500
     assert set(memorized["Caption"]).isdisjoint(unmemorized["Caption"])
+
+
+def test_a_comma_without_quotes_is_refused_and_not_misread(tmp_path: Path) -> None:
+    file = tmp_path / "prompts.csv"
+    file.write_text("prompt\nA cat, a dog\nB\n", "utf-8")
+    with pytest.raises(ValueError, match=r"more cells than its header \['prompt'\]: a prompt with"):
+        prompt_table([file])
+    file.write_text('prompt\n"A cat, a dog"\nB\n', "utf-8")
+    assert prompt_table([file])["prompt"].tolist() == ["A cat, a dog", "B"]

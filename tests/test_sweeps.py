@@ -149,6 +149,26 @@ def test_a_killed_runner_goes_on_and_leaves_no_worker_behind(tmp_path: Path, wor
     assert "prompt/s" in done.stderr  # a bar that says how long
 
 
+def test_an_interrupt_ends_workers_in_the_middle_of_their_items(tmp_path: Path) -> None:
+    code = (
+        "import sys; from units import *; from nemo_kit.experiments import run\n"
+        "run(Slow(sys.argv[2], 300.0), ITEMS, sys.argv[1], {}, name='slow', workers=2)"
+    )
+    store, log = tmp_path / "store", tmp_path / "log"
+    runner = subprocess.Popen(
+        [sys.executable, "-c", code, str(store), str(log)], cwd=Path(__file__).parent,
+        stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True,
+    )  # fmt: skip
+    wait_for(lambda: len(started(log)) == 2)
+    children = psutil.Process(runner.pid).children(recursive=True)
+    runner.send_signal(signal.SIGINT)
+    told = runner.communicate(timeout=60)[1]  # each item would take five minutes
+    assert told.rstrip().endswith("KeyboardInterrupt")
+    assert psutil.wait_procs(children, timeout=10)[1] == []
+    assert len(started(log)) == 2
+    assert not list(store.rglob("*.parquet"))
+
+
 def test_two_sweeps_on_one_store_share_the_work(tmp_path: Path) -> None:
     store, log = tmp_path / "store", tmp_path / "log"
     with ThreadPoolExecutor(2) as both:

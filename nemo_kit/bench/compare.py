@@ -38,6 +38,7 @@ def measure(
     seeds: Iterable[int] = range(1, 11),
     *,
     store: str | Path,
+    retry_failed: bool = False,
     progress: bool = True,
 ) -> pd.DataFrame:
     """Localize each prompt by the released algorithm and in each way, in alternation.
@@ -45,11 +46,14 @@ def measure(
     Returns a frame, one row a prompt and way: prompt, group, way, seconds, samples, neurons,
     memorized, initial and refined (JSON), limit (the fewest samples a search could take),
     verified, fell_back (count), nearest (of the baseline: smallest distance to a threshold),
-    peak (MiB). What the store holds is not run again.
-    Parameters: `prompts`, with `prompt` and `group` (VM, TM), as `frames.choose` gives.
+    peak (MiB). What the store holds is not run again. Prompts that failed are named in a warning
+    and in `attrs["failed"]`, and have no row.
+    Parameters: `prompts`, with `prompt` and `group` (VM, TM), as `frames.choose` gives;
+    `retry_failed`, whether those that failed before are tried again.
     Raises ValueError for an unknown way or missing columns, and what `experiments.run` raises.
     """
     from nemo_kit.experiments import model_key, run
+    from nemo_kit.experiments.sweep import tidy
 
     if missing := {"prompt", "group"} - set(prompts):
         raise ValueError(f"prompts lacks the columns {sorted(missing)}, got {list(prompts)}")
@@ -64,7 +68,10 @@ def measure(
 
     key = {"ways": list(ways), "seeds": numbers, "device": str(model.device), **model_key(model)}
     items = prompts[["prompt", "group"]].to_dict("records")
-    return run(alternate, items, store, key, name="bench", progress=progress).frame
+    sweep = run(
+        alternate, items, store, key, name="bench", retry_failed=retry_failed, progress=progress
+    )
+    return tidy(sweep)
 
 
 def _split(way: str) -> tuple[str, Precision]:

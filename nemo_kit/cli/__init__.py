@@ -15,7 +15,7 @@ from typing import Annotated, Any, NoReturn
 import typer
 
 from nemo_kit import __version__
-from nemo_kit.cli import bench, convert, export, figures, lab, method, plan
+from nemo_kit.cli import bench, calibrate, convert, export, figures, lab, method, plan
 
 app = typer.Typer(
     help="Find and switch off the neurons by which a diffusion model memorizes training images.",
@@ -38,12 +38,12 @@ def _root(
         print(context.get_help())
 
 
-for module in (figures, method, plan, convert, bench, lab, export):
+for module in (figures, method, calibrate, plan, convert, bench, lab, export):
     module.register(app)
 
 
 def main() -> NoReturn:
-    """Run the command; bad input ends with exit code 2 and one line."""
+    """Run the command; bad input ends with exit code 2, a failed run with 1, each in one line."""
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that notebooks are ended too
     try:
         code = app(standalone_mode=False, prog_name="nemo-kit")
@@ -53,6 +53,12 @@ def main() -> NoReturn:
         if os.environ.get("NEMO_KIT_TRACEBACK"):
             raise
         _fail(_one_line(error), 2)
+    except (NotImplementedError, RecursionError):  # bugs, though RuntimeErrors
+        raise
+    except RuntimeError as error:  # of a sweep: all prompts failed, or workers can't work
+        if os.environ.get("NEMO_KIT_TRACEBACK"):
+            raise
+        _fail(_one_line(error), 1)
     except Exception as error:
         if not hasattr(error, "format_message"):  # typer's own: unknown options, missing values
             raise

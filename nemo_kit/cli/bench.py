@@ -15,10 +15,10 @@ from nemo_kit.cli.options import (
     RevisionOption,
     SeedsOption,
     existing,
-    interruptible,
     load,
     writable,
 )
+from nemo_kit.cli.sweeps import Place, RetryOption, end, plainly
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -52,6 +52,7 @@ def bench(
     seeds: SeedsOption = 10,
     store: Annotated[Path, typer.Option("--store", metavar="FOLDER", help="Folder that keeps the "
                      "result of every prompt.")] = Path("runs/store"),
+    retry_failed: RetryOption = False,
     out: Annotated[
         Path, typer.Option("--out", metavar="FOLDER",
                            help="Folder for bench.csv, bench_summary.csv and bench.png.")
@@ -86,24 +87,28 @@ def bench(
     chosen = choose(table, memorized=count, non_memorized=0)
     loaded = load(model, device, revision)
     detection = range(1, seeds + 1)
-    with interruptible(f"what is measured is kept in {store}, and the same command goes on"):
-        frame = measure(loaded, chosen, ways, detection, store=store)
+    with plainly(Place(store, 1, None, retry_failed)):
+        frame = measure(loaded, chosen, ways, detection, store=store, retry_failed=retry_failed)
+    done = frame
     if known := known_neurons(model):
         frame = with_known(frame, known)
     if pictures:
         frame = with_pictures(loaded, frame, pictures, detection, store=store)
     ratios = summary(frame)
-    _print(ratios, disagreements(frame), frame)
+    _print(ratios, disagreements(frame), frame, len(done.attrs.get("failed", {})))
     _write(out, frame, ratios)
     if shapes:
         _shapes(out)
+    end(done)
 
 
-def _print(ratios: pd.DataFrame, differ: pd.DataFrame, frame: pd.DataFrame) -> None:
+def _print(ratios: pd.DataFrame, differ: pd.DataFrame, frame: pd.DataFrame, failed: int) -> None:
     print(ratios.to_string(index=False, float_format="{:.3g}".format))
     print("\nfaster: seconds of the released algorithm ÷ the mode's; samples: the mode's ÷ its.")
     skipped = frame.loc[~frame["memorized"], "prompt"].nunique()
     print(f"Prompts that detection does not flag, and that don't count here: {skipped}.")
+    if failed:
+        print(f"Prompts that failed, and that don't count here either: {failed}.")
     if differ.empty:
         print("All modes found the released algorithm's neurons.")
     else:

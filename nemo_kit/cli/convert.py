@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -58,9 +59,16 @@ def _read(path: Path) -> pd.DataFrame:
         with path.open(encoding="utf-8") as file:
             if file.readline().startswith("Caption;"):
                 return read_released(path)
-        return pd.read_csv(path)
+        texts = pd.read_csv(path, dtype=str, keep_default_na=False)  # "None" and "NA" are prompts
+        named = [name for name in ("prompt", "url") if name in texts]
+        return pd.read_csv(path).assign(**{name: texts[name].map(_unguarded) for name in named})
     except (UnicodeDecodeError, pd.errors.ParserError, pd.errors.EmptyDataError) as error:
         raise ValueError(f"{path} is no CSV of results: {error}") from error
+
+
+def _unguarded(cell: str) -> str:
+    """The text without the apostrophe that guards it from spreadsheets."""
+    return re.sub(r"^'(?=[=+\-@\t\r])", "", cell)
 
 
 def _as_text(frame: pd.DataFrame) -> pd.DataFrame:

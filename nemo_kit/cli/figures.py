@@ -6,7 +6,7 @@ import json
 from collections.abc import Sequence
 from enum import StrEnum
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -21,6 +21,11 @@ from nemo_kit.cli.options import (
     interruptible,
     writable,
 )
+
+if TYPE_CHECKING:
+    from nemo_kit.figures import Figure
+
+_WITHOUT_STATISTICS = {"06_memorization_types"}  # compares pictures, localizes nothing
 
 
 def register(app: typer.Typer) -> None:
@@ -119,6 +124,13 @@ def figures(
         ),
     ] = None,
     force: Annotated[bool, typer.Option("--force", help="Draw also what is up to date.")] = False,
+    retry_failed: Annotated[
+        bool,
+        typer.Option(
+            "--retry-failed",
+            help="Try again the prompts that failed before, and draw what was drawn without them.",
+        ),
+    ] = False,
     keep_going: Annotated[
         bool,
         typer.Option(
@@ -157,10 +169,12 @@ def figures(
     rows = select(only or ())
     target = out or runner.output_folder(preset, model)
     common = _common(model, revision, prompts, training_images, device)
+    if not (show or dry_run) and model != "lab":
+        common["revision"] = _fetched(model, revision, rows)
     formats = [one.value for one in also or ()]
     jobs = runner.plan(
         rows, preset.value, target, notebooks=notebooks, force=force, also=formats,
-        settings=_settings(settings or ()), **common,
+        retry_failed=retry_failed, settings=_settings(settings or ()), **common,
     )  # fmt: skip
     if show or dry_run:
         print(report.listing(rows, jobs) if show else report.dry(jobs))
@@ -174,8 +188,41 @@ def figures(
         page = gallery.write(target)
     print(report.table(rows, jobs, outcomes))
     print(f"all of them on one page: {runner.shown(page)}")
-    if any(outcome.error for outcome in outcomes.values()):
+    if failed := report.failures(jobs):
+        print(failed)
+    if failed or any(outcome.error for outcome in outcomes.values()):
         raise typer.Exit(1)
+
+
+def _fetched(model: str, revision: str | None, rows: Sequence[Figure]) -> str | None:
+    """The commit to draw from, its files on this machine; the revision itself for a folder.
+
+    Raises ValueError where a notebook needs activation statistics that the model does not have:
+    before a download, and again after it for what was there only before.
+    """
+    from nemo_kit import hub
+    from nemo_kit.calibration import CALIBRATION_FILE, STATISTICS_FILE
+
+    files = [f"nemo/{name}" for name in (CALIBRATION_FILE, STATISTICS_FILE)]
+    needing = any(row.notebook not in _WITHOUT_STATISTICS for row in rows)
+
+    def check(lacking: Sequence[str]) -> None:
+        if needing and lacking:
+            pinned = f" --revision {revision}" if revision else ""
+            raise ValueError(
+                f"--model must have activation statistics, {model} has none: nemo-kit calibrate "
+                f"--model {model}{pinned} with --statistics FILE or --hold-out FILE writes them "
+                "once"
+            )
+
+    if Path(model).is_dir():
+        check([name for name in files if not Path(model, name).is_file()])
+        return revision
+    if needing:
+        check(hub.lacking(model, revision, files))
+    folder, commit = hub.fetch(model, revision)
+    check([name for name in files if not (folder / name).is_file()])
+    return commit
 
 
 def _settings(given: Sequence[str]) -> dict[str, Any]:

@@ -49,6 +49,7 @@ from nemo_kit.cli.sweeps import (
     end,
     for_workers,
     opened,
+    refuse_elsewhere,
     sweep,
 )
 
@@ -98,6 +99,8 @@ def detect(
     from nemo_kit.experiments.method import Detect
 
     place = Place(store, workers, scheduler, retry_failed)
+    if prompt and not prompts:
+        refuse_elsewhere(place)
     texts = read_texts(prompt, prompts, model)
     write = writer(out)
     loaded = opened(model, device, revision, place)
@@ -164,6 +167,8 @@ def localize(
         raise ValueError("localize needs a PROMPT, or --prompts FILE")
     find_search(search)
     place = Place(store, workers, scheduler, retry_failed)
+    if not prompts:
+        refuse_elsewhere(place)
     texts = read_texts(prompt, prompts, model)
     write = _released_writer(out, prompts) if released else writer(out)
     known = read_statistics(statistics)

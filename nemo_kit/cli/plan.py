@@ -105,6 +105,8 @@ def plan(
 
     if prompts is None and not check:
         raise ValueError("--prompts N is needed: how many prompts the sweep will have")
+    if check and devices > 1:
+        raise ValueError(f"--check is of this device alone: --devices must be 1, got {devices}")
     if not sample and model != "lab":
         raise ValueError("--sample FILE is needed: prompts like those to come")
     find_search(search)
@@ -135,9 +137,10 @@ def plan(
 def _lines(plan: dict[str, Any], measured: Any) -> list[str]:
     share, devices = plan["memorized_share"], plan["devices"]
     machines = "1 device" if devices == 1 else f"{devices} devices"
+    left_out = f" ({measured.dropped} more not flagged, left out)" if measured.dropped else ""
     lines = [
         f"measured        detection of {len(measured.detect_seconds)} prompts, {measured.flagged} "
-        f"memorized; localization of {len(measured.localize_seconds)}",
+        f"memorized; localization of {len(measured.localize_seconds)}{left_out}",
         f"expected        {plan['prompts']:,} prompts on {machines}, {share:.2%} memorized",
         f"detection       {_hours(plan['detect_hours'])}",
         f"localization    {_hours(plan['localize_hours'])} more, for the flagged ones",

@@ -72,7 +72,7 @@ HoldOutOption = Annotated[
         "--hold-out",
         metavar="FILE",
         help="File with prompts that the model does not memorize, to compute the threshold of "
-        "--settings from; the model lab has its own.",
+        "--settings from, in place of the model's own if it has one.",
     ),
 ]
 
@@ -100,6 +100,16 @@ class Place:
             "retry_failed": self.retry_failed,
             "progress": not quiet,
         }
+
+
+def refuse_elsewhere(place: Place) -> None:
+    """Prompts of the command line are worked on here; raises ValueError for any other place."""
+    given = f"--workers {place.workers}" if place.workers > 1 else f"--scheduler {place.scheduler}"
+    if place.elsewhere:
+        raise ValueError(
+            f"{given} needs --prompts FILE: prompts of the command line are worked on in this "
+            "process"
+        )
 
 
 def opened(model: str, device: Device, revision: str | None, place: Place) -> Any:
@@ -188,8 +198,9 @@ def end(frame: pd.DataFrame) -> None:
     if not failed:
         return
     prompt, error = next(iter(failed.items()))
+    done = frame["prompt"].nunique()  # a prompt may have several rows
     print(
-        f"nemo-kit: {len(failed)} of {len(failed) + len(frame)} prompts failed (--retry-failed "
+        f"nemo-kit: {len(failed)} of {len(failed) + done} prompts failed (--retry-failed "
         f"tries them again), the first, {prompt!r}, with {error}",
         file=sys.stderr,
     )

@@ -225,16 +225,34 @@ def _processes(workers: int) -> Iterator[Executor]:
         workers, multiprocessing.get_context("spawn"), initializer=_begin, initargs=(threads,)
     )
     try:
+        _check_started(pool)
+        yield pool
+    except BrokenProcessPool:  # which ends the others itself
+        raise
+    except BaseException:
+        _kill(pool)
+        raise
+    finally:
+        pool.shutdown(wait=True, cancel_futures=True)
+
+
+def _check_started(pool: Executor) -> None:
+    try:
         pool.submit(os.getpid).result()
     except BrokenProcessPool as error:
         raise RuntimeError(
             "worker processes can't start; does the script that starts them have its main part "
             'under `if __name__ == "__main__":`?'
         ) from error
-    try:
-        yield pool
-    finally:
-        pool.shutdown(wait=True, cancel_futures=True)
+
+
+def _kill(pool: ProcessPoolExecutor) -> None:
+    """End its processes in the middle of their items: no shard is ever half written.
+
+    They ignore Ctrl-C, and each would else finish what it has in hand and what it was handed next.
+    """
+    for process in list((pool._processes or {}).values()):
+        process.kill()
 
 
 def _begin(threads: int) -> None:

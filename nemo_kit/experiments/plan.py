@@ -21,13 +21,16 @@ import pandas as pd
 
 from nemo_kit.checks import check_number, check_texts, check_whole
 from nemo_kit.experiments.method import Detect, Localize
+from nemo_kit.experiments.store import shard_paths
 from nemo_kit.experiments.sweep import run
+from nemo_kit.localization.detection import check_threshold, resolve
 from nemo_kit.memory import fitting
 
 if TYPE_CHECKING:
     from nemo_kit.models import DiffusionModel
 
 _RESAMPLES = 2000  # of the bootstrap behind the ranges
+_UNREACHABLE = sys.float_info.max  # a threshold that no score is above
 _LAYOUT = 2  # a result takes about twice its own size while the final table is put together
 
 
@@ -38,7 +41,8 @@ class Measurement:
     `detect_seconds`, `localize_seconds`: each prompt's, store included; localization contains its
     own detection. `flagged`: how many of the `detect_seconds` were memorized. `bytes_skipped`,
     `bytes_found`: disk for one prompt without and with neurons. `row_bytes`: of one result in
-    memory. `worker_bytes`, `gpu_bytes`: the most one worker held.
+    memory. `worker_bytes`, `gpu_bytes`: the most one worker held. `dropped`: prompts given as
+    memorized that detection does not flag, so that they say nothing about localization.
     """
 
     detect_seconds: tuple[float, ...]
@@ -49,6 +53,7 @@ class Measurement:
     row_bytes: float
     worker_bytes: int
     gpu_bytes: int
+    dropped: int = 0
 
     @property
     def share(self) -> float:
@@ -105,7 +110,8 @@ def measure(
     memorized, to time localization where the sample holds too few; `localizations`, how many to
     time at most, drawn by `seed`; `seconds`, after which no further one is begun (at least one is
     timed), detection counted; `options` go to `localize`.
-    Raises ValueError where no prompt of either is memorized, and what a sweep raises.
+    Raises ValueError where detection flags no prompt of either, before any work where the model
+    has no fitting threshold or statistics and none were given, and what a sweep raises.
     """
     texts, numbers = list(dict.fromkeys(check_texts(prompts))), list(seeds)
     check_whole("localizations", localizations, 1)
@@ -115,8 +121,12 @@ def measure(
         shared |= {"settings": settings.detection, "similarity": settings.similarity}
     detection = Detect(model, numbers, shared)
     localization = Localize(model, numbers, options)
+    check_threshold(
+        model, shared["threshold"], *resolve(model, *map(shared.get, ("settings", "similarity")))
+    )
     with tempfile.TemporaryDirectory(prefix="nemo_kit-plan-") as folder:
-        detection(texts[0])  # what only the first call pays for
+        # checks the statistics; its one detection is what only the first call pays for
+        Localize(model, numbers, options | {"threshold": _UNREACHABLE})(texts[0])
         seen = _timed(detection, texts, Path(folder), "detect")
         flagged = [text for text, row in zip(texts, seen.rows, strict=True) if row["memorized"]]
         pool = list(dict.fromkeys([*flagged, *memorized]))
@@ -125,9 +135,15 @@ def measure(
                 f"none of the {len(texts)} prompts of the sample is memorized, so localization "
                 "can't be timed: give memorized prompts (--memorized FILE), or a larger sample"
             )
-        chosen = np.random.default_rng(seed).permutation(pool)[:localizations]
+        order = list(map(str, np.random.default_rng(seed).permutation(pool)))
         fitting(model)  # measures the memory once, at the first localization
-        found = _timed(localization, list(map(str, chosen)), Path(folder), "localize", until)
+        found = _timed(localization, order, Path(folder), "localize", until, localizations)
+    if not found.rows:
+        raise ValueError(
+            f"memorized: detection flags none of the {found.dropped} prompts given, so "
+            "localization can't be timed; give prompts that the model memorizes, or a lower "
+            "threshold"
+        )
     return Measurement(
         detect_seconds=tuple(seen.seconds),
         localize_seconds=tuple(found.seconds),
@@ -137,6 +153,7 @@ def measure(
         row_bytes=found.memory,
         worker_bytes=_peak_memory(),
         gpu_bytes=_peak_gpu(),
+        dropped=found.dropped,
     )
 
 
@@ -217,6 +234,7 @@ class _Timed:
     seconds: list[float]
     bytes: float
     memory: float
+    dropped: int
 
 
 def _timed(
@@ -225,22 +243,31 @@ def _timed(
     store: Path,
     name: str,
     until: float = math.inf,
+    flagged: int | None = None,
 ) -> _Timed:
-    """Each prompt through the store by itself, as a sweep does it; none but the first begins late.
+    """Each prompt through the store by itself, as a sweep does it; once one counts, none is late.
 
     Which ones that cuts off is left to chance: they must come in random order.
+    Parameters: `flagged`, count only prompts that detection flags, at most so many.
     """
-    frames, seconds = [], []
+    frames, seconds, sizes, dropped = [], [], [], 0
     for text in texts:
-        if seconds and time.perf_counter() > until:
+        if seconds and (time.perf_counter() > until or len(seconds) == flagged):
             break
         started = time.perf_counter()
-        frames.append(run(work, [text], store, {}, name=name, progress=False).frame)
-        seconds.append(time.perf_counter() - started)
-    sizes = [_on_disk(path) for path in (store / name).rglob("*.parquet")]
-    frame = pd.concat(frames, ignore_index=True)
-    held = float(frame.memory_usage(deep=True, index=False).sum()) / len(frame)
-    return _Timed(frame.to_dict("records"), seconds, float(np.mean(sizes)), held)
+        frame = run(work, [text], store, {}, name=name, progress=False).frame
+        took = time.perf_counter() - started
+        if flagged is not None and not frame["memorized"].all():
+            dropped += 1
+            continue
+        frames.append(frame)
+        seconds.append(took)
+        sizes += [_on_disk(path) for path in shard_paths([text], store, name, {})]
+    if not frames:
+        return _Timed([], [], 0.0, 0.0, dropped)
+    rows = pd.concat(frames, ignore_index=True)
+    held = float(rows.memory_usage(deep=True, index=False).sum()) / len(rows)
+    return _Timed(rows.to_dict("records"), seconds, float(np.mean(sizes)), held, dropped)
 
 
 def _on_disk(path: Path) -> int:

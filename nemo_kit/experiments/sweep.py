@@ -7,6 +7,8 @@ runs that share a store share the work.
 
 from __future__ import annotations
 
+import json
+import os
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import closing, contextmanager
@@ -21,6 +23,9 @@ from nemo_kit.experiments.executors import finished
 from nemo_kit.experiments.store import Rows, Shard, read_shard, read_written, shard_paths
 from nemo_kit.experiments.work import Unit
 from nemo_kit.progress import Bar
+
+FAILED = "NEMO_KIT_FAILED"  # environment variable: the file that failed prompts are noted in
+RETRY = "NEMO_KIT_RETRY_FAILED"  # environment variable: not empty, as retry_failed=True everywhere
 
 
 @dataclass(frozen=True)
@@ -55,14 +60,16 @@ def run(
     Returns a ``Sweep``; an item given twice is computed and listed once. ``function`` returns a
     row, a list of rows or a frame. ``key`` holds all that its results depend on besides the item
     (seeds, settings, model), ``name`` is the folder in the store and part of the key. A recorded
-    failure is tried again only with ``retry_failed``.
+    failure is tried again only with ``retry_failed``, or where the environment variable
+    ``NEMO_KIT_RETRY_FAILED`` is set. A file that ``NEMO_KIT_FAILED`` names gets a line of JSON, the
+    prompt, for each item that failed.
     ``executor``: any ``concurrent.futures.Executor``, a dask ``Client`` or the address of a dask
     scheduler; ``workers``: processes on this machine, 1 for this one. Away from this process,
     ``function`` must be importable and the store in a folder that all workers share.
     Raises RuntimeError when every item failed or workers can't work, OSError when a shard can't be
     written, TypeError for a function that can't be sent; what was computed until then stays.
     """
-    folder = Path(store)
+    folder, retry_failed = Path(store), retry_failed or bool(os.environ.get(RETRY))
     paths = shard_paths(items, folder, name, key)
     found = {path: read_shard(path) for path in paths}
     todo = [p for p, shard in found.items() if shard is None or (retry_failed and shard.error)]
@@ -108,11 +115,19 @@ def _gather(paths: Mapping[Path, Any], found: Mapping[Path, Shard | None], compu
         for item, shard in zip(paths.values(), done, strict=True)
         if shard.error
     ]
+    _note(row["item"] for row in failed)
     if failed and not good:
         raise RuntimeError(f"all {len(failed)} prompts failed; the first with {failed[0]['error']}")
     frame = pd.concat(good, ignore_index=True) if good else pd.DataFrame()
     errors = pd.DataFrame(failed, columns=["item", "error"])
     return Sweep(frame, errors, computed, len(paths) - computed)
+
+
+def _note(failed: Iterable[str]) -> None:
+    """Name the prompts in the file that ``NEMO_KIT_FAILED`` names, where it names one."""
+    if path := os.environ.get(FAILED):
+        with open(path, "a", encoding="utf-8") as file:
+            file.writelines(json.dumps(item) + "\n" for item in failed)
 
 
 def title(item: Any) -> str:

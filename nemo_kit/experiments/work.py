@@ -62,8 +62,9 @@ class Unit:
     def __call__(self) -> bool:
         """Compute and store the item, unless its shard is there by now; whether it computed.
 
-        An error of the function is a result like any other. Raises OSError where the shard can't
-        be written, WorkerError where this process can't do any item.
+        An error of the function is a result like any other, and so are rows that a shard can't
+        hold. Raises OSError where the shard can't be written, WorkerError where this process can't
+        do any item.
         """
         shard = read_shard(self.path, warn=False)
         if shard is not None and not (shard.error and self.retry):
@@ -75,7 +76,14 @@ class Unit:
             raise
         except Exception as error:
             shard = Shard(pd.DataFrame(), f"{type(error).__name__}: {error}")
-        self._store(shard, time.monotonic() - started)
+        seconds = time.monotonic() - started
+        try:
+            self._store(shard, seconds)
+        except OSError:
+            raise
+        except Exception as error:  # pyarrow's, which have no one base class
+            told = f"{type(error).__name__}: its rows can't be stored: {error}"
+            self._store(Shard(pd.DataFrame(), told), seconds)
         return True
 
     def fail(self, error: str) -> None:

@@ -8,13 +8,15 @@ wrote (prompts in tables, names) is escaped.
 from __future__ import annotations
 
 import csv
+import json
 from html import escape
 from itertools import islice
 from pathlib import Path
+from shlex import quote
 from typing import Any
 
 from nemo_kit.figures.jobs import read_manifest
-from nemo_kit.figures.registry import FIGURES, NOTEBOOKS, Figure
+from nemo_kit.figures.registry import FIGURES, NOTEBOOKS, Figure, Parameters, parameters
 from nemo_kit.files import write_atomically
 
 PAGE = "index.html"
@@ -132,18 +134,35 @@ def _card(out: Path, row: Figure, manifest: dict[str, Any]) -> str:
     return (
         f'<figure id="{row.name}">\n<figcaption><h3>{escape(title)}</h3></figcaption>\n{shown}\n'
         f'<p class="soft">{links} · drawn by '
-        f"<code>nemo-kit figures --only {row.name}{_options(manifest)}</code></p>\n</figure>\n"
+        f"<code>nemo-kit figures --only {row.name}{_options(row.notebook, manifest)}</code></p>\n"
+        "</figure>\n"
     )
 
 
-def _options(manifest: dict[str, Any]) -> str:
+def _options(notebook: str, manifest: dict[str, Any]) -> str:
     """What else the command needs to draw these very figures, where it is no default."""
-    given = {
-        "preset": manifest.get("preset") or "quick",
-        "model": (manifest.get("model") or {}).get("name") or "lab",
-    }
-    usual = {"preset": "quick", "model": "lab"}
-    return escape("".join(f" --{k} {v}" for k, v in given.items() if v != usual[k]))
+    given = manifest.get("parameters", {})
+    preset = manifest.get("preset") or "quick"
+    model = (manifest.get("model") or {}).get("name") or "lab"
+    options = [("preset", preset)] if preset != "quick" else []
+    options += [("model", model)] if model != "lab" else []
+    options += [(name, given[name]) for name in ("revision",) if given.get(name)]
+    options += [("prompts", name) for name in given.get("prompt_files", ())]
+    if given.get("training_images"):
+        options.append(("training-images", given["training_images"]))
+    usual = parameters(notebook, preset).model_dump(mode="json")
+    own = [name for name in given if name in usual and name not in Parameters.model_fields]
+    options += [("set", f"{n}={_typed(given[n])}") for n in own if given[n] != usual[n]]
+    return escape("".join(f" --{name} {quote(str(value))}" for name, value in options))
+
+
+def _typed(value: Any) -> str:
+    """A value as ``--set`` reads it: text as it is, unless that would be read as JSON."""
+    try:
+        json.loads(value)
+    except (TypeError, ValueError):
+        return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
+    return json.dumps(value, ensure_ascii=False)
 
 
 def _table(path: Path) -> str:

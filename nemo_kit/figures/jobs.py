@@ -6,6 +6,7 @@ Scope: plain values that plan, process and report share. Nothing here starts any
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -30,6 +31,7 @@ class Job:
     reason: str
     lacks: str = ""  # why it can't be drawn from these prompts at all; then it is left out
     also: tuple[str, ...] = ()  # further formats of each picture: pdf, svg
+    retry_failed: bool = False  # prompts that failed before are tried again
 
     @property
     def runs(self) -> bool:
@@ -51,6 +53,11 @@ class Job:
         """The manifest of an earlier run under this preset; empty where there is none."""
         manifest = read_manifest(self.out, self.notebook)
         return manifest if manifest.get("preset") == self.preset else {}
+
+    @property
+    def failed(self) -> list[str]:
+        """Prompts without which the figures were drawn that lie there, since they failed."""
+        return list(read_manifest(self.out, self.notebook).get("failed", ()))
 
     @property
     def expected(self) -> float:
@@ -104,6 +111,11 @@ def read_manifest(out: Path, notebook: str) -> dict[str, Any]:
 def written(manifest: dict[str, Any]) -> list[str]:
     """Names of all files that a manifest says were written."""
     return [name for names in manifest.get("files", {}).values() for name in names]
+
+
+def counted(prompts: Sequence[str]) -> str:
+    """How many prompts, in words."""
+    return f"{len(prompts)} prompt{'s' * (len(prompts) != 1)}"
 
 
 def shown(path: Path) -> str:

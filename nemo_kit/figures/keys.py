@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import ast
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -26,25 +27,53 @@ _SHOWN_ONLY = (  # what runs, shows or explores, and draws nothing that a figure
     "progress.py",
 )
 _LAB_USED = {"lab/__init__.py", "lab/autoencoder.py", "lab/copy_descriptor.py"}
+_PATHS = {"sscd", "clip", "inception", "real_images"}  # parameters that may be files or folders
 _WEIGHTS = (".json", ".txt", ".safetensors", ".bin")
 
 
-def content_key(source: Path, parameters: Parameters) -> dict[str, str]:
+class Once:
+    """Each digest computed once: those of one plan are of one moment, and a model is large."""
+
+    def __init__(self) -> None:
+        self._known: dict[Any, str] = {}
+
+    def __call__(self, digest: Callable[..., str], *given: Any) -> str:
+        """What the function returns for these arguments."""
+        if (digest, given) not in self._known:
+            self._known[digest, given] = digest(*given)
+        return self._known[digest, given]
+
+
+def content_key(source: Path, parameters: Parameters, once: Once | None = None) -> dict[str, str]:
     """Fingerprints of one figure run: ``notebook``, ``package``, ``parameters``, ``model``.
 
     Returns a dictionary of hexadecimal digests; two runs with equal ones give the same figures up
-    to the tolerance between machines. Raises FileNotFoundError where a file or folder is missing.
+    to the tolerance between machines. ``once``: shared by the runs of a plan.
+    Raises FileNotFoundError where a file or folder is missing.
     """
+    once = once or Once()
     chosen = parameters.model_dump(mode="json", exclude=PLACES)
-    chosen["prompt_files"] = [file_digest(Path(name)) for name in parameters.prompt_files]
+    chosen["prompt_files"] = [once(file_digest, Path(name)) for name in parameters.prompt_files]
     if parameters.training_images is not None:
-        chosen["training_images"] = folder_digest(Path(parameters.training_images))
+        chosen["training_images"] = once(folder_digest, Path(parameters.training_images))
+    for name in _PATHS & set(chosen):
+        if (place := _place(source.parent, chosen[name])) is not None:
+            chosen[name] = once(folder_digest if place.is_dir() else file_digest, place)
+    if _folder(parameters.model) is None:
+        chosen["revision"] = hub_revision(parameters.model, parameters.revision)
     return {
         "notebook": notebook_digest(source),
-        "package": package_digest(),
+        "package": once(package_digest),
         "parameters": value_digest(chosen),
-        "model": model_digest(parameters.model, parameters.revision),
+        "model": once(model_digest, parameters.model, parameters.revision),
     }
+
+
+def _place(folder: Path, given: Any) -> Path | None:
+    """The file or folder that a notebook in this folder finds under a path; None for a name."""
+    if not isinstance(given, str) or given == "lab" or not (folder / given).exists():
+        return None
+    return folder / given
 
 
 def notebook_digest(path: Path) -> str:
@@ -83,19 +112,32 @@ def package_digest() -> str:
 
 
 def model_digest(model: str, revision: str | None = None) -> str:
-    """Digest of a model folder's files, or of a hub id with the revision on this machine."""
-    folder = PACKAGE / "lab" / "model" if model == "lab" else Path(model)
-    if folder.is_dir():
+    """Digest of a model folder's files, or of a hub id with the revision on this machine.
+
+    A hub model's calibration counts by its content: it may be written there later.
+    """
+    if (folder := _folder(model)) is not None:
         return folder_digest(folder, _WEIGHTS)
-    return value_digest([model, hub_revision(model, revision)])
+    commit = hub_revision(model, revision)
+    own = _hub_folder(model) / "snapshots" / commit / "nemo"
+    return value_digest([model, commit, *([folder_digest(own)] if own.is_dir() else [])])
+
+
+def _folder(model: str) -> Path | None:
+    folder = PACKAGE / "lab" / "model" if model == "lab" else Path(model)
+    return folder if folder.is_dir() else None
+
+
+def _hub_folder(model: str) -> Path:
+    from huggingface_hub.constants import HF_HUB_CACHE
+
+    return Path(HF_HUB_CACHE, f"models--{model.replace('/', '--')}")
 
 
 def hub_revision(model: str, revision: str | None = None) -> str:
     """Commit that a revision of a hub model stands for on this machine; itself where unknown."""
-    from huggingface_hub.constants import HF_HUB_CACHE
-
     wanted = revision or "main"
-    reference = Path(HF_HUB_CACHE, f"models--{model.replace('/', '--')}", "refs", wanted)
+    reference = _hub_folder(model) / "refs" / wanted
     return reference.read_text(encoding="utf-8").strip() if reference.is_file() else wanted
 
 

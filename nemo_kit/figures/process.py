@@ -29,24 +29,33 @@ class NotebookFailed(RuntimeError):
     """A notebook did not come to its end; the message says where and why."""
 
 
-def execute(job: Job, staged: Path, limit: float, tick: Tick) -> None:
+def execute(job: Job, staged: Path, limit: float, tick: Tick) -> list[str]:
     """Run a job's notebook, which writes into the folder ``staged``.
 
-    ``limit`` is in seconds of wall clock; ``tick(seconds, place)`` is called several times a
-    second. Raises NotebookFailed unless the notebook came to its end.
+    Returns the prompts that failed and so are in no figure, each once. ``limit`` is in seconds of
+    wall clock; ``tick(seconds, place)`` is called several times a second. Raises NotebookFailed
+    unless the notebook came to its end.
     """
+    from nemo_kit.experiments.sweep import FAILED, RETRY
+
     shutil.rmtree(staged, ignore_errors=True)
     staged.mkdir(parents=True)
-    names = ("job", "result", "cell", "work")
+    names = ("job", "result", "cell", "work", "failed")
     files = {name: staged.with_name(f"{staged.name}.{name}.json") for name in names}
     values = job.parameters.model_dump(mode="json") | {"out": str(staged)}
     task = {"source": str(job.source), "executed": str(job.executed), "parameters": values}
     write_json(files["job"], task | {name: str(files[name]) for name in ("result", "cell")})
-    environment = os.environ | {FILE: str(files["work"]), ALSO: ",".join(job.also)}
+    environment = os.environ | {
+        FILE: str(files["work"]),
+        ALSO: ",".join(job.also),
+        FAILED: str(files["failed"]),
+        RETRY: "1" if job.retry_failed else "",
+    }
     try:
         with job.executed.with_suffix(".log").open("wb") as log:
             _watch(files, environment, log, limit, tick)
         _judge(job, files["result"])
+        return _failed(files["failed"])
     finally:
         for path in files.values():
             path.unlink(missing_ok=True)
@@ -98,6 +107,12 @@ def _place(files: dict[str, Path]) -> Place:
         except (OSError, ValueError):
             continue
     return Place(**found)
+
+
+def _failed(path: Path) -> list[str]:
+    """The prompts that sweeps noted, each once: several sweeps of a notebook may name one."""
+    lines = path.read_text(encoding="utf-8").splitlines() if path.is_file() else []
+    return list(dict.fromkeys(json.loads(line) for line in lines))
 
 
 def _judge(job: Job, result_file: Path) -> None:

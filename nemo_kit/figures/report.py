@@ -15,7 +15,7 @@ from typing import Protocol
 
 from tqdm import tqdm
 
-from nemo_kit.figures.jobs import Job, Outcome, Place, read_manifest, shown
+from nemo_kit.figures.jobs import Job, Outcome, Place, counted, read_manifest, shown
 from nemo_kit.figures.registry import Figure
 from nemo_kit.figures.runner import run
 
@@ -166,6 +166,15 @@ def table(figures: Sequence[Figure], jobs: Sequence[Job], outcomes: dict[str, Ou
     return _columns(rows, right=2)
 
 
+def failures(jobs: Sequence[Job]) -> str:
+    """How many prompts the figures that lie there were drawn without; empty where none failed."""
+    failed = list(dict.fromkeys(prompt for job in jobs for prompt in job.failed))
+    if not failed:
+        return ""
+    again = "tries it again" if len(failed) == 1 else "tries them again"
+    return f"{counted(failed)} failed; nemo-kit figures --retry-failed {again}"
+
+
 def clock(seconds: float) -> str:
     """Seconds as minutes and seconds, with hours where there are any."""
     minutes, rest = divmod(int(seconds), 60)
@@ -203,6 +212,7 @@ def _row(figure: Figure, job: Job, outcomes: dict[str, Outcome]) -> tuple[str, s
         return figure.name, job.notebook, "-", "not drawn" + (f": {job.lacks}" if job.lacks else "")
     seconds = outcome.seconds if outcome else read_manifest(job.out, job.notebook).get("seconds", 0)
     state = "" if outcome else "  (up to date)"
+    state += f"  ({counted(job.failed)} failed)" if job.failed else ""
     return figure.name, job.notebook, f"{seconds:.0f}", shown(job.out / figure.files[0]) + state
 
 

@@ -18,8 +18,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from nemo_kit.figures.jobs import Job, Outcome, read_manifest, shown, written
-from nemo_kit.figures.keys import content_key, notebook_parameters
+from nemo_kit.figures.jobs import Job, Outcome, counted, read_manifest, shown, written
+from nemo_kit.figures.keys import Once, content_key, notebook_parameters
 from nemo_kit.figures.output import PLACES, manifest_path
 from nemo_kit.figures.process import NotebookFailed, Tick, execute
 from nemo_kit.figures.registry import NOTEBOOKS, Figure, parameters
@@ -60,6 +60,7 @@ def plan(
     *,
     notebooks: Path | None = None,
     force: bool = False,
+    retry_failed: bool = False,
     also: Sequence[str] = (),
     settings: Mapping[str, Any] | None = None,
     **common: Any,
@@ -67,7 +68,8 @@ def plan(
     """Jobs for the notebooks that draw the figures, in order, each fresh or with a reason.
 
     Returns a list of ``Job``. ``common`` are parameters of every notebook (``model``, ``device``);
-    ``also``, further formats of each picture: pdf, svg; ``settings``, parameters for those
+    ``retry_failed``, prompts that failed are tried again, and notebooks drawn without some of them
+    run; ``also``, further formats of each picture: pdf, svg; ``settings``, parameters for those
     notebooks that know them.
     Raises FileNotFoundError where a notebook is missing, ValueError for a refused parameter.
     """
@@ -78,11 +80,13 @@ def plan(
     roles = _roles(common.get("prompt_files", ()))
     chosen = [name for name in NOTEBOOKS if name in wanted]
     own = _own_settings(chosen, settings or {})
-    jobs = [_job(name, preset, out.resolve(), folder, common | own[name]) for name in chosen]
+    once = Once()
+    jobs = [_job(name, preset, out.resolve(), folder, common | own[name], once) for name in chosen]
     return [
         replace(
             job,
-            reason="forced" if force else staleness(job.out, job.notebook, job.key, also),
+            reason="forced" if force else _reason(job, also, retry_failed),
+            retry_failed=retry_failed,
             lacks=_lacks(job.notebook, roles),
             also=tuple(also),
         )
@@ -99,8 +103,8 @@ def run(job: Job, limit: float, tick: Tick) -> Outcome:
     started = time.monotonic()
     staged = job.work / f"{job.notebook}-{os.getpid()}"
     try:
-        execute(job, staged, limit, tick)
-        _publish(job, staged, time.monotonic() - started)
+        failed = execute(job, staged, limit, tick)
+        _publish(job, staged, time.monotonic() - started, failed)
         error = ""
     except (NotebookFailed, OSError) as failure:
         error = str(failure)
@@ -148,6 +152,12 @@ def staleness(out: Path, notebook: str, key: dict[str, str], also: Sequence[str]
     return f"{lost[0]} missing" if lost else ""
 
 
+def _reason(job: Job, also: Sequence[str], retry_failed: bool) -> str:
+    stale = staleness(job.out, job.notebook, job.key, also)
+    failed = job.failed if retry_failed and not stale else []
+    return f"{counted(failed)} failed" if failed else stale
+
+
 def _roles(prompt_files: Sequence[str]) -> set[str]:
     """Roles of the prompts given; empty for the lab's own, which has all, where none are."""
     if not prompt_files:
@@ -173,7 +183,9 @@ def _lacks(notebook: str, roles: set[str]) -> str:
     return f"needs prompts of the role {needed}" if roles and needed not in roles else ""
 
 
-def _job(name: str, preset: str, out: Path, folder: Path, common: dict[str, Any]) -> Job:
+def _job(
+    name: str, preset: str, out: Path, folder: Path, common: dict[str, Any], once: Once
+) -> Job:
     source = folder / f"{name}.ipynb"
     if not source.is_file():
         raise FileNotFoundError(
@@ -184,7 +196,7 @@ def _job(name: str, preset: str, out: Path, folder: Path, common: dict[str, Any]
     chosen = parameters(name, preset, **{**places, **common})
     if lost := sorted(set(type(chosen).model_fields) - set(notebook_parameters(source))):
         raise ValueError(f"the parameters cell of {shown(source)} does not name {', '.join(lost)}")
-    key = content_key(source, chosen)
+    key = content_key(source, chosen, once)
     return Job(name, preset, source, chosen, out, work_folder(out), key, reason="")
 
 
@@ -197,7 +209,7 @@ def _clear(job: Job) -> None:
             part.unlink()
 
 
-def _publish(job: Job, staged: Path, seconds: float) -> None:
+def _publish(job: Job, staged: Path, seconds: float, failed: Sequence[str]) -> None:
     """Move the figures into the output folder; the manifest goes first and comes back last."""
     manifest = read_manifest(staged, job.notebook)
     if not manifest:
@@ -217,5 +229,6 @@ def _publish(job: Job, staged: Path, seconds: float) -> None:
         (job.out / Path(name).name).unlink(missing_ok=True)
     took = round(seconds, 1)
     times = {"seconds": took, "slowest": max(took, known.get("slowest", 0))}
-    full = {**manifest, "preset": job.preset, **times, "key": job.key}
+    without = {"failed_prompts": len(failed), "failed": list(failed)} if failed else {}
+    full = {**manifest, "preset": job.preset, **times, "key": job.key, **without}
     write_json(manifest_path(job.out, job.notebook), full)

@@ -1,0 +1,156 @@
+"""``nemo-kit calibrate``: a model's threshold and activation statistics, written once beside it."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from nemo_kit.cli.options import (
+    Device,
+    DeviceOption,
+    RevisionOption,
+    SeedsOption,
+    existing,
+    interruptible,
+    load,
+    statistics,
+    writable,
+)
+
+if TYPE_CHECKING:
+    from nemo_kit.calibration import ActivationStatistics, Calibration
+    from nemo_kit.models import DiffusionModel
+
+
+def register(app: typer.Typer) -> None:
+    """Add this command to the app."""
+    app.command(short_help="Give a model its threshold and statistics.")(calibrate)
+
+
+def calibrate(
+    model: Annotated[
+        str,
+        typer.Option("--model", metavar="NAME",
+                     help="A folder with a diffusers model, or a hub id; the model lab has its "
+                     "own calibration."),
+    ],
+    revision: RevisionOption = None,
+    released: Annotated[
+        Path | None,
+        typer.Option("--statistics", metavar="FILE",
+                     help="Activation statistics: the released .pt file, or a .safetensors file "
+                     "written by nemo_kit."),
+    ] = None,
+    hold_out: Annotated[
+        list[Path] | None,
+        typer.Option("--hold-out", metavar="FILE",
+                     help="File with prompts that the model does not memorize, to compute "
+                     "threshold and statistics from. May be repeated."),
+    ] = None,
+    device: DeviceOption = Device.auto,
+    seeds: SeedsOption = 10,
+    force: Annotated[
+        bool, typer.Option("--force", help="Overwrite a calibration that the model has.")
+    ] = False,
+) -> None:  # fmt: skip
+    """Write a model's threshold and activation statistics once to where every command finds them.
+
+    That is the folder nemo inside the model's folder; for a hub id, inside its snapshot on this
+    machine. --statistics joins a file to the threshold that the model has; --hold-out computes
+    both, and with --statistics too, the threshold alone is computed.
+    """
+    if model == "lab":
+        raise ValueError("--model must be a folder or a hub id, got lab: it has its calibration")
+    if not (released or hold_out):
+        raise ValueError("calibrate needs --statistics FILE or --hold-out FILE, got neither")
+    known = statistics(released)
+    prompts = _prompts(hold_out or [])
+    if (here := _here(model, revision)) is not None:
+        _refuse(here, force)
+    opened = load(model, device, revision)
+    folder = _here(model, opened.revision)
+    if folder is None:
+        raise ValueError(f"--model: the files of {model!r} are not on this machine")
+    _refuse(folder, force)
+    _check(opened, known, released)
+    writable(folder, "--model")
+    with interruptible("nothing is written"):
+        made = _made(opened, prompts, seeds, known, released)
+    _write(made, folder)
+    print(f"threshold {made.threshold:.3f} and activation statistics written to {folder}")
+
+
+def _prompts(files: list[Path]) -> list[str]:
+    if not files:
+        return []
+    from nemo_kit.experiments import prompt_table
+
+    return list(dict.fromkeys(prompt_table(existing(files, "--hold-out"))["prompt"]))
+
+
+def _here(model: str, revision: str | None) -> Path | None:
+    """The folder ``nemo`` of a model on this machine; None where the model is not here."""
+    from nemo_kit import hub
+    from nemo_kit.models import resolve
+
+    found = resolve(model)
+    place = found if isinstance(found, Path) else hub.local(found, revision)
+    return place and place.resolve() / "nemo"
+
+
+def _refuse(folder: Path, force: bool) -> None:
+    from nemo_kit.calibration import CALIBRATION_FILE, STATISTICS_FILE
+
+    for name in (CALIBRATION_FILE, STATISTICS_FILE):
+        if (folder / name).is_file() and not force:
+            raise ValueError(f"--model has a calibration, {folder / name}; --force overwrites it")
+
+
+def _check(model: DiffusionModel, known: ActivationStatistics | None, file: Path | None) -> None:
+    """Statistics of another model are told before any work."""
+    widths = {layer.index: layer.width for layer in model.searched}
+    if known is not None and known.widths != widths:
+        raise ValueError(
+            f"--statistics must have the widths of the model's layers, {widths}, got "
+            f"{known.widths} in {file}"
+        )
+
+
+def _made(
+    model: DiffusionModel,
+    prompts: list[str],
+    seeds: int,
+    known: ActivationStatistics | None,
+    file: Path | None,
+) -> Calibration:
+    """Threshold and statistics: computed where there are prompts, the file's where there is one."""
+    from dataclasses import replace
+
+    from nemo_kit.localization import calibrate
+
+    found: Any = model.calibration
+    if prompts:
+        found = calibrate(model, prompts, range(1, seeds + 1))
+    if found is None:
+        raise ValueError(
+            f"--statistics: the model {model.name!r} has no threshold to join them to; "
+            "--hold-out FILE computes one"
+        )
+    if known is None:
+        return found
+    source = "; ".join(filter(None, [found.source, f"statistics of {file and file.name}"]))
+    return replace(found, statistics=known, source=source)
+
+
+def _write(made: Calibration, folder: Path) -> None:
+    """Both files by renaming, the threshold's last: `load` looks for it."""
+    from nemo_kit.calibration import CALIBRATION_FILE, STATISTICS_FILE
+
+    with TemporaryDirectory(dir=folder, prefix=".calibrate-") as part:
+        made.save(part)
+        for name in (STATISTICS_FILE, CALIBRATION_FILE):
+            os.replace(Path(part, name), folder / name)
