@@ -88,7 +88,8 @@ def test_after_a_worker_was_killed(
         pid for pid, _ in started(tmp_path / "log")[len(killer.seen) + 2 :]
     }
     assert_same(found, undisturbed, tmp_path)
-    assert (found.computed, found.reused) == (len(PROMPTS), 0)
+    assert found.computed + found.reused == len(PROMPTS)
+    assert found.reused <= 1  # written by the one that was killed, which could not tell any more
 
 
 def test_after_the_runner_was_killed(
