@@ -23,6 +23,7 @@ from pathlib import Path
 from nemo_kit import figures
 from nemo_kit.figures import gallery, keys, report, runner
 signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
+signal.signal(signal.SIGINT, signal.default_int_handler)  # ignored behind nohup
 root = Path(sys.argv[1])
 runner.root = lambda: root
 keys.package_digest = lambda: "as it is"

@@ -151,7 +151,8 @@ def test_a_killed_runner_goes_on_and_leaves_no_worker_behind(tmp_path: Path, wor
 
 def test_an_interrupt_ends_workers_in_the_middle_of_their_items(tmp_path: Path) -> None:
     code = (
-        "import sys; from units import *; from nemo_kit.experiments import run\n"
+        "import signal, sys; from units import *; from nemo_kit.experiments import run\n"
+        "signal.signal(signal.SIGINT, signal.default_int_handler)  # ignored behind nohup\n"
         "run(Slow(sys.argv[2], 300.0), ITEMS, sys.argv[1], {}, name='slow', workers=2)"
     )
     store, log = tmp_path / "store", tmp_path / "log"
