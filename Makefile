@@ -65,6 +65,7 @@ clean:
 distclean: clean
 	rm -rf $(VENV)
 
+# --no-compile: Python compiles what is imported; compiling everything doubles the time.
 $(STAMP): pyproject.toml constraints.txt
 	@$(find_python); \
 	if ! $(BIN)/python -c '' 2>/dev/null; then \
@@ -74,7 +75,7 @@ $(STAMP): pyproject.toml constraints.txt
 	    rm -rf $(VENV); exit 1; }; \
 	fi
 	@echo "installing nemo_kit and what it needs (the first time takes some minutes)"
-	@$(BIN)/python -m pip install --disable-pip-version-check $(PIP_FLAGS) \
+	@$(BIN)/python -m pip install --disable-pip-version-check --no-compile $(PIP_FLAGS) \
 	  -c constraints.txt -e '.[dev]'
 	@touch $@
 

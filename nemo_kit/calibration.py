@@ -21,6 +21,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from nemo_kit.checks import check_number
+from nemo_kit.files import write_atomically, write_json
 from nemo_kit.settings import DetectionSettings, from_dict, to_dict
 from nemo_kit.similarity import SimilaritySettings
 
@@ -53,6 +54,18 @@ class ActivationStatistics:
     def widths(self) -> dict[int, int]:
         """Layer -> number of neurons."""
         return {layer: len(mean) for layer, mean in enumerate(self.means, start=1)}
+
+    def check(self, widths: Mapping[int, int]) -> ActivationStatistics:
+        """These statistics, where they are of layers of these widths.
+
+        Raises ValueError for statistics of another model.
+        """
+        if self.widths != widths:
+            raise ValueError(
+                f"statistics must have the widths of the model's layers, {dict(widths)}, got "
+                f"{self.widths}; are they of another model?"
+            )
+        return self
 
     @classmethod
     def from_activations(cls, activations: Mapping[int, Tensor]) -> ActivationStatistics:
@@ -139,7 +152,8 @@ class Calibration:
     def save(self, folder: str | Path) -> None:
         """Write `calibration.json` and, where there are any, `statistics.safetensors`.
 
-        A model's own calibration lies in the folder `nemo` inside the model's folder.
+        Each file is there in full or as it was; `calibration.json`, which `load` looks for, comes
+        last. A model's own calibration lies in the folder `nemo` inside the model's folder.
         """
         folder = Path(folder)
         folder.mkdir(parents=True, exist_ok=True)
@@ -148,9 +162,9 @@ class Calibration:
             "similarity": to_dict(self.similarity),
             "detection": to_dict(self.detection),
         }
-        (folder / CALIBRATION_FILE).write_text(json.dumps(plain, indent=2) + "\n", "utf-8")
         if self.statistics is not None:
-            self.statistics.save(folder / STATISTICS_FILE)
+            write_atomically(folder / STATISTICS_FILE, self.statistics.save)
+        write_json(folder / CALIBRATION_FILE, plain)
 
     @classmethod
     def load(cls, folder: str | Path) -> Calibration:

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     import pandas as pd
 
 PACKAGE = Path(__file__).resolve().parent
+_FORMULA = tuple("=+-@\t\r")  # a cell that begins with one is run by spreadsheets
 
 
 def write_atomically(path: Path, write: Callable[[Path], Any]) -> None:
@@ -46,9 +47,17 @@ def write_json(path: Path, content: Any) -> Path:
 
 def spreadsheet_safe(frame: pd.DataFrame) -> pd.DataFrame:
     """The frame with an apostrophe before text that a spreadsheet would take for a formula."""
-    return frame.map(
-        lambda cell: f"'{cell}" if isinstance(cell, str) and cell[:1] in set("=+-@\t\r") else cell
-    )
+    return frame.map(lambda cell: f"'{cell}" if isinstance(cell, str) and _risky(cell) else cell)
+
+
+def without_guard(cell: str) -> str:
+    """A text that `spreadsheet_safe` wrote, as it was before."""
+    return cell[1:] if cell[:1] == "'" and _risky(cell) else cell
+
+
+def _risky(cell: str) -> bool:
+    """Whether it is a formula, or one behind apostrophes: so that each guard comes off again."""
+    return cell.lstrip("'")[:1] in _FORMULA
 
 
 def file_digest(path: Path) -> str:

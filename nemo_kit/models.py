@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import re
+import warnings
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
@@ -22,12 +23,13 @@ from torch import Tensor, nn
 
 from nemo_kit import hub
 from nemo_kit.calibration import CALIBRATION_FILE, Calibration, published
-from nemo_kit.checks import check_seeds, check_texts
+from nemo_kit.checks import check_choice, check_seeds, check_texts
 from nemo_kit.layers import Projection, key_layers, searched, value_layers
 
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
 _ALLOWED = 'name must be "lab", a folder with a diffusers model, or a hub id "owner/model"'
 GENERATION_FILE = "generation.json"
+DTYPES = ("auto", "float32", "float16", "bfloat16")
 _TEXTS_AT_ONCE = 64
 _IMAGES_AT_ONCE = 8
 
@@ -73,7 +75,7 @@ class DiffusionModel:
         return f"DiffusionModel({self.name!r}, {self.device}, {self.dtype})"
 
     def embed(self, prompts: str | Sequence[str]) -> Tensor:
-        """The text encoder's embeddings, padded (and cut) to its length.
+        """The text encoder's embeddings, padded or cut to its length; cutting is warned of.
 
         Returns [N, tokens, dim]. The empty prompt is allowed: it is the unconditional one.
         Raises TypeError where a prompt is no text, ValueError where there is none.
@@ -85,6 +87,9 @@ class DiffusionModel:
 
     def _embed(self, texts: list[str]) -> Tensor:
         length = min(self.tokenizer.model_max_length, self._config.max_position_embeddings)
+        if any(len(ids) > length for ids in self.tokenizer(texts, verbose=False).input_ids):
+            told = f"prompts of more than the text encoder's {length} tokens are cut to them"
+            warnings.warn(told, RuntimeWarning, stacklevel=3)  # one text: shown once, not a prompt
         tokens = self.tokenizer(
             texts, padding="max_length", max_length=length, truncation=True, return_tensors="pt"
         ).to(self.device)
@@ -192,22 +197,23 @@ class DiffusionModel:
 def load(
     name: str = "lab",
     device: str = "auto",
-    dtype: torch.dtype | None = None,
+    dtype: torch.dtype | str = "auto",
     revision: str | None = None,
 ) -> DiffusionModel:
     """Open a model.
 
     Returns a `DiffusionModel`; a folder `nemo` beside its parts is read as its calibration.
     Parameters: `name`, "lab" (embedded), a diffusers folder, or a hub id; `device`, "auto", "cpu",
-    "cuda" or another of torch's; `dtype`, by default float16 on cuda, float32 elsewhere;
+    "cuda" or another of torch's; `dtype`, one of torch's or "float32", "float16", "bfloat16";
+    "auto" is float16 on cuda, float32 elsewhere;
     `revision`, the hub's commit, which a published result should name. A hub model that is not on
     this machine is downloaded, after a line that says how large it is.
-    Raises ValueError for an unknown name or device, for models of another shape, and where the hub
+    Raises ValueError for an unknown name, device or dtype, for models of another shape, and where the hub
     can't be reached.
     """
     path = resolve(name)
     place = _device(device)
-    kind = dtype or (torch.float16 if place.type == "cuda" else torch.float32)
+    kind = _dtype(dtype, place)
     if isinstance(path, str):
         path, revision = hub.fetch(path, revision)
     parts = _open(name, path, kind)
@@ -257,6 +263,15 @@ def _device(device: str) -> torch.device:
     if place.type == "cuda" and not torch.cuda.is_available():
         raise ValueError(f"device is {device!r}, but torch sees no CUDA device here")
     return place
+
+
+def _dtype(dtype: torch.dtype | str, place: torch.device) -> torch.dtype:
+    if isinstance(dtype, torch.dtype) and dtype.is_floating_point:
+        return dtype
+    check_choice("dtype", dtype, DTYPES)
+    if dtype == "auto":
+        return torch.float16 if place.type == "cuda" else torch.float32
+    return getattr(torch, dtype)  # type: ignore[call-overload]
 
 
 def _open(name: str, path: Path, dtype: torch.dtype) -> Any:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -54,6 +55,28 @@ def test_calibration_comes_back(tmp_path: Path) -> None:
         assert getattr(found, name) == getattr(CALIBRATION, name)
     assert found.statistics is not None
     assert equal(found.statistics, STATISTICS)
+
+
+def test_what_was_there_stays_where_it_cannot_be_written(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    CALIBRATION.save(tmp_path)
+    before = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
+
+    def full(*_: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("nemo_kit.files.os.fsync", full)
+    with pytest.raises(OSError, match="No space left"):
+        replace(CALIBRATION, threshold=0.9).save(tmp_path)
+    assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == before
+
+
+def test_statistics_of_another_model() -> None:
+    assert STATISTICS.check({1: 2, 2: 1}) is STATISTICS
+    text = r"the widths of the model's layers, \{1: 2\}, got \{1: 2, 2: 1\}"
+    with pytest.raises(ValueError, match=text):
+        STATISTICS.check({1: 2})
 
 
 def test_a_calibration_without_statistics(tmp_path: Path) -> None:

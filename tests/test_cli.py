@@ -382,7 +382,7 @@ def test_released_statistics_are_joined_to_the_published_threshold(
     torch.save(([torch.ones(3)], [torch.ones(3)]), tmp_path / "other.pt")
     words = ["calibrate", "--model", SD, "--device", "cpu", "--statistics"]
     assert call(monkeypatch, *words, str(tmp_path / "other.pt")) == 2
-    assert "--statistics must have the widths of the model's" in capsys.readouterr().err
+    assert "statistics must have the widths of the model's" in capsys.readouterr().err
     assert not (cached / "nemo").exists()
     assert call(monkeypatch, *words, str(tmp_path / "s.pt")) == 0
     said = f"threshold 0.428 and activation statistics written to {cached / 'nemo'}\n"

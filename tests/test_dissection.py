@@ -186,8 +186,18 @@ def test_grids_have_the_undisturbed_row_first() -> None:
     assert listed["place"].unique().tolist() == ["none 0", "key 1"]
     with pytest.raises(ValueError, match="none of kind 'convolution'"):
         layer_frames.picture_grid(pictures(8), "convolution", ["a"])
-    with pytest.raises(ValueError, match="as many of each prompt"):
-        layer_frames.picture_grid(pictures(8), "value", ["a", "x"])
+
+
+def test_grids_are_grey_where_a_prompt_failed() -> None:
+    made = pictures(8)
+    failed = (made["prompt"] == "a") & (made["place"] == "value 1")
+    whole, names = layer_frames.picture_grid(made, "value", ["b", "a"])
+    cells, same = layer_frames.picture_grid(made[~failed], "value", ["b", "a"])
+    assert names == same
+    assert cells.shape == whole.shape
+    assert (cells[1, 1] == 200).all()
+    assert (cells[:, 0] == whole[:, 0]).all()
+    assert (cells[[0, 2], 1] == whole[[0, 2], 1]).all()
 
 
 def test_the_prompts_shown_are_vm_ones_where_there_are_some() -> None:

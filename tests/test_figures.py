@@ -277,20 +277,6 @@ def test_the_key_knows_parameters_and_model_but_not_the_place(tmp_path: Path) ->
     assert [name for name, value in key().items() if value != before[name]] == ["model"]
 
 
-def test_the_revision_of_a_hub_model_is_the_one_on_this_machine(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    import huggingface_hub.constants as constants
-
-    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path))
-    assert keys.hub_revision("owner/model") == "main"
-    refs = tmp_path / "models--owner--model" / "refs"
-    refs.mkdir(parents=True)
-    (refs / "main").write_text("abc123")
-    assert keys.hub_revision("owner/model") == "abc123"
-    assert keys.hub_revision("owner/model", "fff") == "fff"
-
-
 def test_the_key_of_a_hub_model_is_its_commit_and_its_own_calibration(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -299,18 +285,23 @@ def test_the_key_of_a_hub_model_is_its_commit_and_its_own_calibration(
     monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "hub"))
     source = notebook(tmp_path) / f"{NAME}.ipynb"
     place = tmp_path / "hub" / "models--owner--model"
-    (place / "refs").mkdir(parents=True)
-    (place / "refs" / "main").write_text("abc123")
+    snapshot = place / "snapshots" / "abc123"
 
     def key(revision: str | None) -> dict[str, str]:
         chosen = registry.parameters(NAME, model="owner/model", revision=revision)
         return keys.content_key(source, chosen)
 
+    elsewhere = key(None)
+    (place / "refs").mkdir(parents=True)
+    (place / "refs" / "main").write_text("abc123")
+    snapshot.mkdir(parents=True)
+    (snapshot / "model_index.json").write_text("{}")
     before = key(None)
+    assert before != elsewhere
     assert key("main") == key("abc123") == before
     assert key("fff") != before
-    own = place / "snapshots" / "abc123" / "nemo"
-    own.mkdir(parents=True)
+    own = snapshot / "nemo"
+    own.mkdir()
     (own / "calibration.json").write_text("1")
     assert [name for name, value in key(None).items() if value != before[name]] == ["model"]
 

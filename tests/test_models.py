@@ -42,7 +42,9 @@ def test_embeddings_are_the_pipelines(toy_model: DiffusionModel, toy_folder: Pat
     pipeline = StableDiffusionPipeline.from_pretrained(toy_folder, safety_checker=None)
     text = "a caption far longer than the twelve tokens of this model"
     expected, empty = pipeline.encode_prompt(text, "cpu", 1, True)
-    torch.testing.assert_close(toy_model.embed([text, ""]), torch.cat([expected, empty]))
+    with pytest.warns(RuntimeWarning, match="more than the text encoder's 12 tokens are cut"):
+        found = toy_model.embed([text, ""])
+    torch.testing.assert_close(found, torch.cat([expected, empty]))
     assert toy_model.embed(["a"] * 130).shape == (130, 12, 16)
 
 
@@ -160,6 +162,10 @@ def test_dtype_is_applied_to_all_parts(toy_folder: Path) -> None:
     model = load(str(toy_folder), device="cpu", dtype=torch.bfloat16)
     assert {m.dtype for m in (model.denoiser, model.vae, model.text_encoder)} == {torch.bfloat16}
     assert predict(model, [1]).dtype == torch.float32
+    assert load(str(toy_folder), device="cpu", dtype="float16").dtype == torch.float16
+    for wrong in ("float64", "half", torch.int32, None):
+        with pytest.raises(ValueError, match="dtype must be one of auto, float32, float16, bfl"):
+            load(str(toy_folder), dtype=wrong)  # type: ignore[arg-type]
 
 
 def test_a_folder_brings_its_calibration(toy_folder: Path, toy_model: DiffusionModel) -> None:

@@ -10,6 +10,8 @@ import typer
 from nemo_kit.cli.options import (
     Device,
     DeviceOption,
+    Dtype,
+    DtypeOption,
     ModelOption,
     PromptsOption,
     RevisionOption,
@@ -49,6 +51,7 @@ def bench(
     model: ModelOption = "lab",
     revision: RevisionOption = None,
     device: DeviceOption = Device.auto,
+    dtype: DtypeOption = Dtype.auto,
     seeds: SeedsOption = 10,
     store: Annotated[Path, typer.Option("--store", metavar="FOLDER", help="Folder that keeps the "
                      "result of every prompt.")] = Path("runs/store"),
@@ -85,7 +88,7 @@ def bench(
     ways += [f"{ways[0]}@{name}" for name in precision or ()]
     table = prompt_table(existing(prompts or (), "--prompts"))
     chosen = choose(table, memorized=count, non_memorized=0)
-    loaded = load(model, device, revision)
+    loaded = load(model, device, revision, dtype)
     detection = range(1, seeds + 1)
     with plainly(Place(store, 1, None, retry_failed)):
         frame = measure(loaded, chosen, ways, detection, store=store, retry_failed=retry_failed)

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -12,6 +10,8 @@ import typer
 from nemo_kit.cli.options import (
     Device,
     DeviceOption,
+    Dtype,
+    DtypeOption,
     RevisionOption,
     SeedsOption,
     existing,
@@ -52,6 +52,7 @@ def calibrate(
                      "threshold and statistics from. May be repeated."),
     ] = None,
     device: DeviceOption = Device.auto,
+    dtype: DtypeOption = Dtype.auto,
     seeds: SeedsOption = 10,
     force: Annotated[
         bool, typer.Option("--force", help="Overwrite a calibration that the model has.")
@@ -71,16 +72,17 @@ def calibrate(
     prompts = _prompts(hold_out or [])
     if (here := _here(model, revision)) is not None:
         _refuse(here, force)
-    opened = load(model, device, revision)
+    opened = load(model, device, revision, dtype)
     folder = _here(model, opened.revision)
     if folder is None:
         raise ValueError(f"--model: the files of {model!r} are not on this machine")
     _refuse(folder, force)
-    _check(opened, known, released)
+    if known is not None:  # of another model: told before any work
+        known.check({layer.index: layer.width for layer in opened.searched})
     writable(folder, "--model")
     with interruptible("nothing is written"):
         made = _made(opened, prompts, seeds, known, released)
-    _write(made, folder)
+    made.save(folder)
     print(f"threshold {made.threshold:.3f} and activation statistics written to {folder}")
 
 
@@ -110,16 +112,6 @@ def _refuse(folder: Path, force: bool) -> None:
             raise ValueError(f"--model has a calibration, {folder / name}; --force overwrites it")
 
 
-def _check(model: DiffusionModel, known: ActivationStatistics | None, file: Path | None) -> None:
-    """Statistics of another model are told before any work."""
-    widths = {layer.index: layer.width for layer in model.searched}
-    if known is not None and known.widths != widths:
-        raise ValueError(
-            f"--statistics must have the widths of the model's layers, {widths}, got "
-            f"{known.widths} in {file}"
-        )
-
-
 def _made(
     model: DiffusionModel,
     prompts: list[str],
@@ -144,13 +136,3 @@ def _made(
         return found
     source = "; ".join(filter(None, [found.source, f"statistics of {file and file.name}"]))
     return replace(found, statistics=known, source=source)
-
-
-def _write(made: Calibration, folder: Path) -> None:
-    """Both files by renaming, the threshold's last: `load` looks for it."""
-    from nemo_kit.calibration import CALIBRATION_FILE, STATISTICS_FILE
-
-    with TemporaryDirectory(dir=folder, prefix=".calibrate-") as part:
-        made.save(part)
-        for name in (STATISTICS_FILE, CALIBRATION_FILE):
-            os.replace(Path(part, name), folder / name)

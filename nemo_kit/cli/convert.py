@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -52,6 +51,7 @@ def _read(path: Path) -> pd.DataFrame:
     import pandas as pd
 
     from nemo_kit.experiments import read_released
+    from nemo_kit.files import without_guard
 
     if path.suffix == ".parquet":
         return pd.read_parquet(path)
@@ -61,14 +61,9 @@ def _read(path: Path) -> pd.DataFrame:
                 return read_released(path)
         texts = pd.read_csv(path, dtype=str, keep_default_na=False)  # "None" and "NA" are prompts
         named = [name for name in ("prompt", "url") if name in texts]
-        return pd.read_csv(path).assign(**{name: texts[name].map(_unguarded) for name in named})
+        return pd.read_csv(path).assign(**{name: texts[name].map(without_guard) for name in named})
     except (UnicodeDecodeError, pd.errors.ParserError, pd.errors.EmptyDataError) as error:
         raise ValueError(f"{path} is no CSV of results: {error}") from error
-
-
-def _unguarded(cell: str) -> str:
-    """The text without the apostrophe that guards it from spreadsheets."""
-    return re.sub(r"^'(?=[=+\-@\t\r])", "", cell)
 
 
 def _as_text(frame: pd.DataFrame) -> pd.DataFrame:

@@ -11,6 +11,8 @@ import typer
 from nemo_kit.cli.options import (
     Device,
     DeviceOption,
+    Dtype,
+    DtypeOption,
     ModelOption,
     RevisionOption,
     existing,
@@ -63,6 +65,7 @@ def export(
     model: ModelOption = "lab",
     revision: RevisionOption = None,
     device: DeviceOption = Device.auto,
+    dtype: DtypeOption = Dtype.auto,
     report: Annotated[
         bool,
         typer.Option("--report/--no-report", help="Measure before and after, and write "
@@ -113,12 +116,12 @@ def export(
     existing([sscd] if sscd else [], "--sscd")
     if not out.exists():
         writable(out.resolve().parent, "--out")
-    loaded = load(model, device, revision)
+    loaded = load(model, device, revision, dtype)
     finish = None
     if report:
         _use_training_images(prompts, training)
         options = {"seeds": pictures, "steps": steps, **_networks(model, sscd, clip)}
-        finish = _reporter(loaded, way, named, others, device, options)
+        finish = _reporter(loaded, way, named, others, options)
     with interruptible(f"{out} is not written; the report's pictures so far are in runs/store"):
         folder = write(loaded, way, out, named, finish)
     print(f"wrote {folder}" + (f", report: {folder / 'removal.html'}" if report else ""))
@@ -188,7 +191,6 @@ def _reporter(
     way: Mitigation,
     prompts: list[str],
     others: list[str],
-    device: Device,
     options: dict[str, Any],
 ) -> Callable[[Path], None]:
     """What measures the written folder and puts the report into it."""
@@ -196,13 +198,14 @@ def _reporter(
 
     from nemo_kit.effects import picture_seeds
     from nemo_kit.figures.runner import root
+    from nemo_kit.models import load as open_model
     from nemo_kit.removal import measure
     from nemo_kit.removal_page import write_report
 
     store, seeds = root() / "runs" / "store", picture_seeds(options.pop("seeds"))
 
     def finish(folder: Path) -> None:
-        after = load(str(folder), device, None)
+        after = open_model(str(folder), str(model.device), model.dtype)
         found = measure(model, after, way, prompts, others, store=store, seeds=seeds, **options)
         record = json.loads((folder / "nemo" / "export.json").read_text("utf-8"))
         write_report(found, record, folder)

@@ -13,6 +13,8 @@ import typer
 from nemo_kit.cli.options import (
     Device,
     DeviceOption,
+    Dtype,
+    DtypeOption,
     ModelOption,
     PromptsOption,
     RevisionOption,
@@ -99,6 +101,7 @@ def figures(
         ),
     ] = None,
     device: DeviceOption = Device.auto,
+    dtype: DtypeOption = Dtype.auto,
     out: Annotated[
         Path | None,
         typer.Option(
@@ -168,7 +171,7 @@ def figures(
         resolve(model)  # a wrong name is told now, not by the first notebook
     rows = select(only or ())
     target = out or runner.output_folder(preset, model)
-    common = _common(model, revision, prompts, training_images, device)
+    common = _common(model, revision, prompts, training_images, device, dtype)
     if not (show or dry_run) and model != "lab":
         common["revision"] = _fetched(model, revision, rows)
     formats = [one.value for one in also or ()]
@@ -245,6 +248,7 @@ def _common(
     prompts: list[Path] | None,
     training_images: Path | None,
     device: Device,
+    dtype: Dtype,
 ) -> dict[str, Any]:
     """Parameters of every notebook; paths are absolute, since notebooks run in another folder."""
     if training_images is not None and not training_images.is_dir():
@@ -253,6 +257,7 @@ def _common(
         "model": absolute(model),
         "revision": revision,
         "device": device.value,
+        "dtype": dtype.value,
         "prompt_files": [str(path.resolve()) for path in existing(prompts or (), "--prompts")],
         "training_images": training_images and str(training_images.resolve()),
     }

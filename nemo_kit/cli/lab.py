@@ -35,5 +35,5 @@ def lab_report(
 
     store = root() / "runs" / "store"
     with interruptible(f"what is measured is kept in {store}, and the same command goes on"):
-        table = Report(store, load("lab", device, None), steps, pictures).targets()
+        table = Report(store, load("lab", device), steps, pictures).targets()
     show(table, list(table), as_json)

@@ -14,6 +14,8 @@ import typer
 from nemo_kit.cli.options import (
     Device,
     DeviceOption,
+    Dtype,
+    DtypeOption,
     JsonOption,
     ModelOption,
     PromptsOption,
@@ -78,6 +80,7 @@ def detect(
     model: ModelOption = "lab",
     revision: RevisionOption = None,
     device: DeviceOption = Device.auto,
+    dtype: DtypeOption = Dtype.auto,
     seeds: SeedsOption = 10,
     threshold: ThresholdOption = None,
     settings: SettingsOption = Preset.default,
@@ -103,7 +106,7 @@ def detect(
         refuse_elsewhere(place)
     texts = read_texts(prompt, prompts, model)
     write = writer(out)
-    loaded = opened(model, device, revision, place)
+    loaded = opened(model, device, revision, dtype, place)
     numbers = range(1, seeds + 1)
     chosen = calibrated(loaded, settings, threshold, hold_out, numbers, store)
     options = {
@@ -128,6 +131,7 @@ def localize(
     model: ModelOption = "lab",
     revision: RevisionOption = None,
     device: DeviceOption = Device.auto,
+    dtype: DtypeOption = Dtype.auto,
     seeds: SeedsOption = 10,
     search: Annotated[
         str,
@@ -172,7 +176,7 @@ def localize(
     texts = read_texts(prompt, prompts, model)
     write = _released_writer(out, prompts) if released else writer(out)
     known = read_statistics(statistics)
-    loaded = opened(model, device, revision, place)
+    loaded = opened(model, device, revision, dtype, place)
     numbers = range(1, seeds + 1)
     chosen = calibrated(loaded, settings, threshold, hold_out, numbers, store)
     options = {"search": search, "statistics": known, "threshold": threshold, "settings": chosen}

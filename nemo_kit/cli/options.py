@@ -28,6 +28,15 @@ class Device(StrEnum):
     cuda = "cuda"
 
 
+class Dtype(StrEnum):
+    """Number type of a model's weights."""
+
+    auto = "auto"
+    float32 = "float32"
+    float16 = "float16"
+    bfloat16 = "bfloat16"
+
+
 ModelOption = Annotated[
     str,
     typer.Option(
@@ -45,6 +54,11 @@ RevisionOption = Annotated[
 DeviceOption = Annotated[
     Device, typer.Option("--device", help='"auto" takes the GPU where there is one.')
 ]
+DtypeOption = Annotated[
+    Dtype,
+    typer.Option("--dtype", help='Number type of the weights; "auto" is float16 on a GPU, float32 '
+                 "elsewhere. A model whose latents overflow in float16 needs float32."),
+]  # fmt: skip
 SeedsOption = Annotated[
     int,
     typer.Option("--seeds", metavar="N", min=2, max=10_000, help="How many seeds to compare: 1 to "
@@ -74,11 +88,13 @@ StatisticsOption = Annotated[
 ]  # fmt: skip
 
 
-def load(model: str, device: Device, revision: str | None) -> Any:
+def load(
+    model: str, device: Device, revision: str | None = None, dtype: Dtype = Dtype.auto
+) -> Any:
     """The model on that device, opened when the command runs and not before."""
     from nemo_kit.models import load
 
-    return load(model, device=device.value, revision=revision)
+    return load(model, device=device.value, dtype=dtype.value, revision=revision)
 
 
 def absolute(model: str) -> str:

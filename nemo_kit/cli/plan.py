@@ -12,6 +12,8 @@ import typer
 from nemo_kit.cli.options import (
     Device,
     DeviceOption,
+    Dtype,
+    DtypeOption,
     ModelOption,
     RevisionOption,
     SeedsOption,
@@ -81,6 +83,7 @@ def plan(
     model: ModelOption = "lab",
     revision: RevisionOption = None,
     device: DeviceOption = Device.auto,
+    dtype: DtypeOption = Dtype.auto,
     seeds: SeedsOption = 10,
     threshold: ThresholdOption = None,
     statistics: StatisticsOption = None,
@@ -116,7 +119,7 @@ def plan(
     options: dict[str, Any] = {
         "threshold": threshold, "statistics": read_statistics(statistics), "search": search,
     }  # fmt: skip
-    loaded = load(model, device, revision)
+    loaded = load(model, device, revision, dtype)
     numbers = range(1, seeds + 1)
     drawn = texts if check else planning.draw(texts, detections)
     with interruptible("nothing is kept of a plan"):

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from nemo_kit.cli.options import Device, existing, interruptible, load, writable
+from nemo_kit.cli.options import Device, Dtype, existing, interruptible, load, writable
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -112,10 +112,12 @@ def refuse_elsewhere(place: Place) -> None:
         )
 
 
-def opened(model: str, device: Device, revision: str | None, place: Place) -> Any:
+def opened(
+    model: str, device: Device, revision: str | None, dtype: Dtype, place: Place
+) -> Any:
     """The model; where other processes use GPUs, it is opened here without taking one."""
     if not (place.elsewhere and _on_gpu(device, place)):
-        return load(model, device, revision)
+        return load(model, device, revision, dtype)
     import torch
 
     from nemo_kit import models
@@ -125,7 +127,8 @@ def opened(model: str, device: Device, revision: str | None, place: Place) -> An
             f"--workers must be at most {torch.cuda.device_count()}, one for each GPU here, got "
             f"{place.workers}"
         )
-    return models.load(model, "cpu", torch.float16, revision)
+    on_gpu = Dtype.float16 if dtype is Dtype.auto else dtype
+    return models.load(model, "cpu", on_gpu.value, revision)
 
 
 def for_workers(model: Any, device: Device, place: Place) -> Any:
@@ -158,6 +161,10 @@ def calibrated(
     from nemo_kit.experiments import prompt_table
     from nemo_kit.presets import calibration_for, preset
 
+    if hold_out and threshold is not None:
+        raise ValueError(
+            "--hold-out computes the threshold that --threshold gives: one of them, got both"
+        )
     chosen = preset(settings.value, model)
     if threshold is None:
         files = [hold_out] if hold_out else []

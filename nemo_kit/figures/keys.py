@@ -12,6 +12,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from nemo_kit import hub
 from nemo_kit.figures.output import PLACES
 from nemo_kit.figures.registry import Parameters
 from nemo_kit.files import PACKAGE, file_digest, folder_digest, source_digest, value_digest
@@ -118,27 +119,20 @@ def model_digest(model: str, revision: str | None = None) -> str:
     """
     if (folder := _folder(model)) is not None:
         return folder_digest(folder, _WEIGHTS)
-    commit = hub_revision(model, revision)
-    own = _hub_folder(model) / "snapshots" / commit / "nemo"
-    return value_digest([model, commit, *([folder_digest(own)] if own.is_dir() else [])])
+    there = hub.local(model, revision)
+    own = [folder_digest(there / "nemo")] if there and (there / "nemo").is_dir() else []
+    return value_digest([model, hub_revision(model, revision), *own])
+
+
+def hub_revision(model: str, revision: str | None = None) -> str:
+    """Commit that a revision of a hub model stands for on this machine; itself where unknown."""
+    folder = hub.local(model, revision)
+    return folder.name if folder else revision or "main"
 
 
 def _folder(model: str) -> Path | None:
     folder = PACKAGE / "lab" / "model" if model == "lab" else Path(model)
     return folder if folder.is_dir() else None
-
-
-def _hub_folder(model: str) -> Path:
-    from huggingface_hub.constants import HF_HUB_CACHE
-
-    return Path(HF_HUB_CACHE, f"models--{model.replace('/', '--')}")
-
-
-def hub_revision(model: str, revision: str | None = None) -> str:
-    """Commit that a revision of a hub model stands for on this machine; itself where unknown."""
-    wanted = revision or "main"
-    reference = _hub_folder(model) / "refs" / wanted
-    return reference.read_text(encoding="utf-8").strip() if reference.is_file() else wanted
 
 
 def _literal(statement: ast.stmt) -> tuple[str, Any]:

@@ -31,6 +31,7 @@ class Parameters(BaseModel):
     model: str = "lab"  # "lab", a diffusers folder, or a hub id
     revision: str | None = None  # of a hub id; None: the one that is on this machine
     device: Literal["auto", "cpu", "cuda"] = "auto"
+    dtype: Literal["auto", "float32", "float16", "bfloat16"] = "auto"  # of the model's weights
     prompt_files: list[str] = []  # CSV or text files; empty: the prompts of the lab model
     training_images: str | None = None  # folder of them; None: those of the lab model
     out: str = "../figures/lab-quick"  # figures and manifest

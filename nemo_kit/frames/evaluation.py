@@ -107,7 +107,7 @@ def _measures(
     rows: pd.DataFrame, before: pd.DataFrame, after: pd.DataFrame, looks: Looks
 ) -> pd.DataFrame:
     """Of the prompts that have both pictures: one that failed was named in a warning."""
-    kept = rows[rows["prompt"].isin(before["prompt"]) & rows["prompt"].isin(after["prompt"])]
+    kept = effects.with_pictures(rows, before, after)
     first, second = (effects.pictures(made, kept["prompt"]) for made in (before, after))
     known = [effects.training_image(prompt) for prompt in kept["prompt"]]
     embedder, clip = looks

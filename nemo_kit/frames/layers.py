@@ -12,6 +12,8 @@ import pandas as pd
 
 from nemo_kit.frames.prompts import need
 
+GREY = 200
+
 
 def shown(prompts: pd.DataFrame, most: int = 3) -> list[str]:
     """Up to so many prompts to show: VM ones, or where there are none TM ones.
@@ -31,24 +33,22 @@ def picture_grid(
 ) -> tuple[np.ndarray, list[str]]:
     """Pictures by what was switched off, the undisturbed ones first, and the rows' names.
 
-    Returns uint8 [rows, prompts, seeds, H, W, 3], seeds in their order, and a name for each row.
+    Returns uint8 [rows, prompts, seeds, H, W, 3], seeds in their order, and a name for each row;
+    grey in place of pictures that failed (`cut_all` names them in a warning).
     Parameters: `pictures`, from `dissection.cut_all`; `kind`, "value", "key" or "convolution";
     `prompts`, those to show; `most`, seeds of each.
-    Raises ValueError for a missing column, or where a prompt has no such pictures.
+    Raises ValueError for a missing column, or where there are no such pictures.
     """
     need(pictures, "prompt", "kind", "layer", "place", "image")
     wanted = pictures["kind"].isin(["none", kind]) & pictures["prompt"].isin(list(prompts))
     rows = pictures[wanted].sort_values("layer", kind="stable")
-    grid, names = [], []
-    for name, part in rows.groupby("place", sort=False):
-        there = [list(part.loc[part["prompt"] == p, "image"][:most]) for p in prompts]
-        if len({len(images) for images in there}) > 1:
-            raise ValueError(f"pictures must hold as many of each prompt for {name!r}")
-        grid.append(np.stack([np.stack(images) for images in there]))
-        names.append(str(name))
-    if len(grid) < 2:
+    names = list(rows["place"].unique())
+    if len(names) < 2:
         raise ValueError(f"pictures has none of kind {kind!r} for these prompts")
-    return np.stack(grid), names
+    images = {key: list(part[:most]) for key, part in rows.groupby(["place", "prompt"])["image"]}
+    blank = [np.full_like(rows["image"].iloc[0], GREY)] * max(map(len, images.values()))
+    cells = [[images.get((name, prompt), blank) for prompt in prompts] for name in names]
+    return np.array(cells), [str(name) for name in names]
 
 
 def picture_list(pictures: pd.DataFrame, kind: str, prompts: Sequence[str]) -> pd.DataFrame:

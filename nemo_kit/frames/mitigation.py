@@ -51,12 +51,13 @@ def rows(
     Source: paper, table 1; the others name their own.
     """
     check_whole("repeats", repeats, 1)
+    barred = union(known)
     drawn: dict[str, list[Mitigation]] = {}
     for seed in range(repeats):
         all_rows = paper_rows(found, seed, overflow=True) | further_rows(initial, seed)
         for name, way in all_rows.items():
             if seed == 0 or draws(way):
-                drawn.setdefault(name, []).append(_adjusted(way, union(known), candidates))
+                drawn.setdefault(name, []).append(_adjusted(way, barred, candidates))
     return [(name, way) for name, ways in drawn.items() for way in ways]
 
 

@@ -193,10 +193,4 @@ def _check_statistics(
             f"statistics: the model {model.name!r} has none; give statistics=… (for SD v1.4 "
             "ActivationStatistics.from_released(path)), or calibrate the model"
         )
-    widths = {layer.index: layer.width for layer in model.searched}
-    if found.widths != widths:
-        raise ValueError(
-            f"statistics: widths {found.widths} do not fit the model's {widths}; "
-            "are they of another model?"
-        )
-    return found
+    return found.check({layer.index: layer.width for layer in model.searched})

@@ -6,13 +6,13 @@ Scope: one function for the command line and notebooks.
 from __future__ import annotations
 
 import json
-import re
 from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
 
+from nemo_kit.files import without_guard
 from nemo_kit.neurons import NeuronSet, load_sets, read_results_csv
 
 _ALLOWED = (
@@ -77,7 +77,7 @@ def _csv(path: Path) -> dict[str, NeuronSet]:
 
 def _localized(frame: pd.DataFrame) -> dict[str, NeuronSet]:
     """A table that `localize` wrote; a prompt guarded from spreadsheets loses its apostrophe."""
-    prompts = [re.sub(r"^'(?=[=+\-@\t\r])", "", str(prompt)) for prompt in frame["prompt"]]
+    prompts = [without_guard(str(prompt)) for prompt in frame["prompt"]]
     sets = [NeuronSet.from_json(text) for text in frame["refined"]]
     return dict(zip(prompts, sets, strict=True))
 
