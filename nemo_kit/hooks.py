@@ -39,7 +39,7 @@ def capture(denoiser: nn.Module, projections: Iterable[Projection]) -> Iterator[
 
         return keep
 
-    with _hooked(denoiser, [(p, keeper(p.index)) for p in projections]):
+    with hooked(denoiser, [(p, keeper(p.index)) for p in projections]):
         yield seen
 
 
@@ -62,7 +62,7 @@ def scale_neurons(
     by_layer = {p.index: p for p in projections}
     check_number("factor", factor)
     plan = _plan(by_layer, sets, float(factor))
-    with _hooked(denoiser, plan):
+    with hooked(denoiser, plan):
         yield
 
 
@@ -87,7 +87,7 @@ def scale_channels(
         (by_number[i], _scaler(_gains(by_number[i], rows, factor).reshape(1, -1, 1, 1), True))
         for i in channels.layers
     ]
-    with _hooked(denoiser, plan):
+    with hooked(denoiser, plan):
         yield
 
 
@@ -112,7 +112,7 @@ def gate_neurons(
     def gater(gate: Tensor) -> Hook:
         return lambda _module, _inputs, output: output * gate.to(output)
 
-    with _hooked(denoiser, [(by_layer[i], gater(gate)) for i, gate in gates.items()]):
+    with hooked(denoiser, [(by_layer[i], gater(gate)) for i, gate in gates.items()]):
         yield
 
 
@@ -134,6 +134,19 @@ def _checked(sets: object, by_layer: Mapping[int, Place]) -> list[NeuronSet]:
         raise ValueError("sets must hold one NeuronSet for each sample of the batch, got none")
     widths = {index: projection.width for index, projection in by_layer.items()}
     return [one.check(widths) for one in sets]
+
+
+def gains(
+    projections: Iterable[Projection], sets: Sequence[NeuronSet], factor: float
+) -> dict[int, Tensor]:
+    """Layer -> [sets, 1, width]: the factor at the neurons of each set, 1 elsewhere.
+
+    Raises ValueError where a neuron does not exist or the factor is not finite.
+    """
+    by_layer = {p.index: p for p in projections}
+    check_number("factor", factor)
+    rows = _checked(sets, by_layer)
+    return {index: _gains(p, rows, factor) for index, p in by_layer.items()}
 
 
 def _gains(projection: Place, rows: Sequence[NeuronSet], factor: float) -> Tensor:
@@ -159,7 +172,11 @@ def _scaler(gains: Tensor, for_all: bool) -> Hook:
 
 
 @contextmanager
-def _hooked(denoiser: nn.Module, plan: Iterable[tuple[Place, Hook]]) -> Iterator[None]:
+def hooked(denoiser: nn.Module, plan: Iterable[tuple[Place, Hook]]) -> Iterator[None]:
+    """Forward hooks on these places inside the block.
+
+    Raises ValueError where the denoiser lacks a place.
+    """
     handles = []
     try:
         for projection, hook in plan:

@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 import re
 import warnings
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from importlib.resources import files
@@ -65,6 +65,7 @@ class DiffusionModel:
         self.device, self.dtype = device, dtype
         self.calibration = calibration
         self.samples_evaluated = 0
+        self.run: Callable[..., Any] = denoiser  # what `predict` calls; compiled code in its place
         self.value_layers = value_layers(denoiser)
         self.key_layers = key_layers(denoiser)
         self.searched: tuple[Projection, ...] = searched(self.value_layers)
@@ -136,7 +137,7 @@ class DiffusionModel:
                 f"got {list(latents.shape)} for {len(embeddings)}"
             )
         scaled = self.scheduler.scale_model_input(latents, timestep)
-        output = self.denoiser(
+        output = self.run(
             scaled.to(self.dtype),
             torch.as_tensor(timestep, device=self.device),
             encoder_hidden_states=embeddings.to(self.dtype),
@@ -208,8 +209,8 @@ def load(
     "auto" is float16 on cuda, float32 elsewhere;
     `revision`, the hub's commit, which a published result should name. A hub model that is not on
     this machine is downloaded, after a line that says how large it is.
-    Raises ValueError for an unknown name, device or dtype, for models of another shape, and where the hub
-    can't be reached.
+    Raises ValueError for an unknown name, device or dtype, for models of another shape, and where
+    the hub can't be reached.
     """
     path = resolve(name)
     place = _device(device)

@@ -10,7 +10,9 @@ import pytest
 from nemo_kit.files import spreadsheet_safe, without_guard
 
 
-@pytest.mark.parametrize("text", ["=1+1", "+a", "-a", "@a", "\tx", "'=x", "'quoted'", "'", "", "a=b"])
+@pytest.mark.parametrize(
+    "text", ["=1+1", "+a", "-a", "@a", "\tx", "'=x", "'quoted'", "'", "", "a=b"]
+)
 def test_the_guard_against_spreadsheets_comes_off_again(text: str) -> None:
     safe = spreadsheet_safe(pd.DataFrame({"prompt": [text]}))["prompt"][0]
     assert not safe.startswith(("=", "+", "-", "@", "\t"))

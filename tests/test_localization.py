@@ -397,7 +397,7 @@ def test_sd2_models_are_localized_too(sd2_model: DiffusionModel) -> None:
         ({"seeds": [1, 1]}, ValueError, "seeds must differ from one another"),
         ({"search": "quick"}, ValueError, "search must be one of"),
         ({"threshold": math.nan}, ValueError, "threshold must be a finite number, got nan"),
-        ({"statistics": STATISTICS}, ValueError, "statistics must have the widths of the model's layers"),
+        ({"statistics": STATISTICS}, ValueError, "statistics must have the widths"),
         ({"settings": LocalizationSettings(similarity=SimilaritySettings.sd())}, ValueError,
          "kernel 11 with 3 scales needs larger latents than 16×16"),
     ],

@@ -2,7 +2,7 @@
 
 Scope: `measure` runs them into a store, one shard a prompt, so that a run that was ended goes on;
 `summary` and `disagreements` make tables of it. Which way comes first changes from prompt to
-prompt. A way is a search mode, or a mode and a precision: "speculative@bfloat16".
+prompt. A way is a search mode, or a mode and a precision or "compile": "speculative@bfloat16".
 Source: "Finding NeMo" (arXiv 2406.02366), table 2; the ratios are ours.
 """
 
@@ -18,9 +18,10 @@ import pandas as pd
 from nemo_kit.bench.released import localize_released
 from nemo_kit.checks import check_choice, check_seeds, check_texts
 from nemo_kit.localization import SEARCHES, Localization, LocalizationSettings, localize
-from nemo_kit.memory import track_peak
+from nemo_kit.localization.differences import Differences
+from nemo_kit.memory import fitting, track_peak
 from nemo_kit.neurons import NeuronSet
-from nemo_kit.settings import Precision
+from nemo_kit.settings import DetectionSettings, Precision
 
 if TYPE_CHECKING:
     from nemo_kit.models import DiffusionModel
@@ -58,12 +59,12 @@ def measure(
     if missing := {"prompt", "group"} - set(prompts):
         raise ValueError(f"prompts lacks the columns {sorted(missing)}, got {list(prompts)}")
     check_texts(prompts["prompt"])
-    chosen, numbers = [_split(way) for way in ways], check_seeds(seeds, least=2, distinct=True)
-    _warm_up(model, numbers)
+    numbers = check_seeds(seeds, least=2, distinct=True)
+    _warm_up(model, numbers, any(_split(way)[1].compile for way in ways))
 
     def alternate(item: dict[str, str]) -> list[dict[str, Any]]:
-        turn = zlib.crc32(item["prompt"].encode()) % (len(chosen) + 1)
-        order = [None, *chosen]
+        turn = zlib.crc32(item["prompt"].encode()) % (len(ways) + 1)
+        order = [BASELINE, *ways]
         return [_row(model, item, way, numbers) for way in order[turn:] + order[:turn]]
 
     key = {"ways": list(ways), "seeds": numbers, "device": str(model.device), **model_key(model)}
@@ -74,39 +75,42 @@ def measure(
     return tidy(sweep)
 
 
-def _split(way: str) -> tuple[str, Precision]:
-    """Search mode and precision of a way; raises ValueError for unknown ones."""
-    search, _, precision = way.partition("@")
+def _split(way: str) -> tuple[str, LocalizationSettings]:
+    """Search mode and settings of a way; raises ValueError for unknown ones."""
+    search, _, how = way.partition("@")
     check_choice("way", search, sorted(SEARCHES))
-    check_choice("precision", precision or "model", get_args(Precision))
-    return search, precision or "model"  # type: ignore[return-value]
+    if how == "compile":
+        return search, LocalizationSettings(compile=True)
+    check_choice("precision", how or "model", get_args(Precision))
+    return search, LocalizationSettings(precision=how or "model")  # type: ignore[arg-type]
 
 
-def _warm_up(model: DiffusionModel, seeds: list[int]) -> None:
-    """The first calls of a process are slow; they are nobody's costs."""
-    from nemo_kit.localization import prompt_differences
-    from nemo_kit.memory import fitting
-
+def _warm_up(model: DiffusionModel, seeds: list[int], compiled: bool) -> None:
+    """The first calls of a process are slow, and compile; they are nobody's costs."""
     fitting(model)
-    prompt_differences(model, "warm-up", seeds)
+    draw = Differences(model, DetectionSettings(), compile=compiled)
+    noise = model.noise(seeds)
+    text = model.embed("warm-up").expand(len(seeds), -1, -1)
+    draw(noise, text)
+    for few in (1, 2) if compiled else ():
+        draw(noise[:few], text[:few], [NeuronSet({1: [0]})] * few)
 
 
 def _row(
     model: DiffusionModel,
     item: dict[str, str],
-    way: tuple[str, Precision] | None,
+    way: str,
     seeds: list[int],
 ) -> dict[str, Any]:
     peak, nearest = track_peak(model.device), float("nan")
-    if way is None:
+    if way == BASELINE:
         found, nearest = localize_released(model, item["prompt"], seeds)
     else:
-        settings = LocalizationSettings(precision=way[1])
-        found = localize(model, item["prompt"], seeds, search=way[0], settings=settings)
-    name = BASELINE if way is None else way[0] + (f"@{way[1]}" if way[1] != "model" else "")
+        search, settings = _split(way)
+        found = localize(model, item["prompt"], seeds, search=search, settings=settings)
     return {
         **item,
-        "way": name,
+        "way": way,
         "seconds": found.seconds,
         "samples": found.samples_evaluated,
         "memorized": found.memorized,

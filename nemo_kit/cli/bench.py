@@ -48,6 +48,11 @@ def bench(
         typer.Option("--precision", metavar="TYPE", help="Measure the first mode in this precision "
                      "too: bfloat16, float16. May be repeated."),
     ] = None,
+    compiled: Annotated[
+        bool,
+        typer.Option("--compile", help="Measure the first mode with torch.compile too; compiling "
+                     "takes minutes and is not counted."),
+    ] = False,
     model: ModelOption = "lab",
     revision: RevisionOption = None,
     device: DeviceOption = Device.auto,
@@ -85,7 +90,7 @@ def bench(
         find_search(mode)
     writable(out, "--out")
     ways = list(search or ("speculative", "bisect", "attributed"))
-    ways += [f"{ways[0]}@{name}" for name in precision or ()]
+    ways += [f"{ways[0]}@{name}" for name in [*(precision or ()), *["compile"] * compiled]]
     table = prompt_table(existing(prompts or (), "--prompts"))
     chosen = choose(table, memorized=count, non_memorized=0)
     loaded = load(model, device, revision, dtype)

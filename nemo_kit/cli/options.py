@@ -88,9 +88,7 @@ StatisticsOption = Annotated[
 ]  # fmt: skip
 
 
-def load(
-    model: str, device: Device, revision: str | None = None, dtype: Dtype = Dtype.auto
-) -> Any:
+def load(model: str, device: Device, revision: str | None = None, dtype: Dtype = Dtype.auto) -> Any:
     """The model on that device, opened when the command runs and not before."""
     from nemo_kit.models import load
 

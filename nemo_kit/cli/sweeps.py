@@ -112,9 +112,7 @@ def refuse_elsewhere(place: Place) -> None:
         )
 
 
-def opened(
-    model: str, device: Device, revision: str | None, dtype: Dtype, place: Place
-) -> Any:
+def opened(model: str, device: Device, revision: str | None, dtype: Dtype, place: Place) -> Any:
     """The model; where other processes use GPUs, it is opened here without taking one."""
     if not (place.elsewhere and _on_gpu(device, place)):
         return load(model, device, revision, dtype)

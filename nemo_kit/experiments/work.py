@@ -32,6 +32,7 @@ METHOD = (
     "neurons",
     "layers",
     "hooks",
+    "compilation",
     "models",
     "similarity",
     "settings",

@@ -251,12 +251,12 @@ _PICTURES = {"images": 4, "steps": 25}
 _FACTORS = [-1.0, -0.75, -0.5, -0.25, 0.25, 0.5, 0.75]
 
 NOTEBOOKS: dict[str, Notebook] = {
-    "00_quickstart": Notebook(Quickstart, {"steps": 50}, {"quick": 20, "lab": 30}),
+    "00_quickstart": Notebook(Quickstart, {"steps": 50}, {"quick": 30, "lab": 60}),
     "01_detection": Notebook(
         Detection,
         {"memorized": None, "non_memorized": None, "holdout": None, "bootstrap": 1000}
         | {"compared": 10, "detector_steps": 25},
-        {"quick": 150, "lab": 800},
+        {"quick": 60, "lab": 430},
         paper={"detector_seeds": 4, "detector_steps": 50},
     ),
     "02_activations": Notebook(
@@ -265,10 +265,10 @@ NOTEBOOKS: dict[str, Notebook] = {
     "03_localization": Notebook(
         LocalizationRun,
         {"memorized": None, "non_memorized": 40, **_PICTURES},
-        {"quick": 300, "lab": 1800},
+        {"quick": 130, "lab": 670},
     ),
     "04_dose_response": Notebook(
-        DoseResponse, {"per_rate": None, **_PICTURES}, {"quick": 120, "lab": 600}, role="ladder"
+        DoseResponse, {"per_rate": None, **_PICTURES}, {"quick": 120, "lab": 390}, role="ladder"
     ),
     "05_mitigation": Notebook(
         MitigationRun,
@@ -281,11 +281,11 @@ NOTEBOOKS: dict[str, Notebook] = {
             "noise_candidates": 2,
             "grid": 4,
         },
-        {"quick": 150, "lab": 900},
+        {"quick": 210, "lab": 840},
         paper={"repeats": 5, "known": None, "grid": 4},
     ),
     "06_memorization_types": Notebook(
-        MemorizationTypes, {"memorized": None, "images": 6, "steps": 15}, {"quick": 60, "lab": 120}
+        MemorizationTypes, {"memorized": None, "images": 6, "steps": 15}, {"quick": 55, "lab": 230}
     ),
     "07_quality": Notebook(
         Quality,
@@ -297,26 +297,26 @@ NOTEBOOKS: dict[str, Notebook] = {
             "counts": [1, 10, 50],
             "steps": 15,
         },
-        {"quick": 120, "lab": 600},
+        {"quick": 120, "lab": 270},
         paper={"repeats": 5, "counts": [25, 50, 100, 150, 250, 500, 750]},
     ),
     "08_ablation": Notebook(
         Ablation,
         {"memorized": 6, "holdout": 40, "images": 3, "steps": 15, "factors": _FACTORS},
-        {"quick": 120, "lab": 900},
+        {"quick": 110, "lab": 700},
     ),
     "09_thresholds": Notebook(
-        Thresholds, {"memorized": 6, "images": 3, "steps": 15}, {"quick": 120, "lab": 300}
+        Thresholds, {"memorized": 6, "images": 3, "steps": 15}, {"quick": 50, "lab": 370}
     ),
     "10_layers": Notebook(
         Layers,
         {"memorized": 4, "images": 3, "steps": 15, "grid": 3},
-        {"quick": 120, "lab": 700},
+        {"quick": 200, "lab": 700},
     ),
     "11_neuron_atlas": Notebook(
         NeuronAtlas,
         {"memorized": None, "non_memorized": None, "largest": 6, **_PICTURES},
-        {"quick": 90, "lab": 300},
+        {"quick": 40, "lab": 300},
     ),
 }
 

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from nemo_kit.checks import check_choice, check_number, check_seeds, check_texts
+from nemo_kit.compilation import scale_compiled
 from nemo_kit.hooks import scale_neurons
 from nemo_kit.memory import BatchSize
 from nemo_kit.neurons import NeuronSet
@@ -34,7 +35,8 @@ class Differences:
     samples where there is guidance, N otherwise).
     Parameters: `settings`, steps and guidance; `factor` and `halves`, how neurons are scaled and
     in which halves of a guided batch; `precision`, of the denoiser's operations (autocast; "model"
-    and "float32" leave them in the model's own).
+    and "float32" leave them in the model's own); `compile`, whether calls with sets run as compiled
+    code.
     Source: Algorithm 1; guidance is the ablation of table 4.
     """
 
@@ -45,12 +47,14 @@ class Differences:
         factor: float = 0.0,
         halves: Halves = "conditional",
         precision: Precision = "model",
+        compile: bool = False,
     ) -> None:
         check_choice("halves", halves, get_args(Halves))
         check_choice("precision", precision, get_args(Precision))
         check_number("factor", factor)
         self.model, self.settings = model, settings
         self.factor, self.halves, self.precision = factor, halves, precision
+        self.compile = compile
         self.timestep = model.timesteps(settings.steps)[settings.timestep_index]
         self._empty = model.embed("") if settings.guidance else None
 
@@ -86,9 +90,13 @@ class Differences:
     ) -> Tensor:
         if sets is None:
             return self.model.predict_noise(noise, self.timestep, embeddings)
-        layers = self.model.value_layers
-        with scale_neurons(self.model.denoiser, layers, sets, self.factor):
+        with self._scaled(sets):
             return self.model.predict_noise(noise, self.timestep, embeddings)
+
+    def _scaled(self, sets: Sequence[NeuronSet]) -> AbstractContextManager:
+        if self.compile:
+            return scale_compiled(self.model, sets, self.factor)
+        return scale_neurons(self.model.denoiser, self.model.value_layers, sets, self.factor)
 
     def _guided(
         self, noise: Tensor, embeddings: Tensor, sets: Sequence[NeuronSet] | None

@@ -88,7 +88,12 @@ class Run:
         self.similarity.check(*model.latent_shape[1:])
         self.settings = replace(settings, detection=self.detection, similarity=self.similarity)
         self.draw = Differences(
-            model, self.detection, settings.factor, settings.halves, settings.precision
+            model,
+            self.detection,
+            settings.factor,
+            settings.halves,
+            settings.precision,
+            settings.compile,
         )
         self.batch = BatchSize(settings.batch_size) if settings.batch_size else fitting(model)
         self.samples = dict.fromkeys(STAGES, 0)
