@@ -1,4 +1,4 @@
-"""Compiled calls against the same calls with hooks: equal, for any batch, with nothing left behind."""
+"""Compiled calls against calls with hooks: equal, for any batch, with nothing left behind."""
 
 from __future__ import annotations
 
