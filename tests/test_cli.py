@@ -429,6 +429,30 @@ def test_hold_out_prompts_give_a_folder_threshold_and_statistics(
     assert both.statistics.means[0].equal(known.statistics.means[0])
 
 
+def test_smaller_latents_are_calibrated_with_a_smaller_kernel(
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    tmp_path: Path,
+    toy_folder: Path,
+) -> None:
+    from nemo_kit.calibration import Calibration
+
+    (tmp_path / "p.txt").write_text("a dog\na cat\na cow\n")
+    model = shutil.copytree(toy_folder, tmp_path / "model")
+    words = ["calibrate", "--model", str(model), "--device", "cpu", "--seeds", "3"]
+    words += ["--hold-out", str(tmp_path / "p.txt")]
+    assert call(monkeypatch, *words) == 2
+    assert "kernel 11 with 3 scales needs larger latents than 16×16" in capsys.readouterr().err
+    assert not (model / "nemo" / "calibration.json").exists()
+    assert call(monkeypatch, *words, "--kernel", "5") == 0
+    assert "calibrate: 100%" in capsys.readouterr().err
+    assert Calibration.load(model / "nemo").similarity.kernel == 5
+    assert call(monkeypatch, *words, "--force", "--kernel", "4") == 2
+    assert "kernel must be an odd integer from 3, got 4" in capsys.readouterr().err
+    assert call(monkeypatch, *words[:-2], "--statistics", "s.pt", "--kernel", "5") == 2
+    assert "--kernel goes with --hold-out FILE" in capsys.readouterr().err
+
+
 def test_figures_of_a_model_without_statistics_are_refused_before_anything_is_done(
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],

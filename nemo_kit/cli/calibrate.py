@@ -14,6 +14,7 @@ from nemo_kit.cli.options import (
     DtypeOption,
     RevisionOption,
     SeedsOption,
+    bar,
     existing,
     interruptible,
     load,
@@ -24,6 +25,7 @@ from nemo_kit.cli.options import (
 if TYPE_CHECKING:
     from nemo_kit.calibration import ActivationStatistics, Calibration
     from nemo_kit.models import DiffusionModel
+    from nemo_kit.similarity import SimilaritySettings
 
 
 def register(app: typer.Typer) -> None:
@@ -54,6 +56,12 @@ def calibrate(
     device: DeviceOption = Device.auto,
     dtype: DtypeOption = Dtype.auto,
     seeds: SeedsOption = 10,
+    kernel: Annotated[
+        int | None,
+        typer.Option("--kernel", metavar="N",
+                     help="Width of the similarity's window, odd; by default 11, as for latents of "
+                     "64×64. Smaller latents need less, 5 for 32×32. Goes with --hold-out."),
+    ] = None,
     force: Annotated[
         bool, typer.Option("--force", help="Overwrite a calibration that the model has.")
     ] = False,
@@ -64,10 +72,15 @@ def calibrate(
     machine. --statistics joins a file to the threshold that the model has; --hold-out computes
     both, and with --statistics too, the threshold alone is computed.
     """
+    from nemo_kit.similarity import SimilaritySettings
+
     if model == "lab":
         raise ValueError("--model must be a folder or a hub id, got lab: it has its calibration")
     if not (released or hold_out):
         raise ValueError("calibrate needs --statistics FILE or --hold-out FILE, got neither")
+    if kernel is not None and not hold_out:
+        raise ValueError("--kernel goes with --hold-out FILE: without, no threshold is computed")
+    compared = None if kernel is None else SimilaritySettings(kernel=kernel)
     known = statistics(released)
     prompts = _prompts(hold_out or [])
     if (here := _here(model, revision)) is not None:
@@ -81,7 +94,7 @@ def calibrate(
         known.check({layer.index: layer.width for layer in opened.searched})
     writable(folder, "--model")
     with interruptible("nothing is written"):
-        made = _made(opened, prompts, seeds, known, released)
+        made = _made(opened, prompts, seeds, compared, known, released)
     made.save(folder)
     print(f"threshold {made.threshold:.3f} and activation statistics written to {folder}")
 
@@ -116,6 +129,7 @@ def _made(
     model: DiffusionModel,
     prompts: list[str],
     seeds: int,
+    compared: SimilaritySettings | None,
     known: ActivationStatistics | None,
     file: Path | None,
 ) -> Calibration:
@@ -126,7 +140,14 @@ def _made(
 
     found: Any = model.calibration
     if prompts:
-        found = calibrate(model, prompts, range(1, seeds + 1))
+        with bar(len(prompts), "calibrate", quiet=False) as shown:
+            found = calibrate(
+                model,
+                prompts,
+                range(1, seeds + 1),
+                similarity=compared,
+                progress=lambda _stage, done, _total: shown.update(done - shown.n),
+            )
     if found is None:
         raise ValueError(
             f"--statistics: the model {model.name!r} has no threshold to join them to; "
