@@ -6,6 +6,7 @@ long run can be stopped, killed and gone on with.
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -142,6 +143,13 @@ def localize(
             'call by call; "bisect" and "attributed" are cheaper and verified.',
         ),
     ] = "speculative",
+    compiled: Annotated[
+        bool,
+        typer.Option(
+            "--compile",
+            help="Score with torch.compile: minutes at the first prompt, then less for each.",
+        ),
+    ] = False,
     threshold: ThresholdOption = None,
     statistics: StatisticsOption = None,
     settings: SettingsOption = Preset.default,
@@ -179,6 +187,7 @@ def localize(
     loaded = opened(model, device, revision, dtype, place)
     numbers = range(1, seeds + 1)
     chosen = calibrated(loaded, settings, threshold, hold_out, numbers, store)
+    chosen = replace(chosen, compile=compiled)
     options = {"search": search, "statistics": known, "threshold": threshold, "settings": chosen}
     if not prompts:
         frame = _one_by_one(Localize(loaded, list(numbers), options), texts, "localize", as_json)
