@@ -50,7 +50,7 @@ def bench(
     ] = None,
     compiled: Annotated[
         bool,
-        typer.Option("--compile", help="Measure the first mode with torch.compile too; compiling "
+        typer.Option("--compile", help="Measure each mode with torch.compile too; compiling "
                      "takes minutes and is not counted."),
     ] = False,
     model: ModelOption = "lab",
@@ -90,7 +90,8 @@ def bench(
         find_search(mode)
     writable(out, "--out")
     ways = list(search or ("speculative", "bisect", "attributed"))
-    ways += [f"{ways[0]}@{name}" for name in [*(precision or ()), *["compile"] * compiled]]
+    compiled_ways = [f"{mode}@compile" for mode in ways if compiled]
+    ways += [*(f"{ways[0]}@{name}" for name in precision or ()), *compiled_ways]
     table = prompt_table(existing(prompts or (), "--prompts"))
     chosen = choose(table, memorized=count, non_memorized=0)
     loaded = load(model, device, revision, dtype)
