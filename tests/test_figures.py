@@ -277,6 +277,22 @@ def test_the_key_knows_parameters_and_model_but_not_the_place(tmp_path: Path) ->
     assert [name for name, value in key().items() if value != before[name]] == ["model"]
 
 
+def test_the_revision_of_a_hub_model_is_the_one_on_this_machine(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import huggingface_hub.constants as constants
+
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path))
+    assert keys.hub_revision("owner/model") == "main"
+    place = tmp_path / "models--owner--model"
+    (place / "refs").mkdir(parents=True)
+    (place / "refs" / "main").write_text("abc123")
+    (place / "snapshots" / "abc123").mkdir(parents=True)
+    (place / "snapshots" / "abc123" / "model_index.json").write_text("{}")
+    assert keys.hub_revision("owner/model") == "abc123"
+    assert keys.hub_revision("owner/model", "fff") == "fff"
+
+
 def test_the_key_of_a_hub_model_is_its_commit_and_its_own_calibration(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

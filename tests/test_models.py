@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import diffusers
 import numpy as np
@@ -166,6 +166,14 @@ def test_dtype_is_applied_to_all_parts(toy_folder: Path) -> None:
     for wrong in ("float64", "half", torch.int32, None):
         with pytest.raises(ValueError, match="dtype must be one of auto, float32, float16, bfl"):
             load(str(toy_folder), dtype=wrong)  # type: ignore[arg-type]
+
+
+def test_the_number_types_are_the_same_everywhere() -> None:
+    from nemo_kit.cli.options import Dtype
+    from nemo_kit.figures.registry import Parameters
+    from nemo_kit.models import DTYPES
+
+    assert tuple(Dtype) == get_args(Parameters.model_fields["dtype"].annotation) == DTYPES
 
 
 def test_a_folder_brings_its_calibration(toy_folder: Path, toy_model: DiffusionModel) -> None:

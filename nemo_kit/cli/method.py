@@ -52,6 +52,7 @@ from nemo_kit.cli.sweeps import (
     end,
     for_workers,
     opened,
+    refuse_both,
     refuse_elsewhere,
     sweep,
 )
@@ -102,6 +103,7 @@ def detect(
     from nemo_kit.experiments import detect_all
     from nemo_kit.experiments.method import Detect
 
+    refuse_both(threshold, hold_out)
     place = Place(store, workers, scheduler, retry_failed)
     if prompt and not prompts:
         refuse_elsewhere(place)
@@ -178,6 +180,7 @@ def localize(
     if not prompt and not prompts:
         raise ValueError("localize needs a PROMPT, or --prompts FILE")
     find_search(search)
+    refuse_both(threshold, hold_out)
     place = Place(store, workers, scheduler, retry_failed)
     if not prompts:
         refuse_elsewhere(place)

@@ -112,6 +112,14 @@ def refuse_elsewhere(place: Place) -> None:
         )
 
 
+def refuse_both(threshold: float | None, hold_out: Path | None) -> None:
+    """Raises ValueError where the threshold is given and to be computed as well."""
+    if hold_out and threshold is not None:
+        raise ValueError(
+            "--hold-out computes the threshold that --threshold gives: one of them, got both"
+        )
+
+
 def opened(model: str, device: Device, revision: str | None, dtype: Dtype, place: Place) -> Any:
     """The model; where other processes use GPUs, it is opened here without taking one."""
     if not (place.elsewhere and _on_gpu(device, place)):
@@ -159,10 +167,6 @@ def calibrated(
     from nemo_kit.experiments import prompt_table
     from nemo_kit.presets import calibration_for, preset
 
-    if hold_out and threshold is not None:
-        raise ValueError(
-            "--hold-out computes the threshold that --threshold gives: one of them, got both"
-        )
     chosen = preset(settings.value, model)
     if threshold is None:
         files = [hold_out] if hold_out else []
