@@ -208,6 +208,8 @@ def test_bad_arguments(easy: DiffusionModel, tmp_path: Path) -> None:
         measure(easy, one, ["quick"], store=tmp_path)
     with pytest.raises(ValueError, match=r"precision must be one of .*got 'int8'"):
         measure(easy, one, ["bisect@int8"], store=tmp_path)
+    with pytest.raises(ValueError, match=r"way must be one of .*got 'released'"):
+        measure(easy, one, ["bisect@compile", "released"], store=tmp_path)
     with pytest.raises(ValueError, match=r"prompts lacks the columns \['group'\]"):
         measure(easy, one[["prompt"]], store=tmp_path)
     with pytest.raises(ValueError, match="no prompt that detection flags"):

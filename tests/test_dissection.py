@@ -186,6 +186,10 @@ def test_grids_have_the_undisturbed_row_first() -> None:
     assert listed["place"].unique().tolist() == ["none 0", "key 1"]
     with pytest.raises(ValueError, match="none of kind 'convolution'"):
         layer_frames.picture_grid(pictures(8), "convolution", ["a"])
+    with pytest.raises(ValueError, match="as many of each prompt"):
+        layer_frames.picture_grid(pictures(8), "value", ["a", "x"])
+    with pytest.raises(ValueError, match=r"as many of each prompt, got \[1, 2\]"):
+        layer_frames.picture_grid(pictures(8)[1:], "value", ["a", "b"])
 
 
 def test_grids_are_grey_where_a_prompt_failed() -> None:

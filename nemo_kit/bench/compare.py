@@ -18,10 +18,14 @@ import pandas as pd
 from nemo_kit.bench.released import localize_released
 from nemo_kit.checks import check_choice, check_seeds, check_texts
 from nemo_kit.localization import SEARCHES, Localization, LocalizationSettings, localize
-from nemo_kit.localization.differences import Differences
+from nemo_kit.localization.differences import (
+    Differences,
+    detection_settings,
+    prompt_differences,
+)
 from nemo_kit.memory import fitting, track_peak
 from nemo_kit.neurons import NeuronSet
-from nemo_kit.settings import DetectionSettings, Precision
+from nemo_kit.settings import Precision
 
 if TYPE_CHECKING:
     from nemo_kit.models import DiffusionModel
@@ -59,13 +63,13 @@ def measure(
     if missing := {"prompt", "group"} - set(prompts):
         raise ValueError(f"prompts lacks the columns {sorted(missing)}, got {list(prompts)}")
     check_texts(prompts["prompt"])
+    chosen = {BASELINE: None, **{way: _split(way) for way in ways}}
     numbers = check_seeds(seeds, least=2, distinct=True)
-    _warm_up(model, numbers, any(_split(way)[1].compile for way in ways))
+    _warm_up(model, numbers, any(how and how[1].compile for how in chosen.values()))
 
     def alternate(item: dict[str, str]) -> list[dict[str, Any]]:
-        turn = zlib.crc32(item["prompt"].encode()) % (len(ways) + 1)
-        order = [BASELINE, *ways]
-        return [_row(model, item, way, numbers) for way in order[turn:] + order[:turn]]
+        turn, order = zlib.crc32(item["prompt"].encode()) % len(chosen), list(chosen)
+        return [_row(model, item, way, chosen[way], numbers) for way in order[turn:] + order[:turn]]
 
     key = {"ways": list(ways), "seeds": numbers, "device": str(model.device), **model_key(model)}
     items = prompts[["prompt", "group"]].to_dict("records")
@@ -88,26 +92,26 @@ def _split(way: str) -> tuple[str, LocalizationSettings]:
 def _warm_up(model: DiffusionModel, seeds: list[int], compiled: bool) -> None:
     """The first calls of a process are slow, and compile; they are nobody's costs."""
     fitting(model)
-    draw = Differences(model, DetectionSettings(), compile=compiled)
-    noise = model.noise(seeds)
-    text = model.embed("warm-up").expand(len(seeds), -1, -1)
-    draw(noise, text)
-    for few in (1, 2) if compiled else ():
-        draw(noise[:few], text[:few], [NeuronSet({1: [0]})] * few)
+    prompt_differences(model, "warm-up", seeds)
+    if compiled:
+        draw = Differences(model, detection_settings(model), compile=True)
+        noise, text = model.noise(seeds), model.embed("warm-up")
+        for few in (1, 2):
+            draw(noise[:few], text.expand(few, -1, -1), [NeuronSet({1: [0]})] * few)
 
 
 def _row(
     model: DiffusionModel,
     item: dict[str, str],
     way: str,
+    how: tuple[str, LocalizationSettings] | None,
     seeds: list[int],
 ) -> dict[str, Any]:
     peak, nearest = track_peak(model.device), float("nan")
-    if way == BASELINE:
+    if how is None:
         found, nearest = localize_released(model, item["prompt"], seeds)
     else:
-        search, settings = _split(way)
-        found = localize(model, item["prompt"], seeds, search=search, settings=settings)
+        found = localize(model, item["prompt"], seeds, search=how[0], settings=how[1])
     return {
         **item,
         "way": way,

@@ -37,7 +37,8 @@ def picture_grid(
     grey in place of pictures that failed (`cut_all` names them in a warning).
     Parameters: `pictures`, from `dissection.cut_all`; `kind`, "value", "key" or "convolution";
     `prompts`, those to show; `most`, seeds of each.
-    Raises ValueError for a missing column, or where there are no such pictures.
+    Raises ValueError for a missing column, or where there are no such pictures, none of a prompt,
+    or more of one than of another.
     """
     need(pictures, "prompt", "kind", "layer", "place", "image")
     wanted = pictures["kind"].isin(["none", kind]) & pictures["prompt"].isin(list(prompts))
@@ -46,7 +47,10 @@ def picture_grid(
     if len(names) < 2:
         raise ValueError(f"pictures has none of kind {kind!r} for these prompts")
     images = {key: list(part[:most]) for key, part in rows.groupby(["place", "prompt"])["image"]}
-    blank = [np.full_like(rows["image"].iloc[0], GREY)] * max(map(len, images.values()))
+    counts = {len(part) for part in images.values()}
+    if len(counts) > 1 or not set(prompts) <= set(rows["prompt"]):
+        raise ValueError(f"pictures must hold as many of each prompt, got {sorted(counts)}")
+    blank = [np.full_like(rows["image"].iloc[0], GREY)] * counts.pop()
     cells = [[images.get((name, prompt), blank) for prompt in prompts] for name in names]
     return np.array(cells), [str(name) for name in names]
 
