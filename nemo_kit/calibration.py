@@ -21,7 +21,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from nemo_kit.checks import check_number
-from nemo_kit.files import write_atomically, write_json
+from nemo_kit.files import json_writer, write_together
 from nemo_kit.settings import DetectionSettings, from_dict, to_dict
 from nemo_kit.similarity import SimilaritySettings
 
@@ -152,8 +152,9 @@ class Calibration:
     def save(self, folder: str | Path) -> None:
         """Write `calibration.json` and, where there are any, `statistics.safetensors`.
 
-        Each file is there in full or as it was; `calibration.json`, which `load` looks for, comes
-        last. A model's own calibration lies in the folder `nemo` inside the model's folder.
+        Either both are written in full, or both are as they were; statistics of before do not
+        stay beside a calibration without any. A model's own calibration lies in the folder `nemo`
+        inside the model's folder.
         """
         folder = Path(folder)
         folder.mkdir(parents=True, exist_ok=True)
@@ -162,9 +163,11 @@ class Calibration:
             "similarity": to_dict(self.similarity),
             "detection": to_dict(self.detection),
         }
-        if self.statistics is not None:
-            write_atomically(folder / STATISTICS_FILE, self.statistics.save)
-        write_json(folder / CALIBRATION_FILE, plain)
+        statistics = folder / STATISTICS_FILE
+        own = {} if self.statistics is None else {statistics: self.statistics.save}
+        write_together({**own, folder / CALIBRATION_FILE: json_writer(plain)})
+        if not own:
+            statistics.unlink(missing_ok=True)
 
     @classmethod
     def load(cls, folder: str | Path) -> Calibration:

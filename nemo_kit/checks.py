@@ -1,6 +1,7 @@
 """Checks of what callers give: each error names the parameter, what is allowed, and what came.
 
-Scope: texts, seeds, numbers, choices; used by every room above.
+Scope: texts, seeds, numbers, choices; used by every room above. What no input can help is a
+`MachineError`, which ends a run over many inputs.
 """
 
 from __future__ import annotations
@@ -8,6 +9,12 @@ from __future__ import annotations
 import math
 import operator
 from collections.abc import Iterable, Sequence
+
+HALF_PRECISION = 'in half precision? then dtype="float32" (--dtype float32) helps'
+
+
+class MachineError(RuntimeError):
+    """This process can't do its work, whatever it is given: no fault of the input."""
 
 
 def check_texts(prompts: object, empty_allowed: bool = False) -> list[str]:

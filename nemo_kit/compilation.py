@@ -1,9 +1,9 @@
 """Denoiser calls with neurons scaled, as compiled code (torch.compile).
 
-Scope: what `hooks.scale_neurons` does, for many calls of one model. Compiled code does not see
-hooks that come later, so here the same hooks serve every call: they multiply each value layer's
-outputs by gains that the code takes as inputs, 1 where nothing is scaled. Outside the block the
-denoiser runs as ever, and sees every hook.
+Scope: what `hooks.scale_neurons` does, for many calls of one model. The same hooks serve every
+call: they multiply each value layer's outputs by gains that the code takes as inputs, 1 where
+nothing is scaled, so that other sets are no reason to compile anew. Other hooks on the denoiser
+are. Outside the block the denoiser runs as ever.
 """
 
 from __future__ import annotations
@@ -16,7 +16,8 @@ from weakref import WeakKeyDictionary
 import torch
 from torch import Tensor, nn
 
-from nemo_kit.hooks import Hook, gains, hooked
+from nemo_kit.checks import MachineError
+from nemo_kit.hooks import Hook, hooked, sample_gains
 from nemo_kit.neurons import NeuronSet
 
 if TYPE_CHECKING:
@@ -31,21 +32,30 @@ def scale_compiled(
 
     The first call of a model compiles for minutes, one of a single sample apart from larger ones.
     Parameters: `sets`, one set for each sample of the batch; `factor`, 0 deactivates.
-    Raises ValueError where a neuron does not exist; at a call, ValueError where the batch has
-    another length than the list, RuntimeError where torch can't compile here.
+    Raises as `hooks.scale_neurons`, RuntimeError inside another such block of this model; at a
+    call, ValueError where the batch has another length than the list, MachineError where torch
+    can't compile here.
     Source: section 3.2, "deactivating".
     """
-    if model not in _compiled:
-        _compiled[model] = _Compiled(model.denoiser)
-    code, before = _compiled[model], model.run
-    made = gains(model.value_layers, sets, factor)
+    if model.compiled is not None:
+        raise RuntimeError("scale_compiled: blocks of one model can't lie inside each other")
+    code = _code(model)
+    made = sample_gains(model.value_layers, sets, factor)
     code.gains = {layer: gain.to(model.device, model.dtype) for layer, gain in made.items()}
-    with hooked(model.denoiser, [(p, code.hook(p.index)) for p in model.value_layers]):
-        model.run = code
+    with hooked(model.denoiser, {p.name: code.hook(p.index) for p in model.value_layers}):
+        model.compiled = code
         try:
             yield
         finally:
-            model.run, code.gains = before, {}
+            model.compiled, code.gains = None, {}
+
+
+def _code(model: DiffusionModel) -> _Compiled:
+    """The model's compiled code, made anew where it has another denoiser by now."""
+    found = _compiled.get(model)
+    if found is None or found.denoiser is not model.denoiser:
+        found = _compiled[model] = _Compiled(model.denoiser)
+    return found
 
 
 class _Compiled:
@@ -53,7 +63,7 @@ class _Compiled:
 
     def __init__(self, denoiser: nn.Module) -> None:
         self.gains: dict[int, Tensor] = {}
-        self._denoiser = denoiser
+        self.denoiser = denoiser
         self._run = torch.compile(self._scaled)
         self._hooks: dict[int, Hook] = {}
 
@@ -72,20 +82,28 @@ class _Compiled:
                 f"sets holds {held} neuron sets, but the batch has {len(latents)} samples; give "
                 "one for each sample"
             )
-        for tensor in (latents, *self.gains.values(), *named.values()):
-            if isinstance(tensor, Tensor):
-                torch._dynamo.maybe_mark_dynamic(tensor, 0)
+        gains = {layer: _batched(gain) for layer, gain in self.gains.items()}
+        named = {name: _batched(value) for name, value in named.items()}
         try:
-            return self._run(self.gains, latents, *others, **named)
-        except torch._dynamo.exc.TorchDynamoException as error:
-            raise RuntimeError(
+            with torch._dynamo.config.patch(skip_nnmodule_hook_guards=False):
+                return self._run(gains, _batched(latents), *others, **named)
+        except torch._dynamo.exc.BackendCompilerFailed as error:
+            raise MachineError(
                 "compile: torch.compile does not work here; on a CPU it needs a C++ compiler, on a "
                 f"GPU Triton ({' '.join(str(error).split())[:200]})"
             ) from error
 
     def _scaled(self, gains: dict[int, Tensor], *inputs: Any, **named: Any) -> Any:
         self.gains = gains  # inside, so that the code takes them as inputs of any batch size
-        return self._denoiser(*inputs, **named)
+        return self.denoiser(*inputs, **named)
+
+
+def _batched(value: Any) -> Any:
+    """A tensor as the code takes it: laid out plainly, of any batch size; others as they are."""
+    if isinstance(value, Tensor):
+        value = value.contiguous()
+        torch._dynamo.maybe_mark_dynamic(value, 0)
+    return value
 
 
 _compiled: WeakKeyDictionary[DiffusionModel, _Compiled] = WeakKeyDictionary()

@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from nemo_kit.checks import check_number, check_seeds, check_text, check_whole
+from nemo_kit.checks import HALF_PRECISION, check_number, check_seeds, check_text, check_whole
 from nemo_kit.hooks import capture
 from nemo_kit.mitigation.gap import is_sd2, relative_size
 
@@ -58,7 +58,9 @@ class _Count:
         """The score, by default the mean over seeds. Raises FloatingPointError for NaN."""
         numbers = values.double().cpu()
         if not torch.isfinite(numbers).all():
-            raise FloatingPointError(f"{name} became NaN or infinite in {self.model.dtype}")
+            raise FloatingPointError(
+                f"{name} became NaN or infinite in {self.model.dtype} ({HALF_PRECISION})"
+            )
         score = numbers.mean().item() if own is None else own
         samples = self.model.samples_evaluated - self.before
         seconds = time.perf_counter() - self.started

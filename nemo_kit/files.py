@@ -28,25 +28,44 @@ def write_atomically(path: Path, write: Callable[[Path], Any]) -> None:
 
     Raises what ``write`` raises (OSError on a full disk); ``path`` is then as it was before.
     """
-    part = path.with_name(f".{path.name}.{token_hex(6)}.tmp")  # apart on every machine
+    write_together({path: write})
+
+
+def write_together(writers: Mapping[Path, Callable[[Path], Any]]) -> None:
+    """Let each function fill a temporary file beside its path; then rename all, or none.
+
+    Raises what one of them raises (OSError on a full disk); all paths are then as they were.
+    """
+    parts = {path: path.with_name(f".{path.name}.{token_hex(6)}.tmp") for path in writers}
     try:
-        write(part)
-        with part.open("rb+") as file:
-            os.fsync(file.fileno())
-        os.replace(part, path)
+        for path, part in parts.items():
+            writers[path](part)
+            with part.open("rb+") as file:
+                os.fsync(file.fileno())
+        for path, part in parts.items():
+            os.replace(part, path)
     finally:
-        part.unlink(missing_ok=True)
+        for part in parts.values():
+            part.unlink(missing_ok=True)
 
 
 def write_json(path: Path, content: Any) -> Path:
     """Write JSON by temporary file, fsync and rename; returns the path."""
-    text = json.dumps(content, indent=1, ensure_ascii=False) + "\n"
-    write_atomically(path, lambda part: part.write_text(text, encoding="utf-8"))
+    write_atomically(path, json_writer(content))
     return path
 
 
+def json_writer(content: Any) -> Callable[[Path], Any]:
+    """A function that writes this content to a path as JSON."""
+    text = json.dumps(content, indent=1, ensure_ascii=False) + "\n"
+    return lambda part: part.write_text(text, encoding="utf-8")
+
+
 def spreadsheet_safe(frame: pd.DataFrame) -> pd.DataFrame:
-    """The frame with an apostrophe before text that a spreadsheet would take for a formula."""
+    """The frame with an apostrophe before text that a spreadsheet would take for a formula.
+
+    Text that is a formula behind apostrophes gets one more, so that `without_guard` is exact.
+    """
     return frame.map(lambda cell: f"'{cell}" if isinstance(cell, str) and _risky(cell) else cell)
 
 

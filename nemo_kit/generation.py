@@ -17,7 +17,14 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from nemo_kit.checks import check_choice, check_number, check_seeds, check_texts, check_whole
+from nemo_kit.checks import (
+    HALF_PRECISION,
+    check_choice,
+    check_number,
+    check_seeds,
+    check_texts,
+    check_whole,
+)
 from nemo_kit.hooks import scale_neurons
 from nemo_kit.neurons import NeuronSet
 from nemo_kit.settings import Halves
@@ -205,7 +212,7 @@ class _Sampler:
     def _report(self, latents: Tensor) -> None:
         if not torch.isfinite(latents).all():
             raise FloatingPointError(
-                f"latents became NaN or infinite in {self.model.dtype}; load with torch.float32"
+                f"latents became NaN or infinite in {self.model.dtype} ({HALF_PRECISION})"
             )
         self.done += 1
         if self.progress:

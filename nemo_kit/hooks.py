@@ -1,8 +1,8 @@
 """Context managers that read or scale what projections put out, and leave nothing behind.
 
-Scope: projections of the attention, and channels of convolutions. One context manager an intent;
-hooks are registered on entering and removed on leaving, whatever raises. Outputs are never written
-in place. Nothing of the method lives here.
+Scope: projections of the attention, channels of convolutions, and `hooked` for what others hook.
+One context manager an intent; hooks are registered on entering and removed on leaving, whatever
+raises. Outputs are never written in place. Nothing of the method lives here.
 Source: "Finding NeMo" (arXiv 2406.02366), section 3: deactivating a neuron multiplies its output
 by 0, scaling by any factor.
 """
@@ -39,7 +39,7 @@ def capture(denoiser: nn.Module, projections: Iterable[Projection]) -> Iterator[
 
         return keep
 
-    with hooked(denoiser, [(p, keeper(p.index)) for p in projections]):
+    with hooked(denoiser, {p.name: keeper(p.index) for p in projections}):
         yield seen
 
 
@@ -83,10 +83,10 @@ def scale_channels(
     by_number = {c.index: c for c in convolutions}
     check_number("factor", factor)
     rows = _checked([channels], by_number)
-    plan = [
-        (by_number[i], _scaler(_gains(by_number[i], rows, factor).reshape(1, -1, 1, 1), True))
+    plan = {
+        by_number[i].name: _scaler(_gains(by_number[i], rows, factor).reshape(1, -1, 1, 1), True)
         for i in channels.layers
-    ]
+    }
     with hooked(denoiser, plan):
         yield
 
@@ -112,19 +112,19 @@ def gate_neurons(
     def gater(gate: Tensor) -> Hook:
         return lambda _module, _inputs, output: output * gate.to(output)
 
-    with hooked(denoiser, [(by_layer[i], gater(gate)) for i, gate in gates.items()]):
+    with hooked(denoiser, {by_layer[i].name: gater(gate) for i, gate in gates.items()}):
         yield
 
 
 def _plan(
     by_layer: dict[int, Projection], sets: NeuronSet | Sequence[NeuronSet], factor: float
-) -> list[tuple[Projection, Hook]]:
+) -> dict[str, Hook]:
     alone = isinstance(sets, NeuronSet)
     rows = _checked([sets] if alone else sets, by_layer)  # type: ignore[list-item]
     touched = sorted({layer for one in rows for layer in one.layers})
     if not alone and not touched:
         touched = sorted(by_layer)[:1]  # nothing to scale, yet the batch length is to be checked
-    return [(by_layer[i], _scaler(_gains(by_layer[i], rows, factor), alone)) for i in touched]
+    return {by_layer[i].name: _scaler(_gains(by_layer[i], rows, factor), alone) for i in touched}
 
 
 def _checked(sets: object, by_layer: Mapping[int, Place]) -> list[NeuronSet]:
@@ -136,12 +136,13 @@ def _checked(sets: object, by_layer: Mapping[int, Place]) -> list[NeuronSet]:
     return [one.check(widths) for one in sets]
 
 
-def gains(
+def sample_gains(
     projections: Iterable[Projection], sets: Sequence[NeuronSet], factor: float
 ) -> dict[int, Tensor]:
-    """Layer -> [sets, 1, width]: the factor at the neurons of each set, 1 elsewhere.
+    """What `scale_neurons` multiplies by: layer -> [sets, 1, width], 1 where nothing is scaled.
 
-    Raises ValueError where a neuron does not exist or the factor is not finite.
+    Raises TypeError where `sets` is no list of neuron sets, ValueError where it is empty, a neuron
+    does not exist or the factor is not finite.
     """
     by_layer = {p.index: p for p in projections}
     check_number("factor", factor)
@@ -172,26 +173,27 @@ def _scaler(gains: Tensor, for_all: bool) -> Hook:
 
 
 @contextmanager
-def hooked(denoiser: nn.Module, plan: Iterable[tuple[Place, Hook]]) -> Iterator[None]:
-    """Forward hooks on these places inside the block.
+def hooked(denoiser: nn.Module, hooks: Mapping[str, Hook]) -> Iterator[None]:
+    """Call a function after each run of a module inside the block.
 
-    Raises ValueError where the denoiser lacks a place.
+    Parameters: `hooks`, module name -> function of (module, inputs, output), whose result, unless
+    None, takes the output's place.
+    Raises ValueError where the denoiser lacks a module.
     """
     handles = []
     try:
-        for projection, hook in plan:
-            handles.append(_module(denoiser, projection).register_forward_hook(hook))
+        for name, hook in hooks.items():
+            handles.append(_module(denoiser, name).register_forward_hook(hook))
         yield
     finally:
         for handle in handles:
             handle.remove()
 
 
-def _module(denoiser: nn.Module, projection: Place) -> nn.Module:
+def _module(denoiser: nn.Module, name: str) -> nn.Module:
     try:
-        return denoiser.get_submodule(projection.name)
+        return denoiser.get_submodule(name)
     except AttributeError as error:
         raise ValueError(
-            f"projections: this denoiser has no {projection.name!r}; "
-            "find them with the functions of nemo_kit.layers"
+            f"this denoiser has no module {name!r}; nemo_kit.layers finds those it has"
         ) from error

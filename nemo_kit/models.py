@@ -23,7 +23,7 @@ from torch import Tensor, nn
 
 from nemo_kit import hub
 from nemo_kit.calibration import CALIBRATION_FILE, Calibration, published
-from nemo_kit.checks import check_choice, check_seeds, check_texts
+from nemo_kit.checks import HALF_PRECISION, check_choice, check_seeds, check_texts
 from nemo_kit.layers import Projection, key_layers, searched, value_layers
 
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
@@ -40,7 +40,8 @@ class DiffusionModel:
     Parameters: the parts of a pipeline, all on `device`; see `load`, which makes one.
     Attributes: `value_layers`, `key_layers` (all), `searched` (value layers of down and mid),
     `calibration` (or None), `guidance` (of its images: 7 as in the paper, unless the folder says
-    another), `samples_evaluated` (samples the denoiser has processed so far).
+    another), `samples_evaluated` (samples the denoiser has processed so far), `compiled` (None, or
+    what `predict` calls in place of the denoiser: see `nemo_kit.compilation`).
     """
 
     def __init__(
@@ -65,7 +66,7 @@ class DiffusionModel:
         self.device, self.dtype = device, dtype
         self.calibration = calibration
         self.samples_evaluated = 0
-        self.run: Callable[..., Any] = denoiser  # what `predict` calls; compiled code in its place
+        self.compiled: Callable[..., Any] | None = None
         self.value_layers = value_layers(denoiser)
         self.key_layers = key_layers(denoiser)
         self.searched: tuple[Projection, ...] = searched(self.value_layers)
@@ -83,14 +84,14 @@ class DiffusionModel:
         """
         texts = check_texts(prompts, empty_allowed=True)
         parts = [texts[i : i + _TEXTS_AT_ONCE] for i in range(0, len(texts), _TEXTS_AT_ONCE)]
-        with torch.no_grad():
-            return torch.cat([self._embed(part) for part in parts])
-
-    def _embed(self, texts: list[str]) -> Tensor:
         length = min(self.tokenizer.model_max_length, self._config.max_position_embeddings)
         if any(len(ids) > length for ids in self.tokenizer(texts, verbose=False).input_ids):
             told = f"prompts of more than the text encoder's {length} tokens are cut to them"
-            warnings.warn(told, RuntimeWarning, stacklevel=3)  # one text: shown once, not a prompt
+            warnings.warn(told, RuntimeWarning, stacklevel=2)  # one text: shown once, not a prompt
+        with torch.no_grad():
+            return torch.cat([self._embed(part, length) for part in parts])
+
+    def _embed(self, texts: list[str], length: int) -> Tensor:
         tokens = self.tokenizer(
             texts, padding="max_length", max_length=length, truncation=True, return_tensors="pt"
         ).to(self.device)
@@ -137,7 +138,7 @@ class DiffusionModel:
                 f"got {list(latents.shape)} for {len(embeddings)}"
             )
         scaled = self.scheduler.scale_model_input(latents, timestep)
-        output = self.run(
+        output = (self.compiled or self.denoiser)(
             scaled.to(self.dtype),
             torch.as_tensor(timestep, device=self.device),
             encoder_hidden_states=embeddings.to(self.dtype),
@@ -170,7 +171,7 @@ class DiffusionModel:
         Raises ValueError where a latent is not finite.
         """
         if not torch.isfinite(latents).all():
-            raise ValueError("latents must be finite, got NaN or infinity (in half precision?)")
+            raise ValueError(f"latents must be finite, got NaN or infinity ({HALF_PRECISION})")
         with torch.no_grad():
             parts = [self._decode(part) for part in latents.split(_IMAGES_AT_ONCE)]
         return torch.cat(parts).permute(0, 2, 3, 1).cpu().numpy()
@@ -198,7 +199,7 @@ class DiffusionModel:
 def load(
     name: str = "lab",
     device: str = "auto",
-    dtype: torch.dtype | str = "auto",
+    dtype: torch.dtype | str | None = "auto",
     revision: str | None = None,
 ) -> DiffusionModel:
     """Open a model.
@@ -206,7 +207,7 @@ def load(
     Returns a `DiffusionModel`; a folder `nemo` beside its parts is read as its calibration.
     Parameters: `name`, "lab" (embedded), a diffusers folder, or a hub id; `device`, "auto", "cpu",
     "cuda" or another of torch's; `dtype`, one of torch's or "float32", "float16", "bfloat16";
-    "auto" is float16 on cuda, float32 elsewhere;
+    "auto" (or None) is float16 on cuda, float32 elsewhere;
     `revision`, the hub's commit, which a published result should name. A hub model that is not on
     this machine is downloaded, after a line that says how large it is.
     Raises ValueError for an unknown name, device or dtype, for models of another shape, and where
@@ -266,12 +267,18 @@ def _device(device: str) -> torch.device:
     return place
 
 
-def _dtype(dtype: torch.dtype | str, place: torch.device) -> torch.dtype:
+def default_dtype(device: torch.device) -> torch.dtype:
+    """The number type that "auto" means on a device."""
+    return torch.float16 if device.type == "cuda" else torch.float32
+
+
+def _dtype(dtype: torch.dtype | str | None, place: torch.device) -> torch.dtype:
     if isinstance(dtype, torch.dtype) and dtype.is_floating_point:
         return dtype
+    dtype = "auto" if dtype is None else dtype
     check_choice("dtype", dtype, DTYPES)
     if dtype == "auto":
-        return torch.float16 if place.type == "cuda" else torch.float32
+        return default_dtype(place)
     return getattr(torch, dtype)  # type: ignore[call-overload]
 
 

@@ -14,6 +14,8 @@ from pathlib import Path
 
 import pandas as pd
 
+from nemo_kit.files import without_guard
+
 
 def read_prompts(path: str | Path) -> pd.DataFrame:
     """A prompt file as a frame.
@@ -91,7 +93,8 @@ def _read_csv(path: Path) -> pd.DataFrame:
         frame = frame.rename(columns=theirs)
     if "prompt" not in frame:
         raise ValueError(f"{path} needs a column 'prompt' (or 'Caption'), got {list(frame)}")
-    return frame.assign(prompt=_filled(frame["prompt"], f"{path}: the prompt"))
+    prompts = _filled(frame["prompt"], f"{path}: the prompt")
+    return frame.assign(prompt=prompts.map(without_guard))  # of a table that this package wrote
 
 
 def _cells(line: str, separator: str) -> list[str]:

@@ -20,7 +20,7 @@ from torch import Tensor
 from torch.nn import functional as F
 from torchmetrics.functional.image import structural_similarity_index_measure as ssim
 
-from nemo_kit.checks import check_choice, check_number, is_whole
+from nemo_kit.checks import HALF_PRECISION, check_choice, check_number, is_whole
 
 _PAIRS_AT_ONCE = 512  # bounds memory: five filtered copies of each pair are alive at a time
 
@@ -176,4 +176,4 @@ def _same_shape(name_a: str, a: Tensor, name_b: str, b: Tensor) -> None:
 
 def _finite(name: str, values: Tensor) -> None:
     if not torch.isfinite(values).all():
-        raise ValueError(f"{name} must be finite, got NaN or infinity (in half precision?)")
+        raise ValueError(f"{name} must be finite, got NaN or infinity ({HALF_PRECISION})")

@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
+from weakref import WeakKeyDictionary
 
 import pandas as pd
 import pytest
 import torch
 from conftest import TOY_SIMILARITY
 from test_cli import call
-from toys import TEXT_WIDTH, save_pipeline, unet
+from toys import TEXT_WIDTH, count_hooks, save_pipeline, unet
 
 from nemo_kit.bench import (
     compare,
@@ -73,12 +75,43 @@ def test_a_run_goes_on_and_gives_ratios(easy: DiffusionModel, tmp_path: Path) ->
     assert sorted(frame["way"]) == ["attributed", "released"]
     before = easy.samples_evaluated
     again = measure(easy, prompts, **options)
-    assert easy.samples_evaluated - before == 3  # the warm-up alone
+    assert easy.samples_evaluated == before  # nothing was left, so nothing was warmed up
     pd.testing.assert_frame_equal(again, frame)
     ratios = summary(frame)
     assert ratios["group"].tolist() == ["VM", "VM"]
     assert ratios.loc[1, "samples"] < 0.5
     assert ratios.loc[1, "verified"] == 1
+
+
+@pytest.mark.slow
+def test_a_compiled_way_compiles_before_it_is_timed(
+    easy: DiffusionModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Traced as for compilation and run by torch, so that no C++ is compiled."""
+    torch.compiler.reset()
+    traced, timed = [], []
+
+    def counting(graph: Any, _inputs: Any) -> Any:
+        traced.append(len(timed))
+        return graph
+
+    def row(*given: Any) -> Any:
+        timed.append(given[2])
+        return real(*given)
+
+    real = compare._row
+    monkeypatch.setattr(compare, "_row", row)
+    monkeypatch.setattr(torch, "compile", partial(torch.compile, backend=counting))
+    monkeypatch.setattr("nemo_kit.compilation._compiled", WeakKeyDictionary())
+    prompts = pd.DataFrame({"prompt": ["a red cup"], "group": ["VM"]})
+    options: Any = {"seeds": SEEDS, "store": tmp_path, "progress": False}
+    frame = measure(easy, prompts, ["speculative", "speculative@compile"], **options)
+    assert sorted(timed) == ["released", "speculative", "speculative@compile"]
+    assert traced == [0, 0]  # one sample, and more of them; nothing in what is timed
+    found = frame.set_index("way")
+    assert found.loc["speculative@compile", "refined"] == found.loc["released", "refined"]
+    assert found.loc["speculative@compile", "samples"] == found.loc["speculative", "samples"]
+    assert count_hooks(easy.denoiser) == 0
 
 
 def test_a_prompt_that_fails_is_named_and_tried_again_when_asked(

@@ -57,19 +57,30 @@ def test_calibration_comes_back(tmp_path: Path) -> None:
     assert equal(found.statistics, STATISTICS)
 
 
+@pytest.mark.parametrize("failing", [1, 2])
 def test_what_was_there_stays_where_it_cannot_be_written(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, failing: int
 ) -> None:
     CALIBRATION.save(tmp_path)
     before = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
+    calls = []
 
-    def full(*_: object) -> None:
-        raise OSError(28, "No space left on device")
+    def full(file: int) -> None:
+        calls.append(file)
+        if len(calls) == failing:
+            raise OSError(28, "No space left on device")
 
     monkeypatch.setattr("nemo_kit.files.os.fsync", full)
+    other = ActivationStatistics((torch.ones(4),), (torch.ones(4),))
     with pytest.raises(OSError, match="No space left"):
-        replace(CALIBRATION, threshold=0.9).save(tmp_path)
+        replace(CALIBRATION, threshold=0.9, statistics=other).save(tmp_path)
     assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == before
+
+
+def test_statistics_of_before_do_not_stay(tmp_path: Path) -> None:
+    CALIBRATION.save(tmp_path)
+    replace(CALIBRATION, statistics=None).save(tmp_path)
+    assert Calibration.load(tmp_path).statistics is None
 
 
 def test_statistics_of_another_model() -> None:

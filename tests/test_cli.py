@@ -12,6 +12,7 @@ from typing import Any
 
 import pandas as pd
 import pytest
+import torch
 
 from nemo_kit import NeuronSet, __version__, cli
 from nemo_kit.models import DiffusionModel
@@ -446,7 +447,12 @@ def test_smaller_latents_are_calibrated_with_a_smaller_kernel(
     assert not (model / "nemo" / "calibration.json").exists()
     assert call(monkeypatch, *words, "--kernel", "5") == 0
     assert "calibrate: 100%" in capsys.readouterr().err
-    assert Calibration.load(model / "nemo").similarity.kernel == 5
+    found = Calibration.load(model / "nemo")
+    assert found.similarity.kernel == 5
+    own = replace(found.similarity, kind="ssim", kernel=7)
+    replace(found, similarity=own).save(model / "nemo")
+    assert call(monkeypatch, *words, "--force", "--kernel", "3") == 0
+    assert Calibration.load(model / "nemo").similarity == replace(own, kernel=3)
     assert call(monkeypatch, *words, "--force", "--kernel", "4") == 2
     assert "kernel must be an odd integer from 3, got 4" in capsys.readouterr().err
     assert call(monkeypatch, *words[:-2], "--statistics", "s.pt", "--kernel", "5") == 2
@@ -552,3 +558,54 @@ def test_the_end_of_a_run_is_one_line_and_a_bug_is_not(
     monkeypatch.setenv("NEMO_KIT_TRACEBACK", "1")
     with pytest.raises(error):
         cli.main()
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["detect", "a cat"],
+        ["localize", "a cat"],
+        ["localize", "--prompts", "p.txt", "--workers", "2"],
+        ["plan", "--prompts", "10"],
+        ["bench"],
+        ["export", "--neurons", "n.json", "--no-report", "--out", "out"],
+        ["calibrate", "--model", "{toy}", "--hold-out", "p.txt"],
+    ],
+)
+@pytest.mark.parametrize("given", ["auto", "bfloat16"])
+def test_the_number_type_arrives_where_the_model_is_opened(
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
+    toy_folder: Path,
+    words: list[str],
+    given: str,
+) -> None:
+    asked = []
+
+    def load(*_: Any, dtype: str, **__: Any) -> Any:
+        asked.append(dtype)
+        raise ValueError("enough")
+
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("nemo_kit.models.load", load)
+    Path("p.txt").write_text("a dog\na cat\n")
+    Path("n.json").write_text(NeuronSet({1: [0]}).to_json())
+    named = [word.format(toy=toy_folder) for word in words]
+    assert call(monkeypatch, *named, "--dtype", given, "--device", "cpu") == 2
+    assert asked == [given]
+
+
+@pytest.mark.parametrize(("given", "opened"), [("auto", "float16"), ("float32", "float32")])
+def test_workers_on_gpus_get_the_number_type_that_a_gpu_would(
+    monkeypatch: pytest.MonkeyPatch, given: str, opened: str
+) -> None:
+    """Their model is opened on the CPU, where "auto" is another type."""
+    from nemo_kit.cli import sweeps
+    from nemo_kit.cli.options import Device, Dtype
+
+    asked = []
+    monkeypatch.setattr("nemo_kit.models.load", lambda *words: asked.append(words))
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    place = sweeps.Place(Path("store"), 2, None, False)
+    sweeps.opened("a/b", Device.cuda, "c", Dtype(given), place)
+    assert asked == [("a/b", "cpu", opened, "c")]

@@ -4,16 +4,19 @@ from __future__ import annotations
 
 import shutil
 from functools import partial
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
+from weakref import WeakKeyDictionary
 
 import pytest
 import torch
 from toys import ToyDenoiser, count_hooks
 
-from nemo_kit import localize
+from nemo_kit.checks import MachineError
 from nemo_kit.compilation import scale_compiled
-from nemo_kit.hooks import scale_neurons
+from nemo_kit.experiments import localize_all
+from nemo_kit.hooks import hooked, scale_neurons
 from nemo_kit.layers import value_layers
 from nemo_kit.models import DiffusionModel
 from nemo_kit.neurons import NeuronSet
@@ -38,7 +41,7 @@ def small() -> Any:
     denoiser = ToyDenoiser()
     return Model(
         denoiser=denoiser,
-        run=denoiser,
+        compiled=None,
         value_layers=value_layers(denoiser),
         device=torch.device("cpu"),
         dtype=torch.float32,
@@ -64,11 +67,11 @@ def test_compiled_calls_scale_as_hooks_do_and_compile_twice(
     monkeypatch.setattr(torch, "compile", partial(torch.compile, backend=counting))
     for count, factor in ((1, 0.0), (3, 0.0), (5, 0.5), (2, 0.0), (1, -1.0)):
         with scale_compiled(small, SETS[:count], factor):
-            found = small.run(TEXT[:count])
+            found = small.compiled(TEXT[:count])
         assert torch.equal(found, by_hooks(small, count, factor)), (count, factor)
     assert len(compiled) == 2  # for one sample, and for any other number
     assert count_hooks(small.denoiser) == 0
-    assert small.run is small.denoiser
+    assert small.compiled is None
 
 
 @torch.no_grad()
@@ -80,7 +83,7 @@ def test_nothing_is_left_behind_whatever_raises(
         pass
     told = "sets holds 2 neuron sets, but the batch has 5 samples"
     with pytest.raises(ValueError, match=told), scale_compiled(small, SETS[:2]):
-        small.run(TEXT)
+        small.compiled(TEXT)
 
     def refuses(*_: Any) -> Any:
         raise OSError("no compiler")
@@ -88,24 +91,77 @@ def test_nothing_is_left_behind_whatever_raises(
     monkeypatch.setattr(torch, "compile", partial(torch.compile, backend=refuses))
     other = Model(**vars(small))
     told = "compile: torch.compile does not work here; on a CPU it needs a C[+][+] compiler"
-    with pytest.raises(RuntimeError, match=told), scale_compiled(other, SETS):
-        other.run(TEXT)
+    with pytest.raises(MachineError, match=told), scale_compiled(other, SETS):
+        other.compiled(TEXT)
     assert count_hooks(small.denoiser) == 0
-    assert small.run is other.run is small.denoiser
+    assert small.compiled is other.compiled is None
 
 
-@pytest.mark.slow
-def test_localization_finds_the_same_neurons(
-    toy_model: DiffusionModel, monkeypatch: pytest.MonkeyPatch
+@torch.no_grad()
+def test_other_hooks_are_seen_and_a_new_denoiser(
+    small: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Traced as for compilation and run by torch, so that no C++ is compiled."""
-    torch.compiler.reset()
     monkeypatch.setattr(torch, "compile", partial(torch.compile, backend="eager"))
-    options: Any = {"seeds": range(1, 4), "threshold": 0.6}
-    plain = localize(toy_model, "a red cup", **options)
-    found = localize(toy_model, "a red cup", **options, settings=LocalizationSettings(compile=True))
-    assert plain.memorized
-    assert found.settings.compile
-    assert (found.initial, found.refined) == (plain.initial, plain.refined)
-    assert found.samples_evaluated == plain.samples_evaluated
-    assert count_hooks(toy_model.denoiser) == 0
+    place = small.value_layers[0].name.removesuffix(".to_v")
+    for factor in (None, 3.0, None, 0.5):
+        hooks = {} if factor is None else {place: lambda *seen, by=factor: seen[2] * by}
+        with hooked(small.denoiser, hooks):
+            with scale_compiled(small, SETS):
+                found = small.compiled(TEXT)
+            assert torch.equal(found, by_hooks(small, 5, 0.0)), factor
+    small.denoiser = ToyDenoiser()
+    small.denoiser.attentions()[0].to_v.weight.mul_(2)
+    with scale_compiled(small, SETS):
+        found = small.compiled(TEXT)
+    assert torch.equal(found, by_hooks(small, 5, 0.0))
+
+
+@torch.no_grad()
+def test_layout_and_batch_are_no_reason_to_compile_anew(
+    small: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen = []
+
+    def counting(graph: Any, _inputs: Any) -> Any:
+        seen.append(graph)
+        return graph
+
+    monkeypatch.setattr(torch, "compile", partial(torch.compile, backend=counting))
+    for text in (TEXT[:3], TEXT, TEXT[:1].expand(4, -1, -1), TEXT.mT.contiguous().mT):
+        with scale_compiled(small, SETS[: len(text)]):
+            small.compiled(text)
+    assert len(seen) == 1
+
+
+@torch.no_grad()
+def test_blocks_inside_each_other_are_refused(small: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch, "compile", partial(torch.compile, backend="eager"))
+    with scale_compiled(small, SETS, 0.5):
+        with pytest.raises(RuntimeError, match="can't lie inside"), scale_compiled(small, SETS):
+            pass
+        found = small.compiled(TEXT)
+    assert torch.equal(found, by_hooks(small, 5, 0.5))
+
+
+@torch.no_grad()
+def test_an_error_of_the_code_stays_what_it_is(small: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch, "compile", partial(torch.compile, backend="eager"))
+    with pytest.raises(RuntimeError, match="reduction dim") as caught, scale_compiled(small, SETS):
+        small.compiled(TEXT[..., :2])  # of another width
+    assert not isinstance(caught.value, MachineError)
+
+
+def test_a_sweep_without_a_compiler_ends_at_once(
+    toy_model: DiffusionModel, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    def refuses(*_: Any, **__: Any) -> Any:
+        raise torch._dynamo.exc.BackendCompilerFailed(min, OSError("no compiler"), None)
+
+    monkeypatch.setattr(torch, "compile", lambda _function: refuses)
+    monkeypatch.setattr("nemo_kit.compilation._compiled", WeakKeyDictionary())  # kept for a model
+    options: Any = {"threshold": 0.6, "settings": LocalizationSettings(compile=True)}
+    with pytest.raises(MachineError, match=r"compile: torch\.compile does not work here"):
+        localize_all(
+            toy_model, ["a red cup"], range(1, 4), store=tmp_path, progress=False, **options
+        )
+    assert not list(tmp_path.rglob("*.parquet"))  # no fault of the prompt

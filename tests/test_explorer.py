@@ -113,6 +113,8 @@ def test_a_view_survives_json_and_its_code_repeats_it(prompt: str) -> None:
     assert (names["prompt"], names["neurons"], names["seeds"]) == (prompt, ONE, [7, 9])
     assert "factor=-0.5, steps=3, guidance=2.0" in state.as_code(view, "lab")
     assert "load('a/b', revision='c')" in state.as_code(view, "a/b", "c")
+    code = state.as_code(view, "a/b", "c", dtype="float32")
+    assert "load('a/b', dtype='float32', revision='c')" in code
 
 
 def test_a_plain_neuron_set_can_be_loaded_too() -> None:

@@ -121,7 +121,7 @@ def test_no_hook_stays_when_a_later_layer_is_missing(toy_denoiser: ToyDenoiser) 
         capture(toy_denoiser, layers),
         scale_neurons(toy_denoiser, layers, NeuronSet({1: [0], 4: [0]})),
     ):
-        with pytest.raises(ValueError, match=r"this denoiser has no 'up_blocks\.9"), manager:
+        with pytest.raises(ValueError, match=r"this denoiser has no module 'up_blocks\.9"), manager:
             pass
         assert count_hooks(toy_denoiser) == 0
 

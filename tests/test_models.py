@@ -163,7 +163,9 @@ def test_dtype_is_applied_to_all_parts(toy_folder: Path) -> None:
     assert {m.dtype for m in (model.denoiser, model.vae, model.text_encoder)} == {torch.bfloat16}
     assert predict(model, [1]).dtype == torch.float32
     assert load(str(toy_folder), device="cpu", dtype="float16").dtype == torch.float16
-    for wrong in ("float64", "half", torch.int32, None):
+    for usual in ("auto", None):
+        assert load(str(toy_folder), device="cpu", dtype=usual).dtype == torch.float32
+    for wrong in ("float64", "half", torch.int32):
         with pytest.raises(ValueError, match="dtype must be one of auto, float32, float16, bfl"):
             load(str(toy_folder), dtype=wrong)  # type: ignore[arg-type]
 

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import pandas as pd
 import pytest
 
+from nemo_kit.files import spreadsheet_safe
 from nemo_kit.prompts import prompt_rows, prompt_table, read_prompts
 
 CONTENT = ''';Caption;URL;type;max_sscd
@@ -91,6 +93,12 @@ def test_captions_may_be_separated_by_commas_too(tmp_path: Path, content: str) -
     assert list(found["prompt"]) == ["a cat, grey", "None"]
     assert list(found["url"]) == ["https://a", "https://b"]
     assert list(found["type"]) == ["VM", ""]
+
+
+def test_a_table_that_this_package_wrote_gives_its_prompts_back(tmp_path: Path) -> None:
+    prompts = ["=1+1", "'=1+1", "'tis a cat", "-a dog"]
+    spreadsheet_safe(pd.DataFrame({"prompt": prompts})).to_csv(tmp_path / "x.csv", index=False)
+    assert list(prompt_table([tmp_path / "x.csv"])["prompt"]) == prompts
 
 
 def test_a_file_of_captions_alone(tmp_path: Path) -> None:

@@ -18,8 +18,9 @@ import psutil
 import pytest
 from units import ITEMS, Deadly, FullAt, Slow, length, started, wait_for
 
+from nemo_kit.checks import MachineError
 from nemo_kit.experiments import Sweep, detect_all, executors, localize_all, run
-from nemo_kit.experiments.work import ModelRef, WorkerError
+from nemo_kit.experiments.work import ModelRef
 from nemo_kit.models import DiffusionModel
 
 
@@ -332,7 +333,7 @@ def test_a_model_changed_in_memory_is_not_mistaken_for_its_folder(
         reference = ModelRef.of(toy_model)
     finally:
         weight.copy_(kept)
-    with pytest.raises(WorkerError, match=r"is not the one given: they differ in weights. Was it"):
+    with pytest.raises(MachineError, match=r"is not the one given: they differ in weights. Was it"):
         detect_all(reference, ["cat 0"], [1, 2], store=tmp_path, progress=False)
     assert not list(tmp_path.rglob("*.parquet"))  # no fault of the prompt
 
@@ -343,5 +344,5 @@ def test_a_model_that_cannot_be_opened_ends_the_run(
     from dataclasses import replace
 
     gone = replace(ModelRef.of(toy_model), name=str(tmp_path / "gone"), key={"other": 1})
-    with pytest.raises(WorkerError, match="a worker can't open the model"):
+    with pytest.raises(MachineError, match="a worker can't open the model"):
         detect_all(gone, ["cat 0"], [1, 2], store=tmp_path, progress=False)

@@ -25,7 +25,6 @@ from nemo_kit.cli.options import (
 if TYPE_CHECKING:
     from nemo_kit.calibration import ActivationStatistics, Calibration
     from nemo_kit.models import DiffusionModel
-    from nemo_kit.similarity import SimilaritySettings
 
 
 def register(app: typer.Typer) -> None:
@@ -59,8 +58,9 @@ def calibrate(
     kernel: Annotated[
         int | None,
         typer.Option("--kernel", metavar="N",
-                     help="Width of the similarity's window, odd; by default 11, as for latents of "
-                     "64×64. Smaller latents need less, 5 for 32×32. Goes with --hold-out."),
+                     help="Width of the similarity's window, odd; by default the model's, else 11, "
+                     "as for latents of 64×64. Smaller latents need less, 5 for 32×32. Goes "
+                     "with --hold-out."),
     ] = None,
     force: Annotated[
         bool, typer.Option("--force", help="Overwrite a calibration that the model has.")
@@ -80,7 +80,8 @@ def calibrate(
         raise ValueError("calibrate needs --statistics FILE or --hold-out FILE, got neither")
     if kernel is not None and not hold_out:
         raise ValueError("--kernel goes with --hold-out FILE: without, no threshold is computed")
-    compared = None if kernel is None else SimilaritySettings(kernel=kernel)
+    if kernel is not None:
+        SimilaritySettings(kernel=kernel)  # a wrong one is told before any work
     known = statistics(released)
     prompts = _prompts(hold_out or [])
     if (here := _here(model, revision)) is not None:
@@ -94,7 +95,7 @@ def calibrate(
         known.check({layer.index: layer.width for layer in opened.searched})
     writable(folder, "--model")
     with interruptible("nothing is written"):
-        made = _made(opened, prompts, seeds, compared, known, released)
+        made = _made(opened, prompts, seeds, kernel, known, released)
     made.save(folder)
     print(f"threshold {made.threshold:.3f} and activation statistics written to {folder}")
 
@@ -129,7 +130,7 @@ def _made(
     model: DiffusionModel,
     prompts: list[str],
     seeds: int,
-    compared: SimilaritySettings | None,
+    kernel: int | None,
     known: ActivationStatistics | None,
     file: Path | None,
 ) -> Calibration:
@@ -137,9 +138,13 @@ def _made(
     from dataclasses import replace
 
     from nemo_kit.localization import calibrate
+    from nemo_kit.localization.detection import resolve
 
     found: Any = model.calibration
     if prompts:
+        _, compared = resolve(model, None, None)
+        if kernel is not None:
+            compared = replace(compared, kernel=kernel)
         with bar(len(prompts), "calibrate", quiet=False) as shown:
             found = calibrate(
                 model,

@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING, Any
 import pandas as pd
 
 from nemo_kit import __version__
+from nemo_kit.checks import MachineError
 from nemo_kit.experiments.store import Rows, Shard, read_shard, to_frame, write_shard
 from nemo_kit.files import PACKAGE, plain, source_digest, value_digest
 
@@ -43,10 +44,6 @@ METHOD = (
 )
 
 
-class WorkerError(RuntimeError):
-    """A process can't do its work, whatever the item: no fault of the item, so the run ends."""
-
-
 @dataclass(frozen=True)
 class Unit:
     """One item to work on: `function(item)` gives its rows, `path` is where its shard belongs.
@@ -64,7 +61,7 @@ class Unit:
         """Compute and store the item, unless its shard is there by now; whether it computed.
 
         An error of the function is a result like any other, and so are rows that a shard can't
-        hold. Raises OSError where the shard can't be written, WorkerError where this process can't
+        hold. Raises OSError where the shard can't be written, MachineError where this process can't
         do any item.
         """
         shard = read_shard(self.path, warn=False)
@@ -73,7 +70,7 @@ class Unit:
         started = time.monotonic()
         try:
             shard = Shard(to_frame(self.function(self.item)))
-        except WorkerError:
+        except MachineError:
             raise
         except Exception as error:
             shard = Shard(pd.DataFrame(), f"{type(error).__name__}: {error}")
@@ -135,7 +132,7 @@ class ModelRef:
     def borrow(self) -> Iterator[DiffusionModel]:
         """The model in this process, opened at the first call; threads take turns.
 
-        Raises WorkerError where it can't be opened, or what opens is not the model meant.
+        Raises MachineError where it can't be opened, or what opens is not the model meant.
         """
         with _LOCK:
             wanted = value_digest(self.key)
@@ -153,11 +150,11 @@ class ModelRef:
             place = free_gpu() if self.device == "cuda" else self.device
             model = models.load(self.name, place, getattr(torch, self.dtype), self.revision)
         except Exception as error:
-            raise WorkerError(f"a worker can't open the model {self.name!r}: {error}") from error
+            raise MachineError(f"a worker can't open the model {self.name!r}: {error}") from error
         model.calibration, model.guidance = self.calibration, self.guidance
         opened = model_key(model)
         if differing := [name for name in self.key if opened.get(name) != self.key[name]]:
-            raise WorkerError(
+            raise MachineError(
                 f"the model that a worker opens as {self.name!r} is not the one given: they differ "
                 f"in {', '.join(differing)}. Was it changed in memory, or does the worker have "
                 "another version? Save it to a folder, or work in this process (workers=1)"

@@ -18,6 +18,7 @@ from nemo_kit.explorer.session import Facts, Left, Look, Pictures, Session
 from nemo_kit.explorer.state import History, Selection, View
 from nemo_kit.explorer.worker import Job, Tick, Worker
 from nemo_kit.localization import SEARCHES, Localization
+from nemo_kit.models import default_dtype
 from nemo_kit.neurons import NeuronSet
 
 Listener = Callable[[frozenset[str]], None]
@@ -221,7 +222,9 @@ class Controller:
     def code(self) -> str:
         """A cell's worth of Python that repeats the view."""
         model = self.session.model
-        return state.as_code(self.view, model.name, model.revision, self.session.seeds)
+        usual = model.dtype == default_dtype(model.device)
+        dtype = None if usual else str(model.dtype).removeprefix("torch.")
+        return state.as_code(self.view, model.name, model.revision, self.session.seeds, dtype)
 
     def saved(self) -> str:
         """The selection as JSON."""

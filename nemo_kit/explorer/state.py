@@ -212,14 +212,21 @@ def _set_of(layers: object, widths: dict[int, int]) -> NeuronSet:
 
 
 def as_code(
-    view: View, model: str, revision: str | None = None, detection: Sequence[int] = range(1, 11)
+    view: View,
+    model: str,
+    revision: str | None = None,
+    detection: Sequence[int] = range(1, 11),
+    dtype: str | None = None,
 ) -> str:
     """A cell's worth of Python that repeats the view: score, what is left of it, images.
 
     Returns source that runs on its own; every text in it is a Python literal.
-    Parameters: `detection`, the seeds that the score is of.
+    Parameters: `detection`, the seeds that the score is of; `dtype`, the number type of the
+    weights where it is not the usual one.
     """
-    opened = f"load({model!r}{f', revision={revision!r}' if revision else ''})"
+    named = {"dtype": dtype, "revision": revision}
+    given = [repr(model), *(f"{name}={value!r}" for name, value in named.items() if value)]
+    opened = f"load({', '.join(given)})"
     options = f"steps={view.steps}, guidance={view.guidance!r}"
     return (
         "from nemo_kit import NeuronSet, detect, generate, load\n"

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from nemo_kit.calibration import ActivationStatistics
-from nemo_kit.checks import check_number, check_whole
+from nemo_kit.checks import HALF_PRECISION, check_number, check_whole
 from nemo_kit.neurons import NeuronSet
 
 if TYPE_CHECKING:
@@ -114,4 +114,4 @@ def candidates(
 
 def _check_finite(name: str, layer: int, values: Tensor) -> None:
     if not torch.isfinite(values).all():
-        raise ValueError(f"{name}: layer {layer} holds NaN or infinity (in half precision?)")
+        raise ValueError(f"{name}: layer {layer} holds NaN or infinity ({HALF_PRECISION})")

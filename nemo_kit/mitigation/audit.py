@@ -19,7 +19,14 @@ import pandas as pd
 import torch
 from torch import Tensor
 
-from nemo_kit.checks import check_choice, check_number, check_seeds, check_text, check_whole
+from nemo_kit.checks import (
+    HALF_PRECISION,
+    check_choice,
+    check_number,
+    check_seeds,
+    check_text,
+    check_whole,
+)
 from nemo_kit.generation import Run, denoise, generate
 from nemo_kit.mitigation.base import Mitigation
 from nemo_kit.mitigation.draws import normal, numbers
@@ -202,7 +209,7 @@ def _loss(run: Run, clean: Tensor, noise: Tensor, draw: np.random.Generator, y: 
     predicted = run.model.predict_noise(noised, places, y.expand(len(noise), -1, -1))
     loss = (predicted - noise).square().mean()
     if not torch.isfinite(loss):
-        raise FloatingPointError("the loss became NaN or infinite; load with torch.float32")
+        raise FloatingPointError(f"the loss became NaN or infinite ({HALF_PRECISION})")
     return loss
 
 

@@ -11,6 +11,8 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
+from nemo_kit.checks import HALF_PRECISION
+
 if TYPE_CHECKING:
     from nemo_kit.models import DiffusionModel
 
@@ -35,7 +37,7 @@ def norms(gap: Tensor) -> Tensor:
     """‖Δε‖₂ of each sample, [N]; raises FloatingPointError where one is not finite."""
     found = gap.flatten(1).norm(dim=1)
     if not torch.isfinite(found).all():
-        raise FloatingPointError("the predicted noise became NaN or infinite; load with float32")
+        raise FloatingPointError(f"the predicted noise became NaN or infinite ({HALF_PRECISION})")
     return found
 
 

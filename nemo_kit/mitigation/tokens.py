@@ -5,31 +5,13 @@ Source: Ren et al., ECCV 2024 (arXiv 2403.11052).
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
 from torch import Tensor, nn
 
-Hook = Callable[[nn.Module, tuple, Tensor], Tensor | None]
-
-
-@contextmanager
-def hooked(denoiser: nn.Module, hooks: Mapping[str, Hook]) -> Iterator[None]:
-    """Call a function after each run of a module inside the block.
-
-    Parameters: `hooks`, module name -> function of (module, inputs, output), whose result, unless
-    None, takes the output's place.
-    Raises AttributeError where the denoiser lacks a module.
-    """
-    handles = []
-    try:
-        for name, hook in hooks.items():
-            handles.append(denoiser.get_submodule(name).register_forward_hook(hook))
-        yield
-    finally:
-        for handle in handles:
-            handle.remove()
+from nemo_kit.hooks import hooked
 
 
 @contextmanager

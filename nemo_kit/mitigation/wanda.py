@@ -18,8 +18,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from nemo_kit.checks import check_number, check_seeds, check_whole
+from nemo_kit.hooks import Hook, hooked
 from nemo_kit.mitigation.base import Mitigation
-from nemo_kit.mitigation.tokens import Hook, hooked
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
