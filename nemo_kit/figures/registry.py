@@ -265,7 +265,7 @@ NOTEBOOKS: dict[str, Notebook] = {
     "03_localization": Notebook(
         LocalizationRun,
         {"memorized": None, "non_memorized": 40, **_PICTURES},
-        {"quick": 130, "lab": 670},
+        {"quick": 130, "lab": 880},
     ),
     "04_dose_response": Notebook(
         DoseResponse, {"per_rate": None, **_PICTURES}, {"quick": 120, "lab": 390}, role="ladder"
@@ -303,20 +303,20 @@ NOTEBOOKS: dict[str, Notebook] = {
     "08_ablation": Notebook(
         Ablation,
         {"memorized": 6, "holdout": 40, "images": 3, "steps": 15, "factors": _FACTORS},
-        {"quick": 110, "lab": 700},
+        {"quick": 110, "lab": 470},
     ),
     "09_thresholds": Notebook(
-        Thresholds, {"memorized": 6, "images": 3, "steps": 15}, {"quick": 50, "lab": 370}
+        Thresholds, {"memorized": 6, "images": 3, "steps": 15}, {"quick": 50, "lab": 220}
     ),
     "10_layers": Notebook(
         Layers,
         {"memorized": 4, "images": 3, "steps": 15, "grid": 3},
-        {"quick": 200, "lab": 700},
+        {"quick": 200, "lab": 730},
     ),
     "11_neuron_atlas": Notebook(
         NeuronAtlas,
         {"memorized": None, "non_memorized": None, "largest": 6, **_PICTURES},
-        {"quick": 40, "lab": 300},
+        {"quick": 40, "lab": 80},
     ),
 }
 
