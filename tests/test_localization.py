@@ -313,6 +313,21 @@ def test_effects_are_slopes(toy_model: DiffusionModel) -> None:
     assert count_hooks(toy_model.denoiser) == 0
 
 
+def test_effects_of_several_seeds_are_the_mean_of_each(toy_model: DiffusionModel) -> None:
+    neurons = NeuronSet({1: range(8), 7: [0, 3]})
+    draw = Differences(toy_model, DetectionSettings())
+    noise, text = toy_model.noise([1, 2, 3]), toy_model.embed("a red cup")
+    unblocked = draw(noise, text.expand(3, -1, -1))
+    together = first_order_effects(draw, noise, text, unblocked, neurons, TOY_SIMILARITY)
+    each = [
+        first_order_effects(draw, n[None], text, u[None], neurons, TOY_SIMILARITY)
+        for n, u in zip(noise, unblocked, strict=True)
+    ]
+    mean = {neuron: sum(one[neuron] for one in each) / 3 for neuron in neurons}
+    assert together == pytest.approx(mean, rel=1e-3, abs=1e-6)
+    assert len(set(together.values())) == len(neurons)
+
+
 def test_presets_run_on_small_latents(toy_model: DiffusionModel) -> None:
     for preset in (LocalizationSettings.released, LocalizationSettings.paper):
         settings = replace(preset(TOY_SIMILARITY), theta=1.5, refine=False)

@@ -14,7 +14,7 @@ from nemo_kit.figures import registry, runner
 MODEL = Path(figures.__file__).parents[1] / "lab" / "model" / "model_index.json"
 TINY = {
     "memorized": 1, "non_memorized": 2, "holdout": 3, "per_rate": 1, "grid": 1, "extremes": 1,
-    "largest": 1, "seeds": 4, "images": 2, "steps": 2, "bootstrap": 20,
+    "largest": 1, "seeds": 3, "images": 2, "steps": 2, "bootstrap": 20,
     "compared": 1, "known": 1, "detector_seeds": 1,
     "ordinary": 2, "repeats": 1, "counts": [1], "noise_candidates": 1, "factors": [0.5],
 }  # fmt: skip

@@ -139,7 +139,7 @@ def test_the_embedded_model_in_two_processes_as_in_one(tmp_path: Path) -> None:
     from nemo_kit.experiments import localize_all
 
     model = load("lab", device="cpu")
-    prompts = [*lab.prompts("verbatim")["prompt"][:2], *lab.prompts("non_memorized")["prompt"][:2]]
+    prompts = [*lab.prompts("verbatim")["prompt"][:1], *lab.prompts("non_memorized")["prompt"][:2]]
     options: dict[str, Any] = {"seeds": range(1, 5), "progress": False}
     one = localize_all(model, prompts, store=tmp_path / "one", **options)
     two = localize_all(model, prompts, store=tmp_path / "two", workers=2, **options)

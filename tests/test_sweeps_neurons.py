@@ -68,21 +68,17 @@ def assert_same(found: Sweep, expected: pd.DataFrame, folder: Path) -> None:
     assert not list(folder.rglob("*.tmp"))
 
 
-@pytest.mark.parametrize("where", ["processes", "dask"])
 def test_after_a_worker_was_killed(
-    sweep: Callable[..., Sweep], undisturbed: pd.DataFrame, tmp_path: Path, where: str
+    sweep: Callable[..., Sweep], undisturbed: pd.DataFrame, tmp_path: Path
 ) -> None:
+    distributed = pytest.importorskip("distributed")
     killer = Killer(tmp_path / "log", calls=4)
-    if where == "processes":
-        found = sweep(workers=2)
-    else:
-        distributed = pytest.importorskip("distributed")
-        with (
-            distributed.LocalCluster(n_workers=2, processes=True, threads_per_worker=1,
-                                     dashboard_address=None) as cluster,
-            distributed.Client(cluster) as client,
-        ):  # fmt: skip
-            found = sweep(executor=client)
+    with (
+        distributed.LocalCluster(n_workers=2, processes=True, threads_per_worker=1,
+                                 dashboard_address=None) as cluster,
+        distributed.Client(cluster) as client,
+    ):  # fmt: skip
+        found = sweep(executor=client)
     killer.join()
     assert killer.victim not in {
         pid for pid, _ in started(tmp_path / "log")[len(killer.seen) + 2 :]
@@ -100,7 +96,7 @@ def test_after_the_runner_was_killed(
 ) -> None:
     script = str(Path(__file__).with_name("units.py"))
     command = [sys.executable, script, str(tmp_path / "store"), str(tmp_path / "log"),
-               "2", model.name]  # fmt: skip
+               "1", model.name]  # fmt: skip
     runner = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     wait_for(lambda: len(shards(tmp_path)) >= 3 or runner.poll() is not None)
     runner.kill()

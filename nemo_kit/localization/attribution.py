@@ -14,9 +14,11 @@ from torch import Tensor
 
 from nemo_kit.hooks import gate_neurons
 from nemo_kit.localization.differences import Differences
+from nemo_kit.memory import BatchSize
 from nemo_kit.neurons import Neuron, NeuronSet
 from nemo_kit.similarity import SimilaritySettings, noise_differences, similarity
 
+AT_ONCE = 2  # denoiser samples of a call with its backward pass, which takes much memory
 SAMPLES = 3  # what a sample with its backward pass counts: that pass costs two forward ones
 
 
@@ -32,31 +34,35 @@ def first_order_effects(
 
     Returns neuron -> effect of re-activating it to first order, mean over the seeds.
     Parameters: `noise` and `unblocked`, [seeds, C, H, W]; `text`, [1, tokens, dim]; `neurons`, the
-    set; `settings`, how differences are compared. Seeds are taken one by one, which bounds memory.
-    Counts `SAMPLES` denoiser samples a seed.
+    set; `settings`, how differences are compared. A call takes `AT_ONCE` denoiser samples, or half
+    as many where memory runs out. Counts `SAMPLES` denoiser samples a seed.
     Source: ours; the score is that of section 3.2.
     """
-    total = dict.fromkeys(neurons, 0.0)
-    for place in range(len(noise)):
-        here = slice(place, place + 1)
-        gates = _gates(draw, neurons)
+
+    def slopes(part: slice) -> dict[int, Tensor]:
+        """Layer -> [width], summed over these seeds."""
+        gates = _gates(draw, neurons, len(noise[part]))
         with torch.enable_grad():
-            blocked = _gated(draw, gates, noise[here], text)
-            rise = _objective(blocked, unblocked[here], settings)
-            slopes = torch.autograd.grad(rise, list(gates.values()))
-        slope = dict(zip(gates, (s.flatten().tolist() for s in slopes), strict=True))
-        for layer, index in neurons:
-            total[layer, index] += slope[layer][index] * (1 - draw.factor) / len(noise)
-    return total
+            blocked = _gated(draw, gates, noise[part], text)
+            pairs = zip(blocked.split(1), unblocked[part].split(1), strict=True)
+            rise = sum(_objective(*pair, settings) for pair in pairs)
+            found = torch.autograd.grad(rise, list(gates.values()))  # of each seed, its own
+        return {layer: slope.sum(dim=(0, 1)) for layer, slope in zip(gates, found, strict=True)}
+
+    parts = BatchSize(AT_ONCE).run(slopes, len(noise), draw.per_item)
+    scale = (1 - draw.factor) / len(noise)
+    total = {layer: sum(part[layer] for part in parts) * scale for layer in neurons.layers}
+    listed = {layer: effects.tolist() for layer, effects in total.items()}
+    return {(layer, index): listed[layer][index] for layer, index in neurons}
 
 
-def _gates(draw: Differences, neurons: NeuronSet) -> dict[int, Tensor]:
-    """layer -> [1, 1, width]: the factor at the set's neurons, 1 elsewhere, with a gradient."""
+def _gates(draw: Differences, neurons: NeuronSet, count: int) -> dict[int, Tensor]:
+    """layer -> [count, 1, width]: the factor at the set's neurons, 1 elsewhere, with a gradient."""
     model, gates = draw.model, {}
     widths = {layer.index: layer.width for layer in model.value_layers}
     for layer, indices in neurons.layers.items():
-        gate = torch.ones(1, 1, widths[layer])
-        gate[0, 0, list(indices)] = draw.factor
+        gate = torch.ones(count, 1, widths[layer])
+        gate[:, 0, list(indices)] = draw.factor
         gates[layer] = gate.to(model.device).requires_grad_()
     return gates
 
@@ -65,7 +71,7 @@ def _gated(draw: Differences, gates: dict[int, Tensor], noise: Tensor, text: Ten
     model = draw.model
     before = model.samples_evaluated
     with gate_neurons(model.denoiser, model.value_layers, draw.in_halves(gates)):
-        prediction = draw.predict(noise, text)
+        prediction = draw.predict(noise, text.expand(len(noise), -1, -1))
     model.samples_evaluated += (SAMPLES - 1) * (model.samples_evaluated - before)
     return noise_differences(prediction, noise)
 

@@ -79,7 +79,7 @@ class Differences:
         return torch.autocast(self.model.device.type, dtype=kind)
 
     def in_halves(self, gates: Mapping[int, Tensor]) -> dict[int, Tensor]:
-        """Gates [1, 1, width] of one sample as its batch needs them: for both halves if guided."""
+        """Gates [N, 1, width] of N samples as their batch needs them: for both halves if guided."""
         if self._empty is None:
             return dict(gates)
         open_ = {k: g if self.halves == "both" else torch.ones_like(g) for k, g in gates.items()}
