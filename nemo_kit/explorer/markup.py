@@ -25,6 +25,10 @@ STYLE = """<style>
 .nemo-explorer .nemo-first h3 { border-top: 0; padding-top: 0; margin-top: 0; }
 .nemo-explorer img { max-width: 100%; height: auto; display: block; }
 .nemo-explorer .nemo-strip img { width: 100%; image-rendering: pixelated; border-radius: 3px; }
+[data-jp-theme-light="false"] .nemo-explorer {
+  --jp-widgets-dropdown-arrow: url("data:image/svg+xml,\
+%3Csvg xmlns='http://www.w3.org/2000/svg' viewBox='0 0 18 18'%3E\
+%3Cpath fill='%23ddd' d='M4.5 6.5h9L9 12z'/%3E%3C/svg%3E"); }
 [data-jp-theme-light="false"] .nemo-chart { filter: invert(0.9) hue-rotate(180deg); }
 .nemo-tiles { display: flex; flex-wrap: wrap; gap: 8px; }
 .nemo-tile { flex: 1 1 130px; padding: 6px 10px; border-radius: 4px;
