@@ -32,7 +32,7 @@ def write_atomically(path: Path, write: Callable[[Path], Any]) -> None:
 
 
 def write_together(writers: Mapping[Path, Callable[[Path], Any]]) -> None:
-    """Let each function fill a temporary file beside its path; then rename all, or none.
+    """Let each function fill a temporary file beside its path; rename them once all are written.
 
     Raises what one of them raises (OSError on a full disk); all paths are then as they were.
     """

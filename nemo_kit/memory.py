@@ -8,6 +8,7 @@ digits of floating point.
 from __future__ import annotations
 
 import gc
+import math
 import sys
 import warnings
 from collections.abc import Callable
@@ -147,5 +148,6 @@ def _free(device: torch.device) -> int:
 
 def track_peak(device: torch.device) -> Callable[[], float]:
     """Start to watch; the function returned gives the peak since then in MiB, NaN if untold."""
-    _start(device)
-    return lambda: float("nan") if (peak := _peak(device)) is None else peak / 2**20
+    if _start(device) is None:  # the peak can't be set back, so it would be that of before
+        return lambda: math.nan
+    return lambda: math.nan if (peak := _peak(device)) is None else peak / 2**20

@@ -13,6 +13,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import pandas as pd
+from pyarrow import ArrowInvalid
 
 from nemo_kit.files import without_guard
 
@@ -40,8 +41,8 @@ def prompt_table(files: Sequence[str | Path] = ()) -> pd.DataFrame:
 
     Returns the columns of ``lab.prompts()``: prompt, type ("VM", "TM", ""), role, family, image,
     repetitions; each prompt once. A file is a CSV of the released code (``;``, ``Caption``,
-    ``type``), a CSV with a column ``prompt`` or ``Caption`` and any of the others, or a text file
-    with one prompt a line.
+    ``type``), a CSV or parquet file with a column ``prompt`` or ``Caption`` and any of the others
+    (such as ``nemo-kit detect --out`` writes), or a text file with one prompt a line.
     Raises ValueError that names a file which can't be read so or holds no prompt,
     FileNotFoundError for a missing one.
     """
@@ -64,7 +65,8 @@ def prompt_rows(files: Sequence[str | Path]) -> pd.DataFrame:
 
 
 def _read(path: Path) -> pd.DataFrame:
-    frame = _read_csv(path) if path.suffix.lower() == ".csv" else _read_lines(path)
+    readers = {".csv": _read_csv, ".parquet": _read_parquet}
+    frame = readers.get(path.suffix.lower(), _read_lines)(path)
     if frame.empty:
         raise ValueError(f"{path} holds no prompt")
     return frame
@@ -74,6 +76,11 @@ def _read_lines(path: Path) -> pd.DataFrame:
     with _readable(path):
         lines = path.read_text(encoding="utf-8-sig").splitlines()
     return pd.DataFrame({"prompt": [line.strip() for line in lines if line.strip()]})
+
+
+def _read_parquet(path: Path) -> pd.DataFrame:
+    with _readable(path):
+        return _named(path, pd.read_parquet(path))
 
 
 def _read_csv(path: Path) -> pd.DataFrame:
@@ -89,12 +96,15 @@ def _read_csv(path: Path) -> pd.DataFrame:
             f"{path} has rows with more cells than its header {list(frame)}: a prompt with a comma "
             "must stand in double quotes"
         )
-    if "prompt" not in frame:
-        frame = frame.rename(columns=theirs)
+    if "prompt" in frame:  # maybe of a table that this package wrote
+        frame = frame.assign(prompt=frame["prompt"].map(without_guard))
+    return _named(path, frame.rename(columns={} if "prompt" in frame else theirs))
+
+
+def _named(path: Path, frame: pd.DataFrame) -> pd.DataFrame:
     if "prompt" not in frame:
         raise ValueError(f"{path} needs a column 'prompt' (or 'Caption'), got {list(frame)}")
-    prompts = _filled(frame["prompt"], f"{path}: the prompt")
-    return frame.assign(prompt=prompts.map(without_guard))  # of a table that this package wrote
+    return frame.assign(prompt=_filled(frame["prompt"], f"{path}: the prompt"))
 
 
 def _cells(line: str, separator: str) -> list[str]:
@@ -110,6 +120,8 @@ def _readable(path: str | Path) -> Iterator[None]:
         raise ValueError(f"{path} is not text in UTF-8: {error}") from error
     except (pd.errors.ParserError, pd.errors.EmptyDataError) as error:
         raise ValueError(f"{path} is not a prompt CSV: {error}") from error
+    except ArrowInvalid as error:
+        raise ValueError(f"{path} is not a parquet file: {error}") from error
 
 
 def _filled(column: pd.Series, what: str) -> pd.Series:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -279,6 +280,23 @@ def test_the_command(
     wrong = capsys.readouterr().err
     assert "must be one of attributed, bisect" in wrong
     assert "got 'quick'" in wrong
+
+
+def test_what_the_baseline_flags_counts_whatever_another_precision_flags() -> None:
+    """Detection in another precision may flag another prompt, or miss one."""
+    some, none = NeuronSet({1: [0]}).to_json(), NeuronSet().to_json()
+    rows = []
+    for prompt, base, other in (("a", True, True), ("b", False, True), ("c", True, False)):
+        for way, flagged in (("released", base), ("speculative@bfloat16", other)):
+            rows.append(
+                {"prompt": prompt, "group": "VM", "way": way, "seconds": 1.0, "samples": 10,
+                 "memorized": flagged, "refined": some if flagged else none, "limit": 5,
+                 "neurons": int(flagged), "peak": 1.0, "verified": math.nan, "fell_back": 0}
+            )  # fmt: skip
+    found = summary(pd.DataFrame(rows)).set_index("way")
+    assert found["prompts"].tolist() == [2, 2]
+    assert found.loc["speculative@bfloat16", "same"] == 0.5  # it misses c, and b does not count
+    assert found["verified"].isna().all()
 
 
 def test_only_the_embedded_model_has_known_neurons() -> None:

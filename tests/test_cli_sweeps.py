@@ -13,6 +13,7 @@ from test_cli import call
 from nemo_kit import NeuronSet, localize
 from nemo_kit.experiments import read_released
 from nemo_kit.models import DiffusionModel
+from nemo_kit.presets import preset
 
 RELEASED = ''';Caption;URL;type
 0;"a cat; ""quoted""";https://a;VM
@@ -63,6 +64,52 @@ def test_localize_reads_released_files_resumes_and_writes_released_results(
     assert list(written["prompt"]) == [*PROMPTS, PROMPTS[0]]  # a row for each row of the file
     assert list(written["url"]) == ["https://a", "https://b", "https://c"]
     assert list(written["refined"]) == [found[prompt] for prompt in written["prompt"]]
+
+
+def test_prompts_beside_a_file_are_in_the_released_form_too(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, words: list[str]
+) -> None:
+    out = str(tmp_path / "x.csv")
+    assert call(monkeypatch, "localize", "a dog", *words, "--out", out, "--released") == 0
+    written = read_released(out)
+    assert list(written["prompt"]) == [*PROMPTS, PROMPTS[0], "a dog"]
+    assert list(written["url"]) == ["https://a", "https://b", "https://c", ""]
+
+
+def test_no_threshold_is_computed_while_the_gpus_are_the_workers(
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    tmp_path: Path,
+    words: list[str],
+) -> None:
+    (tmp_path / "held.txt").write_text("x\ny\nz\n")
+    more = ["--hold-out", str(tmp_path / "held.txt"), "--scheduler", "tcp://localhost:1"]
+    for command in ("detect", "localize"):
+        assert call(monkeypatch, command, *words[:-2], *more, "--device", "cuda") == 2
+        told = capsys.readouterr().err
+        assert "write it once with `nemo-kit calibrate --hold-out FILE`" in told
+
+
+def test_a_plan_is_of_the_sweep_with_the_same_settings(
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    tmp_path: Path,
+    toy_model: DiffusionModel,
+    words: list[str],
+) -> None:
+    seen = []
+
+    def measure(*_: Any, **options: Any) -> Any:
+        seen.append(options)
+        raise ValueError("enough")
+
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("nemo_kit.experiments.plan.measure", measure)
+    given = ["plan", "--model", "m", "--sample", words[1], "--prompts", "9", *words[4:]]
+    assert call(monkeypatch, *given, "--settings", "paper") == 2
+    assert seen[0]["settings"] == preset("paper", toy_model)
+    assert call(monkeypatch, *given, "--hold-out", words[1]) == 2
+    assert "--hold-out computes the threshold that --threshold gives" in capsys.readouterr().err
 
 
 def test_the_search_mode_is_chosen_and_recorded(

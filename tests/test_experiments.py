@@ -348,3 +348,27 @@ def test_shards_say_what_they_hold(tmp_path: Path) -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         sweep(tmp_path, PROMPTS[:1])
+
+
+def test_rows_come_in_the_order_of_the_items_however_they_were_gathered(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Shards are joined as they pile up, here by threes, and workers end in any order."""
+    monkeypatch.setattr("nemo_kit.experiments.sweep._TOGETHER", 3)
+
+    def rows(item: str) -> list[dict[str, Any]]:
+        if item == "broken":
+            raise ValueError("cannot")
+        return [{"prompt": item, "n": n} for n in range(int(item) % 4)]
+
+    def sweep(items: list[str]) -> Sweep:
+        return run(rows, items, tmp_path, {}, name="rows", progress=False)
+
+    sweep(["9", "3", "7"])  # found first by the sweep below, though in the middle of it
+    items = ["1", "2", "3", "broken", "5", "6", "7", "8", "9", "10"]
+    found = sweep(items)
+    expected = [(i, n) for i in items if i != "broken" for n in range(int(i) % 4)]
+    assert list(found.frame.itertuples(index=False, name=None)) == expected
+    assert list(found.frame.index) == list(range(len(expected)))
+    assert found.failed.to_dict("records") == [{"item": "broken", "error": "ValueError: cannot"}]
+    assert (found.computed, found.reused) == (7, 3)

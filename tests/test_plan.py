@@ -28,7 +28,16 @@ def test_hours_disk_and_cost_follow_from_the_measurement() -> None:
     assert found.low < found.hours < found.high
     assert found.cost == pytest.approx(7.5)
     assert found.disk_bytes == pytest.approx(3600 * (0.8 * 1000 + 0.2 * 3000))
-    assert found.runner_bytes == 2 * 500 * 3600
+    assert found.runner_bytes == 3 * 500 * 3600
+
+
+def test_a_sample_without_memorized_prompts_leaves_room_for_some() -> None:
+    found = plan(replace(MEASURED, flagged=0), 3600)
+    assert found.hours == pytest.approx(1.0)
+    assert found.low == pytest.approx(1.0, abs=0.01)
+    assert found.high > 1.0 + 0.1 * (11 - 1)  # 0 of 10: above a tenth is possible
+    sure = plan(replace(MEASURED, flagged=0), 3600, memorized_share=0.0)
+    assert sure.high == pytest.approx(1.0)
 
 
 def test_more_devices_take_fewer_hours_and_cost_the_same() -> None:

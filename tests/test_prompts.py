@@ -101,6 +101,23 @@ def test_a_table_that_this_package_wrote_gives_its_prompts_back(tmp_path: Path) 
     assert list(prompt_table([tmp_path / "x.csv"])["prompt"]) == prompts
 
 
+def test_a_parquet_file_is_read_by_its_column(tmp_path: Path) -> None:
+    prompts = ["=1+1", "a cat"]
+    pd.DataFrame({"prompt": prompts, "score": [0.1, 0.2]}).to_parquet(tmp_path / "x.parquet")
+    assert list(prompt_table([tmp_path / "x.parquet"])["prompt"]) == prompts
+    pd.DataFrame({"text": prompts}).to_parquet(tmp_path / "y.parquet")
+    with pytest.raises(ValueError, match=r"y\.parquet needs a column 'prompt' \(or 'Caption'\)"):
+        prompt_table([tmp_path / "y.parquet"])
+    (tmp_path / "z.parquet").write_text("a cat\n")
+    with pytest.raises(ValueError, match=r"z\.parquet is not a parquet file"):
+        prompt_table([tmp_path / "z.parquet"])
+
+
+def test_captions_of_others_keep_their_apostrophes(tmp_path: Path) -> None:
+    (tmp_path / "x.csv").write_text("Caption\n'-ism in art\n", "utf-8")
+    assert list(prompt_table([tmp_path / "x.csv"])["prompt"]) == ["'-ism in art"]
+
+
 def test_a_file_of_captions_alone(tmp_path: Path) -> None:
     (tmp_path / "x.csv").write_text("Caption\na cat\na dog\n", "utf-8")
     assert list(prompt_table([tmp_path / "x.csv"])["prompt"]) == ["a cat", "a dog"]

@@ -346,3 +346,14 @@ def test_a_model_that_cannot_be_opened_ends_the_run(
     gone = replace(ModelRef.of(toy_model), name=str(tmp_path / "gone"), key={"other": 1})
     with pytest.raises(MachineError, match="a worker can't open the model"):
         detect_all(gone, ["cat 0"], [1, 2], store=tmp_path, progress=False)
+
+
+def test_workers_do_not_share_a_gpu(
+    toy_model: DiffusionModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import torch
+
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
+    on_gpu = ModelRef.of(toy_model, "cuda")
+    with pytest.raises(ValueError, match="workers must be at most 1, one for each GPU here, got 2"):
+        localize_all(on_gpu, ["cat 0"], store=tmp_path, workers=2)

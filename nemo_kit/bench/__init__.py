@@ -8,13 +8,14 @@ Scope:
 Source: "Finding NeMo" (arXiv 2406.02366), table 2 (times of Algorithms 1 to 4).
 """
 
-from nemo_kit.bench.compare import disagreements, measure, summary
+from nemo_kit.bench.compare import disagreements, flagged_by_baseline, measure, summary
 from nemo_kit.bench.quality import with_known, with_pictures
 from nemo_kit.bench.released import localize_released
 from nemo_kit.bench.throughput import throughput
 
 __all__ = [
     "disagreements",
+    "flagged_by_baseline",
     "localize_released",
     "measure",
     "summary",

@@ -8,6 +8,7 @@ Source: "Finding NeMo" (arXiv 2406.02366), table 2; the ratios are ours.
 
 from __future__ import annotations
 
+import math
 import zlib
 from collections.abc import Iterable, Sequence
 from functools import cache
@@ -51,9 +52,9 @@ def measure(
 
     Returns a frame, one row a prompt and way: prompt, group, way, seconds, samples, neurons,
     memorized, initial and refined (JSON), limit (the fewest samples a search could take),
-    verified, fell_back (count), nearest (of the baseline: smallest distance to a threshold),
-    peak (MiB). What the store holds is not run again. Prompts that failed are named in a warning
-    and in `attrs["failed"]`, and have no row.
+    verified (1 or 0; NaN for modes that don't verify), fell_back (count), nearest (of the
+    baseline: smallest distance to a threshold), peak (MiB). What the store holds is not run again.
+    Prompts that failed are named in a warning and in `attrs["failed"]`, and have no row.
     Parameters: `prompts`, with `prompt` and `group` (VM, TM), as `frames.choose` gives;
     `retry_failed`, whether those that failed before are tried again.
     Raises ValueError for an unknown way or missing columns, and what `experiments.run` raises.
@@ -125,7 +126,7 @@ def _row(
         "initial": found.initial.to_json(),
         "refined": found.refined.to_json(),
         "limit": fewest_samples(found, len(seeds)),
-        "verified": bool(found.verified),
+        "verified": math.nan if found.verified is None else float(found.verified),
         "fell_back": len(found.fell_back),
         "nearest": nearest,
         "peak": peak(),
@@ -148,11 +149,12 @@ def summary(frame: pd.DataFrame) -> pd.DataFrame:
     Returns a frame with group, way, prompts, faster (seconds of the baseline over the way's),
     samples (of the way over the baseline's), same (share of prompts with the baseline's
     neurons), to_limit (samples over the fewest possible), neurons (mean), peak (MiB, largest),
-    verified (share) and fell_back (prompts), and where the frame has them mean precision and
-    recall, and median sscd_gen. Only prompts that detection flags count.
+    verified (share; NaN for modes that don't verify) and fell_back (prompts), and where the frame
+    has them mean precision and recall, and median sscd_gen. Only prompts that the released
+    algorithm's detection flags count.
     Raises ValueError where the frame has no flagged prompt.
     """
-    flagged = frame[frame["memorized"]]
+    flagged = flagged_by_baseline(frame)
     if flagged.empty:
         raise ValueError("frame holds no prompt that detection flags as memorized")
     parts = [(name, part) for name, part in flagged.groupby("group", sort=False)]
@@ -160,6 +162,15 @@ def summary(frame: pd.DataFrame) -> pd.DataFrame:
         parts.append(("all", flagged))
     rows = [_ratios(str(name), part, way) for name, part in parts for way in _ways(part)]
     return pd.DataFrame(rows)
+
+
+def flagged_by_baseline(frame: pd.DataFrame) -> pd.DataFrame:
+    """Rows of the prompts that the released algorithm's detection flags, of every way.
+
+    In another precision detection may flag others: such a way's row then has no neurons.
+    """
+    base = frame[(frame["way"] == BASELINE) & frame["memorized"]]
+    return frame[frame["prompt"].isin(base["prompt"])]
 
 
 def _ways(frame: pd.DataFrame) -> list[str]:

@@ -112,9 +112,11 @@ def bench(
 
 
 def _print(ratios: pd.DataFrame, differ: pd.DataFrame, frame: pd.DataFrame, failed: int) -> None:
+    from nemo_kit.bench import flagged_by_baseline
+
     print(ratios.to_string(index=False, float_format="{:.3g}".format))
     print("\nfaster: seconds of the released algorithm ÷ the mode's; samples: the mode's ÷ its.")
-    skipped = frame.loc[~frame["memorized"], "prompt"].nunique()
+    skipped = frame["prompt"].nunique() - flagged_by_baseline(frame)["prompt"].nunique()
     print(f"Prompts that detection does not flag, and that don't count here: {skipped}.")
     if failed:
         print(f"Prompts that failed, and that don't count here either: {failed}.")
@@ -126,6 +128,7 @@ def _print(ratios: pd.DataFrame, differ: pd.DataFrame, frame: pd.DataFrame, fail
 
 
 def _write(out: Path, frame: pd.DataFrame, ratios: pd.DataFrame) -> None:
+    from nemo_kit.bench import flagged_by_baseline
     from nemo_kit.files import spreadsheet_safe, write_atomically
     from nemo_kit.plots import bench_costs
 
@@ -134,8 +137,7 @@ def _write(out: Path, frame: pd.DataFrame, ratios: pd.DataFrame) -> None:
     for name, table in tables.items():
         safe = spreadsheet_safe(table)
         write_atomically(out / name, lambda part, safe=safe: safe.to_csv(part, index=False))
-    flagged = frame[frame["memorized"]]
-    figure = bench_costs(flagged)
+    figure = bench_costs(flagged_by_baseline(frame))
     write_atomically(
         out / "bench.png", lambda part: figure.savefig(part, format="png", bbox_inches="tight")
     )

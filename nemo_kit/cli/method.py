@@ -40,6 +40,7 @@ from nemo_kit.cli.options import (
     texts as read_texts,
 )
 from nemo_kit.cli.sweeps import (
+    STORE,
     HoldOutOption,
     Place,
     Preset,
@@ -53,6 +54,7 @@ from nemo_kit.cli.sweeps import (
     for_workers,
     opened,
     refuse_both,
+    refuse_calibration,
     refuse_elsewhere,
     sweep,
 )
@@ -67,7 +69,6 @@ OutOption = Annotated[
 PromptArgument = Annotated[
     list[str] | None, typer.Argument(metavar="[PROMPT]...", help="Prompts to look at.")
 ]
-STORE = Path("runs/store")
 
 
 def register(app: typer.Typer) -> None:
@@ -109,6 +110,7 @@ def detect(
         refuse_elsewhere(place)
     texts = read_texts(prompt, prompts, model)
     write = writer(out)
+    refuse_calibration(hold_out, device, place)
     loaded = opened(model, device, revision, dtype, place)
     numbers = range(1, seeds + 1)
     chosen = calibrated(loaded, settings, threshold, hold_out, numbers, store)
@@ -187,6 +189,7 @@ def localize(
     texts = read_texts(prompt, prompts, model)
     write = _released_writer(out, prompts) if released else writer(out)
     known = read_statistics(statistics)
+    refuse_calibration(hold_out, device, place)
     loaded = opened(model, device, revision, dtype, place)
     numbers = range(1, seeds + 1)
     chosen = calibrated(loaded, settings, threshold, hold_out, numbers, store)
@@ -223,4 +226,14 @@ def _released_writer(out: Path | None, files: list[Path] | None) -> Any:
         raise ValueError(f"--released needs --out FILE.csv, got {out}")
     writer(out)  # for its checks of the folder
     rows = prompt_rows(existing(files, "--prompts")) if files else None
-    return lambda frame: write_released(out, frame, rows)
+    return lambda frame: write_released(out, frame, _with_others(rows, frame))
+
+
+def _with_others(rows: pd.DataFrame | None, frame: pd.DataFrame) -> pd.DataFrame | None:
+    """The files' rows, and behind them the prompts of the command line, which have no URL."""
+    if rows is None:
+        return None
+    import pandas as pd
+
+    others = frame.loc[~frame["prompt"].isin(rows["prompt"]), ["prompt"]].assign(url="")
+    return pd.concat([rows[["prompt", "url"]], others], ignore_index=True)

@@ -24,6 +24,14 @@ from nemo_kit.cli.options import (
     load,
 )
 from nemo_kit.cli.options import statistics as read_statistics
+from nemo_kit.cli.sweeps import (
+    STORE,
+    HoldOutOption,
+    Preset,
+    SettingsOption,
+    calibrated,
+    refuse_both,
+)
 
 
 def register(app: typer.Typer) -> None:
@@ -87,6 +95,8 @@ def plan(
     seeds: SeedsOption = 10,
     threshold: ThresholdOption = None,
     statistics: StatisticsOption = None,
+    settings: SettingsOption = Preset.default,
+    hold_out: HoldOutOption = None,
     search: Annotated[
         str, typer.Option("--search", metavar="MODE", help="Search mode, as in nemo-kit localize.")
     ] = "speculative",
@@ -116,11 +126,14 @@ def plan(
     texts = list(prompt_table(existing(sample or (), "--sample"))["prompt"])
     known = [memorized] if memorized else []
     more = list(prompt_table(existing(known, "--memorized"))["prompt"]) if known else []
-    options: dict[str, Any] = {
-        "threshold": threshold, "statistics": read_statistics(statistics), "search": search,
-    }  # fmt: skip
+    refuse_both(threshold, hold_out)
+    known_statistics = read_statistics(statistics)
     loaded = load(model, device, revision, dtype)
     numbers = range(1, seeds + 1)
+    options: dict[str, Any] = {
+        "threshold": threshold, "statistics": known_statistics, "search": search,
+        "settings": calibrated(loaded, settings, threshold, hold_out, numbers, STORE),
+    }  # fmt: skip
     drawn = texts if check else planning.draw(texts, detections)
     with interruptible("nothing is kept of a plan"):
         measured = planning.measure(
@@ -154,6 +167,9 @@ def _lines(plan: dict[str, Any], measured: Any) -> list[str]:
         f"memory          {_size(plan['worker_bytes'])} a worker, "
         f"{_size(plan['runner_bytes'])} for the final table",
     ]
+    if not measured.flagged and not share:
+        told = "none of the sample is; --memorized-share X says how many may be"
+        lines.insert(2, f"{'':16}{told}")
     if plan["gpu_bytes"]:
         lines.append(f"GPU memory      {_size(plan['gpu_bytes'])} a worker")
     if plan["cost"] is not None:

@@ -19,6 +19,9 @@ if TYPE_CHECKING:
     import pandas as pd
 
 
+STORE = Path("runs/store")
+
+
 class Preset(StrEnum):
     """Settings by name."""
 
@@ -127,14 +130,20 @@ def opened(model: str, device: Device, revision: str | None, dtype: Dtype, place
     import torch
 
     from nemo_kit import models
+    from nemo_kit.experiments.work import check_gpus
 
-    if place.workers > max(1, torch.cuda.device_count()):
+    check_gpus("cuda", place.workers)
+    on_gpu = models.default_dtype(torch.device("cuda")) if dtype is Dtype.auto else dtype.value
+    return models.load(model, "cpu", on_gpu, revision)
+
+
+def refuse_calibration(hold_out: Path | None, device: Device, place: Place) -> None:
+    """Raises ValueError where a threshold is to be computed, but the GPUs are the workers'."""
+    if hold_out and place.elsewhere and _on_gpu(device, place):
         raise ValueError(
-            f"--workers must be at most {torch.cuda.device_count()}, one for each GPU here, got "
-            f"{place.workers}"
+            "--hold-out computes the threshold in this process, which leaves the GPUs to the "
+            "workers: write it once with `nemo-kit calibrate --hold-out FILE`, or give --threshold"
         )
-    on_gpu = Dtype.float16 if dtype is Dtype.auto else dtype
-    return models.load(model, "cpu", on_gpu.value, revision)
 
 
 def for_workers(model: Any, device: Device, place: Place) -> Any:

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 import pandas as pd
 
 from nemo_kit.experiments.sweep import run, tidy
-from nemo_kit.experiments.work import Keyed, ModelRef, model_key, opened
+from nemo_kit.experiments.work import Keyed, ModelRef, check_gpus, model_key, opened
 
 if TYPE_CHECKING:
     from nemo_kit.mitigation import Mitigation
@@ -182,9 +182,13 @@ def with_sets(frame: pd.DataFrame) -> pd.DataFrame:
 
 def _for_workers(model: AnyModel, executor: object, workers: int) -> AnyModel:
     """The model itself for this process, a reference for others."""
-    if isinstance(model, ModelRef) or (executor is None and workers == 1):
+    if executor is None and workers == 1:
         return model
-    return ModelRef.of(model.model if isinstance(model, Keyed) else model)
+    if not isinstance(model, ModelRef):
+        model = ModelRef.of(model.model if isinstance(model, Keyed) else model)
+    if executor is None:
+        check_gpus(model.device, workers)
+    return model
 
 
 def _of(given: Any, prompt: str) -> Any:

@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 
 _RESAMPLES = 2000  # of the bootstrap behind the ranges
 _UNREACHABLE = sys.float_info.max  # a threshold that no score is above
-_LAYOUT = 2  # a result takes about twice its own size while the final table is put together
+_LAYOUT = 3  # a result takes so many times its own size while the final table is put together
 
 
 @dataclass(frozen=True)
@@ -126,7 +126,9 @@ def measure(
     )
     with tempfile.TemporaryDirectory(prefix="nemo_kit-plan-") as folder:
         # checks the statistics; its one detection is what only the first call pays for
-        Localize(model, numbers, options | {"threshold": _UNREACHABLE})(texts[0])
+        skipping = Localize(model, numbers, options | {"threshold": _UNREACHABLE})
+        skipping(texts[0])
+        skipped = _timed(skipping, texts[:1], Path(folder), "skipped")
         seen = _timed(detection, texts, Path(folder), "detect")
         flagged = [text for text, row in zip(texts, seen.rows, strict=True) if row["memorized"]]
         pool = list(dict.fromkeys([*flagged, *memorized]))
@@ -148,7 +150,7 @@ def measure(
         detect_seconds=tuple(seen.seconds),
         localize_seconds=tuple(found.seconds),
         flagged=len(flagged),
-        bytes_skipped=seen.bytes,
+        bytes_skipped=skipped.bytes,
         bytes_found=found.bytes,
         row_bytes=found.memory,
         worker_bytes=_peak_memory(),
@@ -277,12 +279,17 @@ def _on_disk(path: Path) -> int:
 
 
 def _range(measured: Measurement, share: float | None) -> np.ndarray:
-    """[2]: seconds a prompt, 2.5 % and 97.5 % of what resamples of the measurement say."""
+    """[2]: seconds a prompt, 2.5 % and 97.5 % of what resamples of the measurement say.
+
+    The share that is flagged is drawn as Jeffreys' interval does, from Beta(k + ½, n − k + ½): a
+    sample without any flagged prompt doesn't prove that there are none.
+    """
     rng = np.random.default_rng(0)
     detect = np.array(measured.detect_seconds)
     localize = np.array(measured.localize_seconds)
     many = (_RESAMPLES, len(detect))
-    shares = rng.binomial(len(detect), measured.share, _RESAMPLES) / len(detect)
+    others = len(detect) - measured.flagged
+    shares = rng.beta(measured.flagged + 0.5, others + 0.5, _RESAMPLES)
     shares = shares if share is None else np.full(_RESAMPLES, share)
     first = rng.choice(detect, many).mean(axis=1)
     second = rng.choice(localize, (_RESAMPLES, len(localize))).mean(axis=1)

@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pandas as pd
 from filelock import FileLock, Timeout
 
@@ -24,6 +25,7 @@ from nemo_kit.experiments.store import Rows, Shard, read_shard, read_written, sh
 from nemo_kit.experiments.work import Unit
 from nemo_kit.progress import Bar
 
+_TOGETHER = 1000  # frames that are joined into one
 FAILED = "NEMO_KIT_FAILED"  # environment variable: the file that failed prompts are noted in
 RETRY = "NEMO_KIT_RETRY_FAILED"  # environment variable: not empty, as retry_failed=True everywhere
 
@@ -71,8 +73,14 @@ def run(
     """
     folder, retry_failed = Path(store), retry_failed or bool(os.environ.get(RETRY))
     paths = shard_paths(items, folder, name, key)
-    found = {path: read_shard(path) for path in paths}
-    todo = [p for p, shard in found.items() if shard is None or (retry_failed and shard.error)]
+    gathered = _Gathered(paths)
+    todo = []
+    for path in paths:
+        shard = read_shard(path)
+        if shard is None or (retry_failed and shard.error):
+            todo.append(path)
+        else:
+            gathered.add(path, shard)
     units = [Unit(name, function, paths[path], path, retry_failed) for path in todo]
     computed = 0
     with (
@@ -83,9 +91,9 @@ def run(
         hidden = not (progress and todo)
         bar = Bar(done, desc=label, unit="prompt", total=len(todo), disable=hidden)
         for unit, now in bar:
-            found[unit.path] = read_written(unit.path)
+            gathered.add(unit.path, read_written(unit.path))
             computed += now
-    return _gather(paths, found, computed)
+    return gathered.sweep(computed)
 
 
 @contextmanager
@@ -107,20 +115,55 @@ def _turn(folder: Path, units: list[Unit]) -> Iterator[list[Unit]]:
         lock.release()
 
 
-def _gather(paths: Mapping[Path, Any], found: Mapping[Path, Shard | None], computed: int) -> Sweep:
-    done = [found[path] or Shard(pd.DataFrame(), "missing") for path in paths]
-    good = [shard.frame for shard in done if not shard.error]
-    failed = [
-        {"item": title(item), "error": shard.error}
-        for item, shard in zip(paths.values(), done, strict=True)
-        if shard.error
-    ]
-    _note(row["item"] for row in failed)
-    if failed and not good:
-        raise RuntimeError(f"all {len(failed)} prompts failed; the first with {failed[0]['error']}")
-    frame = pd.concat(good, ignore_index=True) if good else pd.DataFrame()
-    errors = pd.DataFrame(failed, columns=["item", "error"])
-    return Sweep(frame, errors, computed, len(paths) - computed)
+class _Gathered:
+    """Rows and errors of the items, as they come; frames are joined as they pile up.
+
+    A frame of one row takes twenty times the memory of its row in a frame of many.
+    """
+
+    def __init__(self, paths: Mapping[Path, Any]) -> None:
+        self._items = paths
+        self._left = {path: place for place, path in enumerate(paths)}
+        self._errors: dict[Path, str] = {}
+        self._parts: list[tuple[np.ndarray, pd.DataFrame]] = []  # place of each row's item, rows
+        self._loose: list[tuple[np.ndarray, pd.DataFrame]] = []
+
+    def add(self, path: Path, shard: Shard) -> None:
+        """Take what one item gave, once."""
+        place = self._left.pop(path, None)
+        if place is None:
+            return
+        if shard.error:
+            self._errors[path] = shard.error
+            return
+        self._loose.append((np.full(len(shard.frame), place), shard.frame))
+        if len(self._loose) == _TOGETHER:
+            self._parts.append(_joined(self._loose))
+            self._loose = []
+
+    def sweep(self, computed: int) -> Sweep:
+        """All rows in the order of the items; raises RuntimeError where every item failed."""
+        errors = self._errors | dict.fromkeys(self._left, "missing")
+        failed = [
+            {"item": title(item), "error": errors[path]}
+            for path, item in self._items.items()
+            if path in errors
+        ]
+        _note(row["item"] for row in failed)
+        parts = [*self._parts, *self._loose]
+        if failed and not parts:
+            told = f"all {len(failed)} prompts failed; the first with {failed[0]['error']}"
+            raise RuntimeError(told)
+        places, frame = _joined(parts) if parts else (np.array([]), pd.DataFrame())
+        if (np.diff(places) < 0).any():  # workers end in any order
+            frame = frame.iloc[np.argsort(places, kind="stable")].reset_index(drop=True)
+        table = pd.DataFrame(failed, columns=["item", "error"])
+        return Sweep(frame, table, computed, len(self._items) - computed)
+
+
+def _joined(parts: list[tuple[np.ndarray, pd.DataFrame]]) -> tuple[np.ndarray, pd.DataFrame]:
+    places, frames = zip(*parts, strict=True)
+    return np.concatenate(places), pd.concat(frames, ignore_index=True)
 
 
 def _note(failed: Iterable[str]) -> None:

@@ -194,6 +194,15 @@ def opened(model: DiffusionModel | ModelRef | Keyed) -> Iterator[DiffusionModel]
         yield model.model if isinstance(model, Keyed) else model
 
 
+def check_gpus(device: str, workers: int) -> None:
+    """Raise ValueError where processes on this machine would have to share GPUs."""
+    import torch
+
+    count = torch.cuda.device_count()
+    if device == "cuda" and workers > max(1, count):
+        raise ValueError(f"workers must be at most {count}, one for each GPU here, got {workers}")
+
+
 @cache
 def free_gpu() -> str:
     """A CUDA device that no other worker on this machine has taken: one process a GPU.

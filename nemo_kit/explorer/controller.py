@@ -13,12 +13,14 @@ from dataclasses import dataclass, replace
 from functools import wraps
 from typing import Any
 
+import torch
+
 from nemo_kit.explorer import state
 from nemo_kit.explorer.session import Facts, Left, Look, Pictures, Session
 from nemo_kit.explorer.state import History, Selection, View
 from nemo_kit.explorer.worker import Job, Tick, Worker
 from nemo_kit.localization import SEARCHES, Localization
-from nemo_kit.models import default_dtype
+from nemo_kit.models import DTYPES, default_dtype
 from nemo_kit.neurons import NeuronSet
 
 Listener = Callable[[frozenset[str]], None]
@@ -222,8 +224,10 @@ class Controller:
     def code(self) -> str:
         """A cell's worth of Python that repeats the view."""
         model = self.session.model
-        usual = model.dtype == default_dtype(model.device)
-        dtype = None if usual else str(model.dtype).removeprefix("torch.")
+        place = torch.device("cuda" if torch.cuda.is_available() else "cpu")  # where load opens it
+        dtype = str(model.dtype).removeprefix("torch.")
+        if model.dtype == default_dtype(place) or dtype not in DTYPES:
+            dtype = None
         return state.as_code(self.view, model.name, model.revision, self.session.seeds, dtype)
 
     def saved(self) -> str:
