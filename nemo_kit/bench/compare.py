@@ -95,13 +95,14 @@ def _split(way: str) -> tuple[str, LocalizationSettings]:
 
 def _warm_up(model: DiffusionModel, seeds: list[int], compiled: bool) -> None:
     """The first calls of a process are slow, and compile; they are nobody's costs."""
-    fitting(model)
+    most = fitting(model).size
     prompt_differences(model, "warm-up", seeds)
     if compiled:
         draw = Differences(model, detection_settings(model), compile=True)
-        noise, text = model.noise(seeds), model.embed("warm-up")
-        for few in (1, 2):
-            draw(noise[:few], text.expand(few, -1, -1), [NeuronSet({1: [0]})] * few)
+        noise, text = model.noise(range(most)), model.embed("warm-up")
+        for power in range(most.bit_length()):  # larger batches may have code of their own
+            count = 2**power
+            draw(noise[:count], text.expand(count, -1, -1), [NeuronSet({1: [0]})] * count)
 
 
 def _row(
