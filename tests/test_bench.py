@@ -108,7 +108,7 @@ def test_a_compiled_way_compiles_before_it_is_timed(
     options: Any = {"seeds": SEEDS, "store": tmp_path, "progress": False}
     frame = measure(easy, prompts, ["speculative", "speculative@compile"], **options)
     assert sorted(timed) == ["released", "speculative", "speculative@compile"]
-    assert traced == [0, 0]  # one sample, and more of them; nothing in what is timed
+    assert set(traced) == {0}  # all before what is timed
     found = frame.set_index("way")
     assert found.loc["speculative@compile", "refined"] == found.loc["released", "refined"]
     assert found.loc["speculative@compile", "samples"] == found.loc["speculative", "samples"]
