@@ -595,9 +595,9 @@ def test_the_number_type_arrives_where_the_model_is_opened(
     assert asked == [given]
 
 
-@pytest.mark.parametrize(("given", "opened"), [("auto", "float16"), ("float32", "float32")])
+@pytest.mark.parametrize(("given", "opened"), [("auto", torch.float16), ("float32", "float32")])
 def test_workers_on_gpus_get_the_number_type_that_a_gpu_would(
-    monkeypatch: pytest.MonkeyPatch, given: str, opened: str
+    monkeypatch: pytest.MonkeyPatch, given: str, opened: Any
 ) -> None:
     """Their model is opened on the CPU, where "auto" is another type."""
     from nemo_kit.cli import sweeps

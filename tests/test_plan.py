@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -12,7 +11,6 @@ from nemo_kit.experiments.plan import Measurement, check, draw, measure, plan
 from nemo_kit.localization import detect
 from nemo_kit.models import DiffusionModel
 
-LAB = Path(__file__).parents[1] / "nemo_kit" / "lab" / "model" / "model_index.json"
 MEASURED = Measurement(
     detect_seconds=(1.0,) * 10, localize_seconds=(10.0, 12.0), flagged=2, bytes_skipped=1000.0,
     bytes_found=3000.0, row_bytes=500.0, worker_bytes=10**9, gpu_bytes=0,
@@ -139,19 +137,3 @@ def test_a_check_is_of_the_plan_for_these_prompts(toy_model: DiffusionModel) -> 
         check(toy_model, ["a", "b"], plan(MEASURED, 3), [1, 2])
     ratio = check(toy_model, ["a", "b"], plan(MEASURED, 2), [1, 2], progress=False, threshold=2.0)
     assert 0 < ratio < 1  # nobody needs 6 seconds for these
-
-
-@pytest.mark.slow
-@pytest.mark.skipif(not LAB.is_file(), reason="the embedded model is not there: make lab")
-def test_the_embedded_model_in_two_processes_as_in_one(tmp_path: Path) -> None:
-    from nemo_kit import lab, load
-    from nemo_kit.experiments import localize_all
-
-    model = load("lab", device="cpu")
-    prompts = [*lab.prompts("verbatim")["prompt"][:1], *lab.prompts("non_memorized")["prompt"][:2]]
-    options: dict[str, Any] = {"seeds": range(1, 5), "progress": False}
-    one = localize_all(model, prompts, store=tmp_path / "one", **options)
-    two = localize_all(model, prompts, store=tmp_path / "two", workers=2, **options)
-    assert list(one["prompt"]) == list(two["prompt"]) == prompts
-    assert list(one["refined"]) == list(two["refined"])
-    assert list(one["samples_evaluated"]) == list(two["samples_evaluated"])

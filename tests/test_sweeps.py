@@ -23,6 +23,8 @@ from nemo_kit.experiments import Sweep, detect_all, executors, localize_all, run
 from nemo_kit.experiments.work import ModelRef
 from nemo_kit.models import DiffusionModel
 
+LAB = Path(__file__).parents[1] / "nemo_kit" / "lab" / "model" / "model_index.json"
+
 
 def sweep(store: Path, function: Any, items: Any = ITEMS, **options: Any) -> Sweep:
     return run(function, items, store, {}, name="slow", progress=False, **options)
@@ -283,15 +285,22 @@ def test_the_progress_bar_has_an_estimate(
 # the model in workers
 
 
-def test_workers_open_the_model_by_its_name(toy_model: DiffusionModel, tmp_path: Path) -> None:
+@pytest.mark.slow
+@pytest.mark.skipif(not LAB.is_file(), reason="the embedded model is not there: make lab")
+def test_workers_open_the_model_by_its_name(tmp_path: Path) -> None:
     """The same neurons as in this process, and the same key, so that each goes on from others."""
-    prompts = ["cat 0", "red cup 1"]
-    options: dict[str, Any] = {"seeds": [1, 2], "threshold": 0.5, "progress": False}
-    here = localize_all(toy_model, prompts, store=tmp_path / "here", **options)
-    toy_model.samples_evaluated = 0
-    there = localize_all(toy_model, prompts, store=tmp_path / "there", workers=2, **options)
-    assert toy_model.samples_evaluated == 0
+    from nemo_kit import lab, load
+
+    model = load("lab", device="cpu")
+    prompts = [*lab.prompts("verbatim")["prompt"][:1], *lab.prompts("non_memorized")["prompt"][:2]]
+    options: dict[str, Any] = {"seeds": range(1, 5), "progress": False}
+    here = localize_all(model, prompts, store=tmp_path / "here", **options)
+    model.samples_evaluated = 0
+    there = localize_all(model, prompts, store=tmp_path / "there", workers=2, **options)
+    assert model.samples_evaluated == 0
+    assert list(here["prompt"]) == list(there["prompt"]) == prompts
     assert list(there["refined"]) == list(here["refined"])
+    assert any(here["refined"])
     assert list(there["samples_evaluated"]) == list(here["samples_evaluated"])
     names = [
         sorted(path.name for path in (tmp_path / folder).rglob("*.parquet"))
