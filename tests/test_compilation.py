@@ -11,7 +11,7 @@ from weakref import WeakKeyDictionary
 
 import pytest
 import torch
-from toys import ToyDenoiser, count_hooks
+from toys import ToyDenoiser, count_hooks, trace_only
 
 from nemo_kit.checks import MachineError
 from nemo_kit.compilation import scale_compiled
@@ -78,7 +78,7 @@ def test_compiled_calls_scale_as_hooks_do_and_compile_twice(
 def test_nothing_is_left_behind_whatever_raises(
     small: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(torch, "compile", partial(torch.compile, backend="eager"))
+    trace_only(monkeypatch)
     with pytest.raises(ValueError, match="layer 9"), scale_compiled(small, [NeuronSet({9: [0]})]):
         pass
     told = "sets holds 2 neuron sets, but the batch has 5 samples"
@@ -101,7 +101,7 @@ def test_nothing_is_left_behind_whatever_raises(
 def test_other_hooks_are_seen_and_a_new_denoiser(
     small: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(torch, "compile", partial(torch.compile, backend="eager"))
+    trace_only(monkeypatch)
     place = small.value_layers[0].name.removesuffix(".to_v")
     for factor in (None, 3.0, None, 0.5):
         hooks = {} if factor is None else {place: lambda *seen, by=factor: seen[2] * by}
@@ -120,22 +120,16 @@ def test_other_hooks_are_seen_and_a_new_denoiser(
 def test_layout_and_batch_are_no_reason_to_compile_anew(
     small: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    seen = []
-
-    def counting(graph: Any, _inputs: Any) -> Any:
-        seen.append(graph)
-        return graph
-
-    monkeypatch.setattr(torch, "compile", partial(torch.compile, backend=counting))
+    pieces = trace_only(monkeypatch)
     for text in (TEXT[:3], TEXT, TEXT[:1].expand(4, -1, -1), TEXT.mT.contiguous().mT):
         with scale_compiled(small, SETS[: len(text)]):
             small.compiled(text)
-    assert len(seen) == 1
+    assert len(pieces) == 1
 
 
 @torch.no_grad()
 def test_blocks_inside_each_other_are_refused(small: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(torch, "compile", partial(torch.compile, backend="eager"))
+    trace_only(monkeypatch)
     with scale_compiled(small, SETS, 0.5):
         with pytest.raises(RuntimeError, match="can't lie inside"), scale_compiled(small, SETS):
             pass
@@ -145,7 +139,7 @@ def test_blocks_inside_each_other_are_refused(small: Any, monkeypatch: pytest.Mo
 
 @torch.no_grad()
 def test_an_error_of_the_code_stays_what_it_is(small: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(torch, "compile", partial(torch.compile, backend="eager"))
+    trace_only(monkeypatch)
     with pytest.raises(RuntimeError, match="reduction dim") as caught, scale_compiled(small, SETS):
         small.compiled(TEXT[..., :2])  # of another width
     assert not isinstance(caught.value, MachineError)

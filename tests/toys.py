@@ -4,6 +4,7 @@ modules whose numbers can be worked out on paper.
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -142,6 +143,18 @@ class ToyDenoiser(nn.Module):
     def forward(self, text: Tensor) -> Tensor:
         """text [N, tokens, 3] -> [N, 3]."""
         return torch.stack([attention(text) for attention in self.attentions()]).sum(dim=0)
+
+
+def trace_only(monkeypatch: Any) -> list[Any]:
+    """Let torch.compile trace and not make C++; lists the pieces of code it would make."""
+    pieces: list[Any] = []
+
+    def run_by_torch(graph: Any, _inputs: Any) -> Any:
+        pieces.append(graph)
+        return graph
+
+    monkeypatch.setattr(torch, "compile", partial(torch.compile, backend=run_by_torch))
+    return pieces
 
 
 def count_hooks(module: nn.Module) -> int:

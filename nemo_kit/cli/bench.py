@@ -80,7 +80,14 @@ def bench(
     with the same neurons, and the distance to the fewest samples possible. A run that was ended
     goes on where it stopped.
     """
-    from nemo_kit.bench import disagreements, measure, summary, with_known, with_pictures
+    from nemo_kit.bench import (
+        disagreements,
+        flagged_by_baseline,
+        measure,
+        summary,
+        with_known,
+        with_pictures,
+    )
     from nemo_kit.experiments import prompt_table
     from nemo_kit.frames import choose
     from nemo_kit.lab.truth import known_neurons
@@ -104,19 +111,18 @@ def bench(
     if pictures:
         frame = with_pictures(loaded, frame, pictures, detection, store=store)
     ratios = summary(frame)
-    _print(ratios, disagreements(frame), frame, len(done.attrs.get("failed", {})))
-    _write(out, frame, ratios)
+    flagged = flagged_by_baseline(frame)
+    skipped = frame["prompt"].nunique() - flagged["prompt"].nunique()
+    _print(ratios, disagreements(frame), skipped, len(done.attrs.get("failed", {})))
+    _write(out, frame, flagged, ratios)
     if shapes:
         _shapes(out)
     end(done)
 
 
-def _print(ratios: pd.DataFrame, differ: pd.DataFrame, frame: pd.DataFrame, failed: int) -> None:
-    from nemo_kit.bench import flagged_by_baseline
-
+def _print(ratios: pd.DataFrame, differ: pd.DataFrame, skipped: int, failed: int) -> None:
     print(ratios.to_string(index=False, float_format="{:.3g}".format))
     print("\nfaster: seconds of the released algorithm ÷ the mode's; samples: the mode's ÷ its.")
-    skipped = frame["prompt"].nunique() - flagged_by_baseline(frame)["prompt"].nunique()
     print(f"Prompts that detection does not flag, and that don't count here: {skipped}.")
     if failed:
         print(f"Prompts that failed, and that don't count here either: {failed}.")
@@ -127,8 +133,7 @@ def _print(ratios: pd.DataFrame, differ: pd.DataFrame, frame: pd.DataFrame, fail
         print(differ.to_string(index=False, max_colwidth=50))
 
 
-def _write(out: Path, frame: pd.DataFrame, ratios: pd.DataFrame) -> None:
-    from nemo_kit.bench import flagged_by_baseline
+def _write(out: Path, frame: pd.DataFrame, flagged: pd.DataFrame, ratios: pd.DataFrame) -> None:
     from nemo_kit.files import spreadsheet_safe, write_atomically
     from nemo_kit.plots import bench_costs
 
@@ -137,7 +142,7 @@ def _write(out: Path, frame: pd.DataFrame, ratios: pd.DataFrame) -> None:
     for name, table in tables.items():
         safe = spreadsheet_safe(table)
         write_atomically(out / name, lambda part, safe=safe: safe.to_csv(part, index=False))
-    figure = bench_costs(flagged_by_baseline(frame))
+    figure = bench_costs(flagged)
     write_atomically(
         out / "bench.png", lambda part: figure.savefig(part, format="png", bbox_inches="tight")
     )

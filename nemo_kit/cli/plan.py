@@ -154,10 +154,12 @@ def _lines(plan: dict[str, Any], measured: Any) -> list[str]:
     share, devices = plan["memorized_share"], plan["devices"]
     machines = "1 device" if devices == 1 else f"{devices} devices"
     left_out = f" ({measured.dropped} more not flagged, left out)" if measured.dropped else ""
+    none = f"{'':16}none of the sample is; --memorized-share X says how many may be"
     lines = [
         f"measured        detection of {len(measured.detect_seconds)} prompts, {measured.flagged} "
         f"memorized; localization of {len(measured.localize_seconds)}{left_out}",
         f"expected        {plan['prompts']:,} prompts on {machines}, {share:.2%} memorized",
+        *([] if measured.flagged or share else [none]),
         f"detection       {_hours(plan['detect_hours'])}",
         f"localization    {_hours(plan['localize_hours'])} more, for the flagged ones",
         f"together        {_hours(plan['hours'])} ({_hours(plan['low'])} to {_hours(plan['high'])} "
@@ -167,9 +169,6 @@ def _lines(plan: dict[str, Any], measured: Any) -> list[str]:
         f"memory          {_size(plan['worker_bytes'])} a worker, "
         f"{_size(plan['runner_bytes'])} for the final table",
     ]
-    if not measured.flagged and not share:
-        told = "none of the sample is; --memorized-share X says how many may be"
-        lines.insert(2, f"{'':16}{told}")
     if plan["gpu_bytes"]:
         lines.append(f"GPU memory      {_size(plan['gpu_bytes'])} a worker")
     if plan["cost"] is not None:
