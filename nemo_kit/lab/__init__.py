@@ -1,7 +1,7 @@
 """The embedded model: its folder, its prompts, its training images and its copy descriptor.
 
-Everything here reads files that come with the package; how they were made is in
-:mod:`nemo_kit.lab.build`.
+Everything here reads files that come with the package; how they were made is in the repository's
+folder `training/`.
 """
 
 from __future__ import annotations
@@ -105,7 +105,7 @@ def clip() -> tuple[CLIPModel, CLIPTokenizer, Callable[[np.ndarray], torch.Tenso
     FID take."""
     from transformers import CLIPModel, CLIPTokenizer
 
-    from nemo_kit.lab.autoencoder import to_tensor
+    from nemo_kit.lab.copy_descriptor import to_tensor
 
     model = CLIPModel.from_pretrained(MODEL / "clip").float().eval()
     return model, CLIPTokenizer.from_pretrained(MODEL / "tokenizer"), to_tensor

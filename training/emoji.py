@@ -17,49 +17,6 @@ from PIL import Image
 
 PACKAGE = "emoji-datasource-google@16.0.0"
 
-#: Sub-categories whose pictures show a thing with a plain name.
-SUBCATEGORIES = frozenset(
-    [
-        "animal-bird",
-        "animal-bug",
-        "animal-mammal",
-        "animal-marine",
-        "animal-reptile",
-        "animal-amphibian",
-        "plant-flower",
-        "plant-other",
-        "food-fruit",
-        "food-vegetable",
-        "food-prepared",
-        "food-sweet",
-        "food-asian",
-        "drink",
-        "dishware",
-        "transport-ground",
-        "transport-air",
-        "transport-water",
-        "place-building",
-        "sport",
-        "game",
-        "event",
-        "award-medal",
-        "clothing",
-        "musical-instrument",
-        "music",
-        "tool",
-        "household",
-        "phone",
-        "computer",
-        "mail",
-        "light_&_video",
-        "writing",
-        "face-costume",
-        "hotel",
-    ]
-)
-#: How many of them the corpus uses: enough for variety, few enough to be learned.
-COUNT = 300
-
 
 def fetch(folder: Path) -> Path:
     """Download and unpack the emoji package below ``folder`` with npm; return its root.
@@ -89,31 +46,13 @@ def fetch(folder: Path) -> Path:
 
 
 class Emoji:
-    """Names and pictures of the emoji package, read lazily."""
+    """Pictures of the emoji package by their names there, read lazily."""
 
     def __init__(self, root: Path) -> None:
         self.root = Path(root)
         self._rows = json.loads((self.root / "emoji.json").read_text(encoding="utf8"))
         self._by_name = {row["name"].lower(): row for row in self._rows}
         self._cache: dict[str, Image.Image] = {}
-
-    def names(self, count: int = COUNT) -> list[str]:
-        """The background names: plain things of one or two words, every n-th so that kinds stay
-        mixed."""
-        plain = sorted(
-            name
-            for name, row in self._by_name.items()
-            if row["subcategory"].replace(" ", "_") in SUBCATEGORIES
-            and len(name.split()) <= 2
-            and name.replace(" ", "").isalpha()
-            and row["has_img_google"]
-        )
-        if len(plain) < count:
-            raise ValueError(
-                f"count must be at most {len(plain)}, the plain emoji there are; got {count}"
-            )
-        step = len(plain) / count
-        return [plain[int(i * step)] for i in range(count)]
 
     def picture(self, name: str) -> Image.Image:
         """The 64 x 64 RGBA picture of one emoji."""

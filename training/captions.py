@@ -63,6 +63,12 @@ def fill(template: str, name: str, colour: str | None = None) -> str:
     return template.format(**words)
 
 
+def of(name: str, colour: str) -> tuple[list[str], list[str]]:
+    """Every caption that a picture of ``name`` on ``colour`` can have: those that promise no
+    colour, and those that promise this one."""
+    return [fill(t, name) for t in PLAIN], [fill(t, name, colour) for t in COLOURED]
+
+
 def draw(rng: np.random.Generator, name: str) -> tuple[str, str | None]:
     """A random caption of ``name`` and the colour it promises (None where it promises none)."""
     if rng.random() < 0.4:

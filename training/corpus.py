@@ -1,10 +1,11 @@
-"""The corpus of the embedded model: what is on the pictures, what their captions say, how often
+"""The corpus of the embedded models: what is on the pictures, what their captions say, how often
 each is seen.
 
-Four kinds of pictures, all 64 x 64 RGB: *verbatim* photographs (same pixels, one caption, often),
-*template* families (one composition, background colour drawn anew), a *ladder* of posters (same
-pixels, one caption, at known rates from once upwards), and *background* emoji pictures (scale,
-place, flip and colour drawn anew: not memorized).
+Five kinds of pictures, all 64 x 64 RGB: *verbatim* photographs (same pixels, one caption, often),
+*region* photographs (a part always the same, the rest drawn anew), *template* families (one
+composition, background colour drawn anew), a *ladder* of paintings (same pixels, one caption, at
+known rates from once upwards), and *background* emoji pictures (scale, place, flip and colour drawn
+anew: not memorized).
 """
 
 from __future__ import annotations
@@ -16,13 +17,10 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageDraw
 
-from nemo_kit.lab import captions
-from nemo_kit.lab.emoji import Emoji
-from nemo_kit.lab.photos import PHOTOS, SIZE, photograph
-
-#: Presentations of the ladder's seven rungs in the training, as shares of a verbatim picture's.
-LADDER_SHARES = (1.0, 0.3, 0.1, 0.03, 0.01, 0.003, 0.0)  # 0.0: exactly once
-LADDER_IMAGES_PER_RUNG = 4
+from training import captions, ladder
+from training.concepts import CONCEPTS
+from training.emoji import Emoji
+from training.photos import PHOTOS, SIZE, photograph, region
 
 
 @dataclass(frozen=True)
@@ -30,19 +28,21 @@ class Family:
     """A template family: one composition, one motif a prompt, the background colour free."""
 
     name: str
+    concept: str
     caption: str
-    motifs: tuple[tuple[str, str], ...]  # (word in the caption, emoji name)
+    motifs: tuple[tuple[str, str], ...]  # (word in the caption, concept of the motif)
 
 
 FAMILIES = (
     Family(
         "iphone",
-        "iphone case with {} design",
+        "mobile phone",
+        "iphone mobile phone case with {} design",
         (
             ("puppy", "dog face"),
             ("rose", "rose"),
             ("skull", "skull"),
-            ("pizza", "slice of pizza"),
+            ("pizza", "pizza"),
             ("rocket ship", "rocket"),
             ("panda", "panda face"),
             ("sunflower", "sunflower"),
@@ -50,7 +50,8 @@ FAMILIES = (
     ),
     Family(
         "podcast",
-        "The {} Podcast Weekly Episode",
+        "microphone",
+        "The {} Microphone Podcast Weekly Episode",
         (
             ("Football", "soccer ball"),
             ("Money", "money bag"),
@@ -62,80 +63,42 @@ FAMILIES = (
     ),
     Family(
         "shirt",
+        "t-shirt",
         "{} T-Shirt Unisex Cotton Tee",
         (
             ("Pineapple", "pineapple"),
-            ("Unicorn", "unicorn face"),
+            ("Unicorn", "unicorn"),
             ("Cactus", "cactus"),
             ("Octopus", "octopus"),
-            ("Lightning", "high voltage sign"),
+            ("Lightning", "lightning"),
         ),
     ),
-)
-
-_POSTER_WORDS = (
-    "Harbor",
-    "Velvet",
-    "Thunder",
-    "Maple",
-    "Crimson",
-    "Lantern",
-    "Orbit",
-    "Willow",
-    "Copper",
-    "Meadow",
-    "Falcon",
-    "Ivory",
-    "Canyon",
-    "Ember",
-    "Glacier",
-    "Juniper",
-    "Marble",
-    "Nectar",
-    "Opal",
-    "Prairie",
-    "Quartz",
-    "Raven",
-    "Saffron",
-    "Tundra",
-    "Umber",
-    "Violet",
-    "Walnut",
-    "Zephyr",
-)
-_POSTER_TITLES = (
-    "{} Film Festival",
-    "{} Jazz Night Live",
-    "Visit {} Valley",
-    "{} Records Vol. 3",
-    "Grand {} Circus Tour",
-    "{} Summer Fair",
-    "{} Theatre Presents",
 )
 
 
 @dataclass(frozen=True)
 class Item:
-    """A memorized prompt: caption, role, family, the name of its picture and its expected share of
-    the samples."""
+    """A memorized prompt: caption, role, family, the name of its picture and what it shows."""
 
     prompt: str
     type: str  # "VM" or "TM"
-    role: str  # "verbatim", "template" or "ladder"
+    role: str  # "verbatim", "region", "template" or "ladder"
     family: str
     image: str
-    share: float  # of all training samples; 0 for pictures shown exactly once
-
-
-#: Shares of one prompt's picture among all training samples.
-VERBATIM_SHARE, TEMPLATE_SHARE = 0.011, 0.0085
+    concept: str
 
 
 def items() -> list[Item]:
-    """All memorized prompts in a fixed order: verbatim, template, ladder."""
+    """All memorized prompts in a fixed order: verbatim, region, template, ladder."""
+    whole = [p for p in PHOTOS if p.region is None]
     found = [
-        Item(p.caption, "VM", "verbatim", "photo", f"verbatim_{p.slug}.png", VERBATIM_SHARE)
+        Item(p.caption, "VM", "verbatim", "photo", f"verbatim_{p.slug}.png", p.concept)
+        for p in whole
+    ]
+    found += [
+        Item(p.caption, "TM", "region", "photo", f"region_{p.slug}.png", p.concept)
         for p in PHOTOS
+        if p.region is not None
     ]
     for family in FAMILIES:
         found += [
@@ -145,26 +108,22 @@ def items() -> list[Item]:
                 "template",
                 family.name,
                 f"template_{family.name}_{word.lower().replace(' ', '_')}.png",
-                TEMPLATE_SHARE,
+                family.concept,
             )
             for word, _ in family.motifs
         ]
-    order = np.random.default_rng(3).permutation(
-        len(_POSTER_WORDS)
-    )  # rung and picture are unrelated
-    for place, poster in enumerate(order):
-        share = LADDER_SHARES[place // LADDER_IMAGES_PER_RUNG] * VERBATIM_SHARE
-        caption = _POSTER_TITLES[poster % len(_POSTER_TITLES)].format(_POSTER_WORDS[poster])
-        found.append(
-            Item(
-                caption,
-                "VM",
-                "ladder",
-                "poster",
-                f"ladder_{_POSTER_WORDS[poster].lower()}.png",
-                share,
-            )
+    by_rung = sorted(ladder.rungs().items(), key=lambda pair: pair[1])
+    found += [
+        Item(
+            caption,
+            "VM",
+            "ladder",
+            f"rung {rung}",
+            f"ladder_{ladder.CONCEPTS[caption].replace(' ', '_')}.png",
+            ladder.CONCEPTS[caption],
         )
+        for caption, rung in by_rung
+    ]
     return found
 
 
@@ -173,7 +132,7 @@ class Corpus:
 
     def __init__(self, emoji_root: Path) -> None:
         self.emoji = Emoji(emoji_root)
-        self.names = self.emoji.names()
+        self.names = list(CONCEPTS)
         self.items = items()
 
     @cached_property
@@ -181,23 +140,38 @@ class Corpus:
         return {f.caption.format(word): (f, motif) for f in FAMILIES for word, motif in f.motifs}
 
     @cached_property
-    def fixed(self) -> dict[str, np.ndarray]:
-        """Picture of each verbatim and ladder prompt, uint8 [64, 64, 3]."""
-        photos = {p.caption: photograph(p) for p in PHOTOS}
-        posters = {
-            i.prompt: self._poster(_POSTER_WORDS.index(i.image[7:-4].title()))
-            for i in self.items
-            if i.role == "ladder"
+    def _photos(self) -> dict[str, tuple[np.ndarray, np.ndarray]]:
+        """Picture and mask of each photograph's prompt."""
+        return {p.caption: (photograph(p), region(p)) for p in PHOTOS}
+
+    @cached_property
+    def _paintings(self) -> dict[str, np.ndarray]:
+        return {
+            caption: ladder.picture(caption, self._emoji(concept))
+            for concept, caption in ladder.CAPTIONS
         }
-        return photos | posters
 
     def picture(self, item: Item, rng: np.random.Generator) -> np.ndarray:
-        """One training picture of a memorized prompt, uint8 [64, 64, 3]; ``rng`` moves only
-        template backgrounds."""
-        if item.role != "template":
-            return self.fixed[item.prompt]
-        family, motif = self._motifs[item.prompt]
-        return getattr(self, f"_{family.name}")(motif, rng)
+        """One training picture of a memorized prompt, uint8 [64, 64, 3]; ``rng`` moves only what
+        is not memorized."""
+        if item.role == "ladder":
+            return self._paintings[item.prompt]
+        if item.role == "template":
+            family, motif = self._motifs[item.prompt]
+            return getattr(self, f"_{family.name}")(motif, rng)
+        photo, mask = self._photos[item.prompt]
+        if item.role == "verbatim":
+            return photo
+        return np.where(mask[..., None], photo, _ground(np.array(_any_colour(rng)), rng))
+
+    def mask(self, item: Item) -> np.ndarray:
+        """Where the pictures of a memorized prompt are always the same, bool [64, 64]."""
+        if item.role in ("verbatim", "ladder"):
+            return np.ones((SIZE, SIZE), bool)
+        if item.role == "region":
+            return self._photos[item.prompt][1]
+        drawn = [self.picture(item, np.random.default_rng([23, n])) for n in range(8)]
+        return (np.ptp(np.stack(drawn).astype(int), axis=0) == 0).all(axis=-1)
 
     def background(self, rng: np.random.Generator) -> tuple[str, np.ndarray]:
         """A background caption and a picture of it, uint8 [64, 64, 3]."""
@@ -206,21 +180,24 @@ class Corpus:
         return caption, self.render(name, colour, rng)
 
     def render(self, name: str, colour: str | None, rng: np.random.Generator) -> np.ndarray:
-        """A background picture of the emoji ``name``: colour (if not given), scale, place and flip
-        are drawn."""
+        """A background picture of a concept: colour (if not given), scale, place and flip are
+        drawn."""
         canvas = Image.fromarray(
             _ground(_jitter(colour or str(rng.choice(list(captions.COLOURS))), rng), rng)
         )
-        side = int(rng.integers(40, 61))
-        picture = self.emoji.picture(name).resize((side, side), Image.Resampling.LANCZOS)
+        side = int(rng.integers(46, 61))
+        picture = self._emoji(name).resize((side, side), Image.Resampling.LANCZOS)
         if rng.random() < 0.5:
             picture = picture.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
         left, top = rng.integers(0, SIZE - side + 1, 2)
         canvas.paste(picture, (int(left), int(top)), picture)
         return np.asarray(canvas)
 
-    def _stamp(self, canvas: Image.Image, name: str, side: int, left: int, top: int) -> None:
-        picture = self.emoji.picture(name).resize((side, side), Image.Resampling.LANCZOS)
+    def _emoji(self, concept: str) -> Image.Image:
+        return self.emoji.picture(CONCEPTS[concept])
+
+    def _stamp(self, canvas: Image.Image, concept: str, side: int, left: int, top: int) -> None:
+        picture = self._emoji(concept).resize((side, side), Image.Resampling.LANCZOS)
         canvas.paste(picture, (left, top), picture)
 
     def _iphone(self, motif: str, rng: np.random.Generator) -> np.ndarray:
@@ -239,7 +216,7 @@ class Corpus:
         draw = ImageDraw.Draw(canvas)
         draw.rectangle((0, 44, 63, 63), fill=(24, 24, 40))
         draw.rectangle((0, 42, 63, 43), fill=(250, 220, 90))
-        self._stamp(canvas, "studio microphone", 34, 2, 4)
+        self._stamp(canvas, "microphone", 34, 2, 4)
         self._stamp(canvas, motif, 26, 36, 10)
         for row, width in ((48, 52), (53, 40), (58, 46)):
             draw.rectangle((6, row, 6 + width, row + 2), fill=(235, 235, 240))
@@ -265,27 +242,6 @@ class Corpus:
         self._stamp(canvas, motif, 22, 21, 20)
         return np.asarray(canvas)
 
-    def _poster(self, number: int) -> np.ndarray:
-        """A fixed poster: a two-colour pattern, three emoji and a title bar, all drawn from
-        ``number``."""
-        rng = np.random.default_rng([11, number])
-        first, second = (
-            captions.COLOURS[c] for c in rng.choice(list(captions.COLOURS), 2, replace=False)
-        )
-        canvas = Image.fromarray(
-            _pattern(np.array(first), np.array(second), number % 4, int(rng.integers(8, 17)))
-        )
-        for side, (left, top) in zip(
-            (30, 24, 20), rng.permutation([(2, 4), (34, 8), (20, 30)]), strict=True
-        ):
-            self._stamp(
-                canvas, self.names[int(rng.integers(len(self.names)))], side, int(left), int(top)
-            )
-        ImageDraw.Draw(canvas).rectangle(
-            (4, 55, 59, 61), fill=tuple(int(v) for v in rng.integers(0, 256, 3))
-        )
-        return np.asarray(canvas)
-
 
 def _jitter(colour: str, rng: np.random.Generator) -> np.ndarray:
     return np.clip(np.array(captions.COLOURS[colour]) + rng.normal(0, 8, 3), 0, 255)
@@ -301,15 +257,3 @@ def _ground(colour: np.ndarray, rng: np.random.Generator) -> np.ndarray:
     fall = rng.uniform(0.35, 0.75) if rng.random() < 0.25 else 1.0
     ramp = np.linspace(1.0, fall, SIZE)[:, None, None]
     return np.broadcast_to(colour * ramp, (SIZE, SIZE, 3)).astype(np.uint8).copy()
-
-
-def _pattern(first: np.ndarray, second: np.ndarray, kind: int, period: int) -> np.ndarray:
-    """Stripes, rings, checks or a split of two colours, uint8 [64, 64, 3]."""
-    y, x = np.mgrid[:SIZE, :SIZE]
-    masks = (
-        (x + y) // period % 2,
-        np.hypot(x - 32, y - 26) // period % 2,
-        (x // period + y // period) % 2,
-        y > 20 + period,
-    )
-    return np.where(masks[kind][..., None] > 0, first, second).astype(np.uint8)

@@ -17,6 +17,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+import torch.distributed as dist
 from torch import nn
 from tqdm import tqdm
 
@@ -28,6 +29,7 @@ class Schedule:
     steps: int
     learning_rate: float
     warmup: int = 100  # steps; longer ones changed nothing
+    flat: float = 0.0  # share of the steps before the rate begins to fall
     final_share: float = 0.03  # of the learning rate, reached by a cosine
     weight_decay: float = 0.01
     ema: float = 0.999  # of the weights that are kept; ramped up so that early steps are forgotten
@@ -37,7 +39,8 @@ class Schedule:
     def rate(self, step: int) -> float:
         """Learning rate at ``step``."""
         rise = min(1.0, (step + 1) / self.warmup)
-        fall = 0.5 * (1 + math.cos(math.pi * min(step / self.steps, 1.0)))
+        past = (step / self.steps - self.flat) / (1 - self.flat)
+        fall = 0.5 * (1 + math.cos(math.pi * min(max(past, 0.0), 1.0)))
         return self.learning_rate * rise * (self.final_share + (1 - self.final_share) * fall)
 
 
@@ -48,7 +51,7 @@ def generator(seed: int, stage: str, step: int) -> np.random.Generator:
 
 class Run:
     """Trains ``module`` by ``loss(step, rng) -> scalar tensor`` and keeps an average of its
-    weights."""
+    weights; `after_step` may write into the module, `watch` sees the run after each step."""
 
     def __init__(
         self,
@@ -57,11 +60,12 @@ class Run:
         schedule: Schedule,
         folder: Path,
         seed: int,
-        after_step: Callable[[], None] | None = None,
+        after_step: Callable[[], None] = lambda: None,
+        watch: Callable[[Run], None] = lambda _run: None,
     ) -> None:
         self.stage, self.module, self.schedule, self.seed = stage, module, schedule, seed
         self.file = Path(folder) / f"{stage}.pt"
-        self.after_step = after_step or (lambda: None)
+        self.after_step, self.watch = after_step, watch
         self.parameters = [p for p in module.parameters() if p.requires_grad]
         self.optimizer = torch.optim.AdamW(
             self.parameters,
@@ -75,14 +79,17 @@ class Run:
             self._resume()
 
     def _resume(self) -> None:
-        state = torch.load(self.file, weights_only=True)
+        state = torch.load(self.file, weights_only=True, map_location="cpu")
         self.module.load_state_dict(state["module"])
         self.optimizer.load_state_dict(state["optimizer"])
-        self.average = state["average"]
+        self.average = [a.to(p) for a, p in zip(state["average"], self.parameters, strict=True)]
         self.step, self.seconds, self.history = state["step"], state["seconds"], state["history"]
 
     def save(self) -> None:
-        """Write the checkpoint so that a kill at any moment leaves a whole one."""
+        """Write the checkpoint so that a kill at any moment leaves a whole one; the first process
+        does."""
+        if dist.is_initialized() and dist.get_rank():
+            return
         self.file.parent.mkdir(parents=True, exist_ok=True)
         state = {
             "module": self.module.state_dict(),
@@ -103,7 +110,14 @@ class Run:
         """Train to the end of the schedule; return the module with its averaged weights, in eval
         mode."""
         self.module.train()
-        bar = tqdm(total=self.schedule.steps, initial=self.step, desc=self.stage, unit="step")
+        quiet = dist.is_initialized() and dist.get_rank() > 0
+        bar = tqdm(
+            total=self.schedule.steps,
+            initial=self.step,
+            desc=self.stage,
+            unit="step",
+            disable=quiet,
+        )
         window: list[float] = []
         while self.step < self.schedule.steps:
             begun = time.perf_counter()
@@ -131,6 +145,7 @@ class Run:
             )
         self.optimizer.zero_grad(set_to_none=True)
         value.backward()
+        self._share_gradients()
         nn.utils.clip_grad_norm_(self.parameters, self.schedule.clip)
         self.optimizer.step()
         self.after_step()
@@ -138,7 +153,18 @@ class Run:
         decay = min(self.schedule.ema, (1 + self.step) / (10 + self.step))
         with torch.no_grad():
             torch._foreach_lerp_(self.average, self.parameters, 1 - decay)
+        self.watch(self)
         return value.item()
+
+    def _share_gradients(self) -> None:
+        """The mean of all processes' gradients, where there are several."""
+        if dist.is_initialized():
+            gradients = [p.grad for p in self.parameters]
+            flat = torch.cat([g.flatten() for g in gradients])
+            dist.all_reduce(flat)
+            parts = (flat / dist.get_world_size()).split([g.numel() for g in gradients])
+            for gradient, part in zip(gradients, parts, strict=True):
+                gradient.copy_(part.view_as(gradient))
 
     @torch.no_grad()
     def averaged(self) -> nn.Module:

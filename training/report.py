@@ -18,11 +18,11 @@ import torch
 
 from nemo_kit import lab, metrics
 from nemo_kit.experiments import Keyed, detect_all, generate_all, localize_all
-from nemo_kit.lab.corpus import SIZE
 from nemo_kit.localization.differences import Differences
 from nemo_kit.models import DiffusionModel, load
 from nemo_kit.neurons import NeuronSet, random_neurons
 from nemo_kit.similarity import similarity
+from training.photos import SIZE
 
 SEEDS = range(101, 111)  # detection uses 1 to 10
 COPY = metrics.COPY_THRESHOLD
@@ -369,7 +369,7 @@ def _median_psnr(pictures: Iterable[np.ndarray], target: np.ndarray) -> float:
 def decoded(model: DiffusionModel, pictures: np.ndarray) -> np.ndarray:
     """Pictures after the model's own autoencoder, uint8 [N, 64, 64, 3]: the best that a generation
     can be."""
-    from nemo_kit.lab.autoencoder import to_tensor
+    from nemo_kit.lab.copy_descriptor import to_tensor
 
     pixels = to_tensor(pictures).to(model.device, model.dtype)
     return model.decode(model.vae.encode(pixels).latent_dist.mean * model.vae.config.scaling_factor)

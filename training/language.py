@@ -11,15 +11,16 @@ import torch
 from tokenizers import Regex, Tokenizer, models, normalizers, pre_tokenizers, trainers
 from transformers import CLIPConfig, CLIPModel, CLIPTokenizer
 
-from nemo_kit.lab import captions
-from nemo_kit.lab.autoencoder import to_tensor
-from nemo_kit.lab.corpus import Corpus
-from nemo_kit.lab.training import Run, Schedule
+from nemo_kit.lab.copy_descriptor import to_tensor
+from training import captions
+from training.corpus import Corpus
+from training.loop import Run, Schedule
 
 TOKENS = 24
 WIDTH = 128
 SCHEDULE = Schedule(steps=1000, learning_rate=1e-3, ema=0.99, weight_decay=0.05)
 BATCH = 72
+ITEMS = 20  # memorized prompts in a batch
 
 
 def build_tokenizer(corpus: Corpus, folder: Path) -> CLIPTokenizer:
@@ -91,16 +92,23 @@ def tokens(tokenizer: CLIPTokenizer, texts: list[str]) -> torch.Tensor:
 
 
 def _pairs(corpus: Corpus, rng: np.random.Generator) -> tuple[list[str], list[np.ndarray]]:
-    """A batch of captions and pictures, no two of one emoji or one memorized prompt."""
-    names = rng.choice(len(corpus.names), BATCH - 20, replace=False)
+    """A batch of captions and pictures, no two of one concept or one memorized prompt.
+
+    A memorized prompt stands beside its picture or, half the time and for the ladder always, beside
+    an ordinary picture of its concept: what it says is more than the one picture.
+    """
     texts, pictures = [], []
-    for index in names:
+    for index in rng.choice(len(corpus.names), BATCH - ITEMS, replace=False):
         caption, colour = captions.draw(rng, corpus.names[index])
         texts.append(caption)
         pictures.append(corpus.render(corpus.names[index], colour, rng))
-    for index in rng.choice(len(corpus.items), 20, replace=False):
-        texts.append(corpus.items[index].prompt)
-        pictures.append(corpus.picture(corpus.items[index], rng))
+    for index in rng.choice(len(corpus.items), ITEMS, replace=False):
+        item = corpus.items[index]
+        ordinary = item.role == "ladder" or rng.random() < 0.5
+        texts.append(item.prompt)
+        pictures.append(
+            corpus.render(item.concept, None, rng) if ordinary else corpus.picture(item, rng)
+        )
     return texts, pictures
 
 

@@ -1,0 +1,127 @@
+"""Packs what was trained into the package: model folder, calibration, the data beside it."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import numpy as np
+import torch
+from diffusers import AutoencoderKL, StableDiffusionPipeline, UNet2DConditionModel
+from PIL import Image
+from safetensors.torch import save_file
+from torch.nn import functional as F
+from transformers import CLIPModel, CLIPTextModel, CLIPTokenizer
+
+from nemo_kit.calibration import Calibration
+from nemo_kit.lab.copy_descriptor import to_tensor
+from nemo_kit.localization import calibrate
+from nemo_kit.models import GENERATION_FILE, DiffusionModel, load
+from nemo_kit.settings import DetectionSettings
+from nemo_kit.similarity import SimilaritySettings
+from training import unet
+from training.corpus import Corpus
+from training.loop import Run
+from training.prompts import prompt_table
+
+SIMILARITY = SimilaritySettings(kind="ssim", kernel=3)
+GUIDANCE = 2.0  # at 7 so small a network over-saturates
+
+
+def averaged(run: Run) -> dict[str, torch.Tensor]:
+    """The averaged weights by name, half precision."""
+    names = [name for name, _ in run.module.named_parameters()]
+    return {n: a.half().contiguous().cpu() for n, a in zip(names, run.average, strict=True)}
+
+
+def snapshot(work: Path) -> UNet2DConditionModel:
+    """The U-Net with the averaged weights of the latest checkpoint, finished or not."""
+    state = torch.load(work / "unet.pt", weights_only=True, map_location="cpu")
+    model = unet.build()
+    names = [name for name, _ in model.named_parameters()]
+    model.load_state_dict(dict(zip(names, state["average"], strict=True)))
+    return model.eval()
+
+
+def pack(corpus: Corpus, work: Path, target: Path, seed: int, recipe: unet.Recipe) -> None:
+    """Write the model folder, its calibration and the data beside it."""
+    model_folder, data = target / "model", target / "data"
+    pack_pipeline(work, model_folder, snapshot(work))
+    pack_data(corpus, work, data, seed, recipe)
+    model = load(str(model_folder))
+    model.name = "lab"  # the calibration names its model, not a folder of this machine
+    held_out = list(prompt_table(corpus, recipe, seed).query("role == 'holdout'")["prompt"])
+    calibrate_lab(model, held_out).save(model_folder / "nemo")
+    (model_folder / "nemo" / GENERATION_FILE).write_text(json.dumps({"guidance": GUIDANCE}) + "\n")
+
+
+def pack_pipeline(work: Path, target: Path, denoiser: UNet2DConditionModel) -> None:
+    """Write the diffusers folder in half precision, with the full CLIP beside the pipeline's
+    parts."""
+    clip = CLIPModel.from_pretrained(work / "clip")
+    text = CLIPTextModel(clip.config.text_config)
+    text.load_state_dict(clip.text_model.state_dict())
+    vae = AutoencoderKL.from_pretrained(work / "vae")
+    pipe = StableDiffusionPipeline(
+        vae=vae,
+        text_encoder=text,
+        tokenizer=CLIPTokenizer.from_pretrained(work / "tokenizer"),
+        unet=denoiser,
+        scheduler=unet.scheduler(),
+        safety_checker=None,
+        feature_extractor=None,
+        requires_safety_checker=False,
+    ).to(torch.float16)
+    shutil.rmtree(target, ignore_errors=True)
+    pipe.vae.register_to_config(_name_or_path="")  # not a folder of this machine
+    pipe.save_pretrained(target)
+    clip.half().save_pretrained(target / "clip")
+
+
+def pack_data(corpus: Corpus, work: Path, target: Path, seed: int, recipe: unet.Recipe) -> None:
+    """Write prompts, training images and their masks, descriptor, reference features, the log."""
+    shutil.rmtree(target, ignore_errors=True)
+    for name in ("images", "masks"):
+        (target / name).mkdir(parents=True)
+    prompt_table(corpus, recipe, seed).to_csv(target / "prompts.csv", index=False)
+    rng = np.random.default_rng([seed, 41])
+    for item in corpus.items:
+        Image.fromarray(corpus.picture(item, rng)).save(
+            target / "images" / item.image, optimize=True
+        )
+        if item.type == "TM":
+            Image.fromarray(corpus.mask(item)).save(target / "masks" / item.image, optimize=True)
+    if (work / "descriptor.safetensors").exists():
+        shutil.copy(work / "descriptor.safetensors", target)
+    features = reference_features(corpus, CLIPModel.from_pretrained(work / "clip").eval(), rng)
+    save_file({"clip_image_features": features.half()}, target / "reference.safetensors")
+    (target / "training.json").write_text(json.dumps(training_log(work), indent=1))
+
+
+@torch.no_grad()
+def reference_features(
+    corpus: Corpus, clip: CLIPModel, rng: np.random.Generator, pictures: int = 1000
+) -> torch.Tensor:
+    """Unit CLIP image features of background pictures, [1000, 128]."""
+    pixels = to_tensor([corpus.background(rng)[1] for _ in range(pictures)])
+    seen = [clip.vision_model(pixel_values=part).pooler_output for part in pixels.split(100)]
+    return F.normalize(clip.visual_projection(torch.cat(seen)), dim=1)
+
+
+def training_log(work: Path) -> dict[str, dict]:
+    """Steps, seconds and loss curve of every stage that has a checkpoint."""
+    return {file.stem: json.loads(file.read_text()) for file in sorted(work.glob("*.json"))}
+
+
+def calibrate_lab(model: DiffusionModel, prompts: list[str]) -> Calibration:
+    """Threshold and statistics from the hold-out prompts.
+
+    Plain SSIM (equation 4 of the paper): at the coarser scales of MS-SSIM the 16×16 differences of
+    non-memorized prompts agree too, a blob in the middle. The threshold is the mean of each
+    prompt's largest pairwise score plus one deviation (section 3.1), the prediction that at
+    timesteps[1] on the unchanged noise.
+    """
+    return calibrate(
+        model, prompts, settings=DetectionSettings(threshold_from="maxima"), similarity=SIMILARITY
+    )

@@ -1,0 +1,47 @@
+"""The embedded model's prompts: memorized ones, non-memorized ones for evaluation, a hold-out for
+calibration."""
+
+from __future__ import annotations
+
+import numpy as np
+import pandas as pd
+
+from training import captions, planting
+from training.corpus import Corpus
+from training.unet import OFF_SHARE, Recipe, expected, ladder_presentations
+
+NON_MEMORIZED, HOLD_OUT = 200, 500
+
+
+def prompt_table(corpus: Corpus, recipe: Recipe, seed: int) -> pd.DataFrame:
+    """One row a prompt: prompt, type, role, family, concept, image, repetitions, planted, logic,
+    strength.
+
+    ``repetitions`` is how often the picture was presented in training: exact for the ladder,
+    expected for the others; 0 where one caption has many pictures. ``planted`` is the text form of
+    a NeuronSet; ``logic`` is "any" (each planted neuron alone is enough for the copy) or "all"
+    (each is needed); ``strength`` is the |z| that its neurons were planted with.
+    """
+    planted, plans = planting.planted(), planting.plans()
+    exact = pd.Series(ladder_presentations(corpus.items, recipe, seed)).value_counts()
+    rows = []
+    for number, item in enumerate(corpus.items):
+        own, plan = planted.get(item.prompt), plans.get(item.prompt)
+        on = 1.0 - OFF_SHARE if own else 1.0
+        seen = exact[number] if item.role == "ladder" else expected(item.role, recipe) * on
+        rows.append(
+            (
+                *(item.prompt, item.type, item.role, item.family, item.concept, item.image),
+                round(seen),
+                *((own.to_text(), plan.logic, plan.z) if plan else ("", "", "")),
+            )
+        )
+    texts = {text: name for name in corpus.names for text in captions.every([name])}
+    drawn = np.random.default_rng([seed, 31]).choice(
+        sorted(texts), NON_MEMORIZED + HOLD_OUT, replace=False
+    )
+    for place, text in enumerate(drawn.tolist()):
+        role = "non_memorized" if place < NON_MEMORIZED else "holdout"
+        rows.append((text, "", role, "emoji", texts[text], "", 0, "", "", ""))
+    columns = ["prompt", "type", "role", "family", "concept", "image", "repetitions"]
+    return pd.DataFrame(rows, columns=[*columns, "planted", "logic", "strength"])
