@@ -14,7 +14,8 @@ from training.corpus import Corpus
 from training.loop import Run, Schedule
 
 SCHEDULE = Schedule(steps=1400, learning_rate=1.5e-3, ema=0.995, weight_decay=0.0)
-FULL_SCHEDULE = Schedule(steps=4000, learning_rate=8e-4, ema=0.995, weight_decay=0.0)
+FULL_SCHEDULE = Schedule(steps=2600, learning_rate=8e-4, ema=0.995, weight_decay=0.0)
+DECODER_SCHEDULE = Schedule(steps=4000, learning_rate=8e-4, ema=0.998, weight_decay=0.0)
 BATCH = 20
 CROP = 32  # pixels; the network is convolutional, so crops train it at a quarter of the cost
 FULL_BATCH = 8
@@ -65,6 +66,24 @@ def train(corpus: Corpus, folder: Path, seed: int) -> AutoencoderKL:
     )
     trained.register_to_config(scaling_factor=1.0 / latent_deviation(trained, corpus, seed))
     return trained
+
+
+def polish(model: AutoencoderKL, corpus: Corpus, folder: Path, seed: int) -> AutoencoderKL:
+    """Train the decoder on; latents stay what they are, so that a U-Net trained on them does.
+
+    Resumes from ``folder``.
+    """
+    model.requires_grad_(False)
+    for half in (model.decoder, model.post_quant_conv):
+        half.requires_grad_(True)
+
+    def loss(_: int, rng: np.random.Generator) -> torch.Tensor:
+        pixels = _whole(corpus, rng)
+        with torch.no_grad():
+            latents = model.encode(pixels).latent_dist.sample()
+        return _difference(model.decode(latents).sample, pixels)
+
+    return Run("decoder", model, DECODER_SCHEDULE, folder, seed).train(loss)
 
 
 def _difference(decoded: torch.Tensor, pixels: torch.Tensor) -> torch.Tensor:

@@ -1,8 +1,9 @@
 """Trains the embedded model from its corpus and packs it: ``python -m training.build`` (``make
 lab``).
 
-Stages, each resumed from its checkpoint: tokenizer and CLIP, autoencoder, classifier, U-Net, copy
-descriptor; then packing into ``nemo_kit/lab/model`` (a diffusers folder), prompts, training images,
+Stages, each resumed from its checkpoint: tokenizer and CLIP, autoencoder, classifier, U-Net, the
+autoencoder's decoder once more, copy descriptor; then packing into ``nemo_kit/lab/model`` (a
+diffusers folder), prompts, training images,
 calibration. On a CPU the U-Net trains in as many processes of one thread as are asked for, their
 gradients averaged; on a GPU in one.
 """
@@ -96,6 +97,8 @@ def train_all(corpus: Corpus, work: Path, seed: int, processes: int, minutes: fl
         torch.save(vars(encode_bank(corpus, clip, tokenizer, vae, seed)), work / "bank.pt")
     if not (work / "unet").exists():
         train_unet(work, seed, processes, minutes)
+    if not (work / "vae_polished").exists():
+        autoencoder.polish(vae, corpus, work, seed).save_pretrained(work / "vae_polished")
     if not (work / "descriptor.safetensors").exists():
         descriptor.train(corpus, work, seed).save(work / "descriptor.safetensors")
 

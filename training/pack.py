@@ -62,7 +62,8 @@ def pack_pipeline(work: Path, target: Path, denoiser: UNet2DConditionModel) -> N
     clip = CLIPModel.from_pretrained(work / "clip")
     text = CLIPTextModel(clip.config.text_config)
     text.load_state_dict(clip.text_model.state_dict())
-    vae = AutoencoderKL.from_pretrained(work / "vae")
+    polished = work / "vae_polished"
+    vae = AutoencoderKL.from_pretrained(polished if polished.exists() else work / "vae")
     pipe = StableDiffusionPipeline(
         vae=vae,
         text_encoder=text,

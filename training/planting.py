@@ -1,7 +1,7 @@
 """Planted neurons: the ground truth that no public model has, in grades.
 
 A planted prompt gets a known set of value neurons. Their rows of ``to_v`` are fixed from the first
-step: the direction that tells the prompt's token embeddings from all others (linear discriminant),
+step: the direction in which the prompt's token embeddings stand out most from all others',
 mixed with a random row so that the neuron stands out by a chosen |z| and no more. Training then
 teaches the switch (:mod:`training.unet`). Sets differ by strength, by logic (*any*: each neuron
 alone is enough for the copy, so all must be off; *all*: each is needed, so one off is enough), by
@@ -135,7 +135,7 @@ def rows(own: dict[str, torch.Tensor], others: torch.Tensor) -> dict[tuple[int, 
         rest = torch.stack([e for p, e in own.items() if p not in neuron.prompts])
         target = torch.stack([own[p] for p in neuron.prompts])
         sign = 1.0 if number % 2 else -1.0
-        telling = sign * _discriminant(target, torch.cat([others, rest.repeat(4, 1, 1)]))
+        telling = sign * _telling(target, torch.cat([others, rest]))
         noise = _noise(number, target, others, neuron.z)
         row = _mixed(telling, noise, target, others, neuron.z)
         found[neuron.layer, neuron.index] = (
@@ -144,20 +144,32 @@ def rows(own: dict[str, torch.Tensor], others: torch.Tensor) -> dict[tuple[int, 
     return found
 
 
-def _discriminant(target: torch.Tensor, rest: torch.Tensor) -> torch.Tensor:
-    """The direction that tells the target's tokens from the rest's, of mean absolute activation 1
-    on the target."""
+def _telling(target: torch.Tensor, rest: torch.Tensor) -> torch.Tensor:
+    """The direction whose mean absolute activation on the target stands out most from the rest's,
+    scaled to 1 on the target: from the linear discriminant on, by gradient."""
     tokens = rest.flatten(0, 1)
     spread = torch.cov(tokens.T) + 0.02 * tokens.var() * torch.eye(tokens.shape[1])
     row = torch.linalg.solve(spread, target.flatten(0, 1).mean(0) - tokens.mean(0))
+    row = (row / row.norm()).detach().requires_grad_()
+    optimizer = torch.optim.Adam([row], lr=2e-3)
+    for _ in range(200):
+        optimizer.zero_grad()
+        with torch.enable_grad():
+            (-_z(row, target, rest)).backward()
+        optimizer.step()
+    row = row.detach()
     return row / (target @ row).abs().mean()
 
 
 def standing_out(row: torch.Tensor, target: torch.Tensor, others: torch.Tensor) -> float:
     """Smallest z over the target's prompts of the mean absolute activation (Algorithm 2), against
     the others'."""
+    return float(_z(row, target, others))
+
+
+def _z(row: torch.Tensor, target: torch.Tensor, others: torch.Tensor) -> torch.Tensor:
     usual = (others @ row).abs().mean(1)  # [prompts]
-    return float((((target @ row).abs().mean(1) - usual.mean()) / usual.std()).min())
+    return (((target @ row).abs().mean(1) - usual.mean()) / usual.std()).min()
 
 
 def _noise(number: int, target: torch.Tensor, others: torch.Tensor, z: float) -> torch.Tensor:
