@@ -50,7 +50,7 @@ lint: $(STAMP)
 	$(BIN)/nbstripout --verify notebooks/*.ipynb notebooks/course/*.ipynb
 
 lab: $(STAMP)
-	$(BIN)/python -m nemo_kit.lab.build $(ARGS)
+	$(BIN)/python -m training.build $(ARGS)
 
 lab-report: $(STAMP)
 	@$(BIN)/nemo-kit lab-report $(ARGS)

@@ -26,6 +26,7 @@ from training.loop import Run
 from training.prompts import prompt_table
 
 SIMILARITY = SimilaritySettings(kind="ssim", kernel=3)
+DETECTION = DetectionSettings(threshold_from="maxima")
 GUIDANCE = 2.0  # at 7 so small a network over-saturates
 
 
@@ -123,6 +124,4 @@ def calibrate_lab(model: DiffusionModel, prompts: list[str]) -> Calibration:
     prompt's largest pairwise score plus one deviation (section 3.1), the prediction that at
     timesteps[1] on the unchanged noise.
     """
-    return calibrate(
-        model, prompts, settings=DetectionSettings(threshold_from="maxima"), similarity=SIMILARITY
-    )
+    return calibrate(model, prompts, settings=DETECTION, similarity=SIMILARITY)
