@@ -108,16 +108,12 @@ def _json(path: Path) -> dict[str, list[Any]]:
     return {name: [row.get(name) for row in rows] for name in names}
 
 
-def _parquet(path: Path) -> dict[str, list[Any]]:
-    return read_parquet(path, {other for others in _NAMES.values() for other in others})
-
-
 _READERS: dict[str, Callable[[Path], dict[str, list[Any]]]] = {
     ".csv": _csv,
     ".tsv": _csv,
     ".json": _json,
     ".jsonl": _json,
-    ".parquet": _parquet,
+    ".parquet": read_parquet,
     ".txt": _lines,
 }
 

@@ -11,7 +11,6 @@ import csv
 import io
 import json
 import re
-from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
@@ -73,7 +72,7 @@ def read_csv(path: str | Path, separators: str = ",;\t") -> pd.DataFrame:
                 f"text with {parted!r} or a line break must stand in double quotes"
             )
     cells = [[cell.replace(_RETURN, "\r") for cell in row] for row in rows]
-    return without_guard(pd.DataFrame(cells, columns=header, dtype=object))
+    return without_guard(pd.DataFrame(cells, columns=header, dtype=str))
 
 
 def read_json(path: str | Path, as_text: bool = True) -> list[Any]:
@@ -100,17 +99,20 @@ def read_json(path: str | Path, as_text: bool = True) -> list[Any]:
     return found
 
 
-def read_parquet(path: str | Path, names: Collection[str]) -> dict[str, list[Any]]:
+def read_parquet(path: str | Path) -> dict[str, list[Any]]:
     """Column -> values of a parquet file, None where one is null; whole numbers stay whole.
 
-    Parameters: `names`, in any case, of the columns to read.
+    Columns of lists, of objects and of bytes, as pictures are, are left out.
     Raises ValueError that names the file where it is no parquet file, FileNotFoundError.
     """
-    from pyarrow import ArrowInvalid, parquet
+    from pyarrow import ArrowInvalid, parquet, types
+
+    def plain(kind: Any) -> bool:
+        return not (types.is_nested(kind) or types.is_binary(kind) or types.is_large_binary(kind))
 
     try:
         file = parquet.ParquetFile(path)
-        wanted = [one for one in file.schema_arrow.names if one.strip().casefold() in names]
+        wanted = [one.name for one in file.schema_arrow if plain(one.type)]
         return file.read(columns=wanted).to_pydict()
     except (ArrowInvalid, OSError) as error:
         if isinstance(error, FileNotFoundError):
