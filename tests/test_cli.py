@@ -135,8 +135,11 @@ def test_the_version(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixt
             ["export", "--out", "FULL/x/y", "--neurons", '{"1": [1]}', "--no-report"],
             "--out: nothing can be written to",
         ),
-        (["convert", "EMPTY.csv", "--out", "x.csv"], "EMPTY.csv is no CSV of results"),
-        (["convert", "BYTES.csv", "--out", "x.csv"], "BYTES.csv is no CSV of results"),
+        (["convert", "EMPTY.csv", "--out", "x.csv"], "EMPTY.csv is no table of results: it lacks"),
+        (
+            ["convert", "BYTES.csv", "--out", "x.csv"],
+            "BYTES.csv is not text in UTF-8: byte 0, in line 1",
+        ),
         (["convert", "P", "--out", "x.csv"], "P is no table of results: it lacks ['initial'"),
         (["detect", "x", "--device", "cuda:x"], "is not one of 'auto', 'cpu', 'cuda'"),
     ],
