@@ -138,7 +138,7 @@ def test_the_version(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixt
         (["convert", "EMPTY.csv", "--out", "x.csv"], "EMPTY.csv is no table of results: it lacks"),
         (
             ["convert", "BYTES.csv", "--out", "x.csv"],
-            "BYTES.csv is not text in UTF-8: byte 0, in line 1",
+            "BYTES.csv is not text in UTF-8: byte 0",
         ),
         (["convert", "P", "--out", "x.csv"], "P is no table of results: it lacks ['initial'"),
         (["detect", "x", "--device", "cuda:x"], "is not one of 'auto', 'cpu', 'cuda'"),

@@ -17,7 +17,8 @@ from nemo_kit.prompts import prompt_rows, prompt_table
 
 AS_WRITTEN = [
     "007", "1984", "1e5", "1.50", "NA", "None", "nan", "null", "true", "2024-01-02", "0x1F",
-    "1_000", "inf", "-", "'@home", "'=1+1", "=SUM(A1)", '"Quoted", <i>tag</i>; 🎉', "  led by blanks ",
+    "1_000", "inf", "-", "'@home", "'=1+1", "=SUM(A1)", '"Quoted", <i>tag</i>; 🎉',
+    "  led by blanks ",
     "a\tb", "a\u2028b", "a\x0cb", "a\x85b", "c'est l'été", "&amp; <b>", "\u202eright",
 ]  # fmt: skip
 
