@@ -23,6 +23,7 @@ from nemo_kit.hooks import scale_channels, scale_neurons
 from nemo_kit.layers import down_convolutions
 from nemo_kit.mitigation import Mitigation
 from nemo_kit.neurons import NeuronSet
+from nemo_kit.originals import TrainingImages
 
 if TYPE_CHECKING:
     from nemo_kit.generation import Run
@@ -126,7 +127,12 @@ def _words(cut: Cut, model: DiffusionModel) -> str:
     return f"{cut.kind} {cut.layer} ({place.block.replace('.', ' ')})"
 
 
-def losses(pictures: pd.DataFrame, prompts: pd.DataFrame, group: str) -> pd.DataFrame:
+def losses(
+    pictures: pd.DataFrame,
+    prompts: pd.DataFrame,
+    group: str,
+    training: TrainingImages | None = None,
+) -> pd.DataFrame:
     """How close a group's pictures stay to the training image, and to the prompt (F16, F17).
 
     Returns a frame with `prompt`, `group`, `kind`, `layer`, `block`, `reference`, `median` and
@@ -134,13 +140,14 @@ def losses(pictures: pd.DataFrame, prompts: pd.DataFrame, group: str) -> pd.Data
     training image those are compared with it, the others left out; where none has one, the
     reference is the undisturbed picture of the same seed. A prompt that lacks pictures under one of
     the cuts, or undisturbed, is left out, so that every layer is about the same prompts.
-    Parameters: `pictures`, from `cut_all`; `prompts`, with `prompt` and `group`; `group`, VM or TM.
+    Parameters: `pictures`, from `cut_all`; `prompts`, with `prompt` and `group`; `group`, VM or TM;
+    `training`, by default the lab's.
     Raises ValueError where no prompt of the group has all pictures.
     Source: figures 16 and 17.
     """
     made = [part for _, part in pictures.groupby(["kind", "layer"])]
     rows = effects.with_pictures(prompts[prompts["group"] == group], *made)
-    images = {prompt: effects.training_image(prompt) for prompt in rows["prompt"]}
+    images = {prompt: (training or TrainingImages()).one(prompt) for prompt in rows["prompt"]}
     known = {prompt: image for prompt, image in images.items() if image is not None}
     chosen = pictures[pictures["prompt"].isin(list(known or images))]
     keys = ["prompt", "kind", "layer", "block"]

@@ -1,7 +1,7 @@
 """What deactivating neurons does to pictures: copying, diversity and alignment by prompt.
 
 Scope: measures generated pictures that `nemo_kit.experiments` made, with the copy descriptor and
-the CLIP of the embedded model; training images come from `nemo_kit.originals`. Noise differences
+the CLIP of the embedded model; training images are a `TrainingImages`. Noise differences
 under an intervention are the one thing drawn from a model here.
 Source: Hintersdorf et al., "Finding NeMo", NeurIPS 2024, section 4, table 1, figures 3 and 13.
 """
@@ -9,13 +9,13 @@ Source: Hintersdorf et al., "Finding NeMo", NeurIPS 2024, section 4, table 1, fi
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pandas as pd
 
-from nemo_kit import lab, metrics, originals
+from nemo_kit import lab, metrics
+from nemo_kit.originals import TrainingImages
 
 if TYPE_CHECKING:
     from nemo_kit.models import DiffusionModel
@@ -70,36 +70,6 @@ def with_pictures(rows: pd.DataFrame, *generated: pd.DataFrame) -> pd.DataFrame:
     return kept
 
 
-def training_image(prompt: str) -> np.ndarray | None:
-    """Training image of one prompt, uint8 [64, 64, 3], or None where none is known."""
-    found = training_images([prompt])
-    return None if found is None else found[0]
-
-
-def training_images(prompts: Sequence[str], blank: bool = False) -> np.ndarray | None:
-    """Training images of these prompts, or None where one of them has none that is known.
-
-    Returns uint8 [prompts, side, side, 3] or None. For a template it is one of its many.
-    Parameters: `blank`, grey pictures in place of missing ones, to be shown and not measured; None
-    is returned where all are missing.
-    """
-    known = set(originals.known())
-    there = [prompt in known for prompt in prompts]
-    if not any(there) or not (blank or all(there)):
-        return None
-    return originals.images(prompts)
-
-
-def use_training_images(prompts: pd.DataFrame, folder: str | Path | None = None) -> pd.DataFrame:
-    """Say where training images come from: a folder, or the lab model; counts of what is missing.
-
-    Returns a frame with `group`, `prompts`, `with_image`, `missing`. Holds until the next call.
-    Parameters: `prompts`, from `experiments.prompt_table`; `folder`, with one image a prompt.
-    Raises FileNotFoundError where there is no such folder.
-    """
-    return originals.use(prompts, folder)
-
-
 def look(images: np.ndarray) -> np.ndarray:
     """The lab's copy descriptor on pictures of any size, resized to its 64 pixels.
 
@@ -124,18 +94,23 @@ def small(images: np.ndarray) -> np.ndarray:
 
 
 def by_seed(
-    prompt: str, before: np.ndarray, after: np.ndarray, seeds: Sequence[int]
+    prompt: str,
+    before: np.ndarray,
+    after: np.ndarray,
+    seeds: Sequence[int],
+    training: TrainingImages | None = None,
 ) -> pd.DataFrame:
     """Copy similarities of one prompt's pictures, seed by seed.
 
     Returns a frame with `seed`, `copy_before`, `copy_after` (cosine to the training image, NaN
     where none is known) and `same_seed` (cosine between before and after).
 
-    Parameters: `before`, `after`, uint8 [S, H, W, 3] of these seeds.
+    Parameters: `before`, `after`, uint8 [S, H, W, 3] of these seeds; `training`, by default the
+    lab's.
     """
     first, second = look(before), look(after)
-    training = training_images([prompt])
-    original = np.full_like(first, np.nan) if training is None else look(training)
+    known = (training or TrainingImages()).of([prompt])
+    original = np.full_like(first, np.nan) if known is None else look(known)
     return pd.DataFrame(
         {
             "seed": list(seeds),
@@ -150,7 +125,7 @@ def copying(
     rows: pd.DataFrame,
     before: np.ndarray,
     after: np.ndarray,
-    training: np.ndarray | None = None,
+    training: TrainingImages | None = None,
     embedder: Callable[[np.ndarray], Any] | None = None,
     clip: metrics.Clip | None = None,
 ) -> pd.DataFrame:
@@ -162,16 +137,14 @@ def copying(
     prompt without a training image.
 
     Parameters: `rows`, with `prompt` and `group`; `before`, `after`, uint8 [prompts, seeds, H, W,
-    3]; `training`, uint8 [prompts, side, side, 3], by default those `training_images` knows;
-    `embedder`, see `metrics.as_embedder`, and `clip`, by default the lab's.
+    3]; `training`, by default the lab's; `embedder`, see `metrics.as_embedder`, and `clip`, by
+    default the lab's.
     Source: paper, section 4 and table 1.
     """
-    if training is None:
-        known = [training_images([prompt]) for prompt in rows["prompt"]]
-        training = [None if one is None else one[0] for one in known]
+    known = [(training or TrainingImages()).one(prompt) for prompt in rows["prompt"]]
     network = embedder or metrics.Embedder("lab descriptor", "64 square, bicubic", look)
     names = rows[["prompt", "group"]].reset_index(drop=True)
-    shared = (network, training, before, clip or metrics.load_clip())
+    shared = (network, known, before, clip or metrics.load_clip())
     first, second = (metrics.copying_table(names, shots, *shared) for shots in (before, after))
     ends = [first[list(_TWICE)].add_suffix("_before"), second[list(_TWICE)].add_suffix("_after")]
     return pd.concat([names, second["gen"], *ends, second[list(_NAMES)]], axis=1)
@@ -196,7 +169,11 @@ def summary(measured: pd.DataFrame, both_ways: bool = False) -> pd.DataFrame:
 
 
 def dose(
-    prompts: pd.DataFrame, detected: pd.DataFrame, localized: pd.DataFrame, generated: pd.DataFrame
+    prompts: pd.DataFrame,
+    detected: pd.DataFrame,
+    localized: pd.DataFrame,
+    generated: pd.DataFrame,
+    training: TrainingImages | None = None,
 ) -> pd.DataFrame:
     """Score, share of verbatim copies and number of neurons of each ladder prompt.
 
@@ -205,11 +182,12 @@ def dose(
     where detection stopped the search).
 
     Parameters: `prompts`, with `prompt` and `repetitions`; `detected`, `localized`, `generated`,
-    from `detect_all`, `localize_all`, `generate_all` on these prompts.
+    from `detect_all`, `localize_all`, `generate_all` on these prompts; `training`, by default the
+    lab's.
     Raises ValueError for a prompt without pictures or without a training image.
     """
     names = list(prompts["prompt"])
-    originals = training_images(names)
+    originals = (training or TrainingImages()).of(names)
     if originals is None:
         raise ValueError("prompts must all have a training image, one has none")
     shots = pictures(generated, names)

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 
 PACKAGE = Path(__file__).resolve().parent
 _FORMULA = tuple("=+-@\t\r")  # a cell that begins with one is run by spreadsheets
+GUARDED = "guarded_by_nemo_kit"  # column of tables in which a cell had to be kept from that
 
 
 def write_atomically(path: Path, write: Callable[[Path], Any]) -> None:
@@ -64,14 +65,22 @@ def json_writer(content: Any) -> Callable[[Path], Any]:
 def spreadsheet_safe(frame: pd.DataFrame) -> pd.DataFrame:
     """The frame with an apostrophe before text that a spreadsheet would take for a formula.
 
-    Text that is a formula behind apostrophes gets one more, so that `without_guard` is exact.
+    Where there is such text, the frame gets a column `GUARDED` that says "yes" in its rows: what
+    tells this apostrophe from one of the text's own. Text that is a formula behind apostrophes
+    gets one more, so that `without_guard` is exact.
     """
-    return frame.map(lambda cell: f"'{cell}" if isinstance(cell, str) and _risky(cell) else cell)
+    safe = frame.map(lambda cell: f"'{cell}" if isinstance(cell, str) and _risky(cell) else cell)
+    rows = frame.map(lambda cell: isinstance(cell, str) and _risky(cell)).any(axis=1)
+    return safe.assign(**{GUARDED: rows.map({True: "yes", False: ""})}) if rows.any() else frame
 
 
-def without_guard(cell: str) -> str:
-    """A text that `spreadsheet_safe` wrote, as it was before."""
-    return cell[1:] if cell[:1] == "'" and _risky(cell) else cell
+def without_guard(frame: pd.DataFrame) -> pd.DataFrame:
+    """A frame of text that `spreadsheet_safe` made, as it was before; any other as it is."""
+    if GUARDED not in frame:
+        return frame
+    cells, guarded = frame.drop(columns=GUARDED), frame[GUARDED] == "yes"
+    bare = cells.map(lambda cell: cell[1:] if cell[:1] == "'" and _risky(cell) else cell)
+    return cells.where(~guarded, bare, axis=0)
 
 
 def _risky(cell: str) -> bool:

@@ -12,7 +12,6 @@ from __future__ import annotations
 import ast
 import json
 import operator
-import re
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
@@ -22,7 +21,8 @@ import numpy as np
 import pandas as pd
 
 from nemo_kit.checks import is_whole
-from nemo_kit.files import write_atomically
+from nemo_kit.files import spreadsheet_safe, write_atomically
+from nemo_kit.tables import read_csv
 
 Neuron = tuple[int, int]  # (layer from 1, index from 0)
 
@@ -30,7 +30,6 @@ RESULT_COLUMNS = (
     "Caption", "URL", "Initial Neurons", "Initial SSIM", "Refined Neurons", "Refined SSIM",
 )  # fmt: skip
 _SET_COLUMNS = ("Initial Neurons", "Refined Neurons")
-_TEXT_COLUMNS = ("Caption", "URL")
 
 
 class NeuronSet:
@@ -273,16 +272,15 @@ def write_results_csv(path: str | Path, results: pd.DataFrame, layers: int = 7) 
 
     Parameters: `results`, a frame with the columns Caption, URL, Initial Neurons, Initial SSIM,
     Refined Neurons, Refined SSIM, the neurons as `NeuronSet`; `layers`, lists per set. A caption
-    that a spreadsheet would run as a formula gets a quote in front, which reading removes.
+    that a spreadsheet would run as a formula is guarded, see `files.spreadsheet_safe`.
     Raises ValueError where a column is missing.
     """
     _need_columns(path, results)
     frame = results.loc[:, list(RESULT_COLUMNS)].copy()
     for column in _SET_COLUMNS:
         frame[column] = [neurons.to_text(layers) for neurons in frame[column]]
-    for column in _TEXT_COLUMNS:
-        frame[column] = [_quoted(text) for text in frame[column]]
-    write_atomically(Path(path), lambda part: frame.to_csv(part, sep=";", index=False))
+    safe = spreadsheet_safe(frame)
+    write_atomically(Path(path), lambda part: safe.to_csv(part, sep=";", index=False))
 
 
 def read_results_csv(path: str | Path) -> pd.DataFrame:
@@ -292,22 +290,13 @@ def read_results_csv(path: str | Path) -> pd.DataFrame:
     skipped as not memorized has empty sets and SSIM 0.
     Raises ValueError that names the file and, where a cell is bad, its row.
     """
-    try:
-        frame = pd.read_csv(path, sep=";", keep_default_na=False, dtype=str)
-    except (pd.errors.ParserError, pd.errors.EmptyDataError, UnicodeDecodeError) as error:
-        raise ValueError(f"{path} is not a result CSV: {error}") from error
+    frame = read_csv(path, ";")
     _need_columns(path, frame)
     frame = frame.loc[:, list(RESULT_COLUMNS)]
-    for column in RESULT_COLUMNS:
-        read = _reader(column)
+    for column in RESULT_COLUMNS[2:]:
+        read = NeuronSet.from_text if column in _SET_COLUMNS else float
         frame[column] = [_cell(path, column, i, text, read) for i, text in enumerate(frame[column])]
     return frame
-
-
-def _reader(column: str) -> Any:
-    if column in _SET_COLUMNS:
-        return NeuronSet.from_text
-    return _unquoted if column in _TEXT_COLUMNS else float
 
 
 def _cell(path: str | Path, column: str, row: int, text: str, read: Any) -> Any:
@@ -321,14 +310,6 @@ def _need_columns(path: str | Path, frame: pd.DataFrame) -> None:
     missing = [column for column in RESULT_COLUMNS if column not in frame]
     if missing:
         raise ValueError(f"{path}: a result CSV needs the columns {missing}; got {list(frame)}")
-
-
-def _quoted(text: str) -> str:
-    return "'" + text if re.match(r"'*[=+\-@\t\r]", text) else text
-
-
-def _unquoted(text: str) -> str:
-    return text[1:] if re.match(r"'+[=+\-@\t\r]", text) else text
 
 
 def save_sets(path: str | Path, sets: Mapping[str, NeuronSet]) -> None:

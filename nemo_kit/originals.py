@@ -17,45 +17,59 @@ from nemo_kit import lab
 
 KINDS = {".png", ".jpg", ".jpeg", ".webp", ".bmp"}
 SIDE = 512  # of a folder's images: as Stable Diffusion saw them, centre cut out
-_given: dict[str, Path] | None = None  # prompt -> file; None: those of the lab model
 
 
-def use(table: pd.DataFrame, folder: str | Path | None) -> pd.DataFrame:
-    """Take training images from a folder from here on, or with None from the lab model.
+class TrainingImages:
+    """Training images of the prompts of a table, to be handed to what measures copies of them.
 
-    Returns a frame with `group`, `prompts`, `with_image`, `missing`: how many prompts have one.
-    Parameters: `table`, with `prompt`, `type` and `image`, as `experiments.prompt_table` gives;
-    `folder`, that holds the images.
+    Parameters: `table`, with `prompt`, `type` and `image`, as `experiments.prompt_table` gives, by
+    default the lab's; `folder`, that holds the images, None: those of the lab model.
     Raises FileNotFoundError where there is no such folder, ValueError for a missing column.
     """
-    global _given
-    if missing := {"prompt", "type", "image"} - set(table):
-        raise ValueError(f"table lacks {', '.join(sorted(missing))}; it has {', '.join(table)}")
-    _given = None if folder is None else _matched(table, Path(folder))
-    there = table["prompt"].isin(known()).astype(int)
-    groups = table["type"].replace("", "other")
-    counts = pd.DataFrame({"group": groups, "prompts": 1, "with_image": there})
-    counts = counts.groupby("group", sort=False, as_index=False).sum()
-    return counts.assign(missing=counts["prompts"] - counts["with_image"])
 
+    def __init__(self, table: pd.DataFrame | None = None, folder: str | Path | None = None) -> None:
+        self._table = lab.prompts() if table is None else table
+        if missing := {"prompt", "type", "image"} - set(self._table):
+            raise ValueError(
+                f"table lacks {', '.join(sorted(missing))}; it has {', '.join(self._table)}"
+            )
+        self._files = None if folder is None else _matched(self._table, Path(folder))
 
-def known() -> list[str]:
-    """Prompts whose training image is known."""
-    return lab.training_images()[0] if _given is None else list(_given)
+    def counts(self) -> pd.DataFrame:
+        """How many prompts of each type have an image: `group`, `prompts`, `with_image`, `missing`.
 
+        The group of prompts without a type is "other".
+        """
+        known = lab.training_images()[0] if self._files is None else list(self._files)
+        there = self._table["prompt"].isin(known).astype(int)
+        groups = self._table["type"].replace("", "other")
+        counts = pd.DataFrame({"group": groups, "prompts": 1, "with_image": there})
+        counts = counts.groupby("group", sort=False, as_index=False).sum()
+        return counts.assign(missing=counts["prompts"] - counts["with_image"])
 
-def images(prompts: Sequence[str]) -> np.ndarray:
-    """Training images of these prompts, uint8 [prompts, side, side, 3]; grey where unknown.
+    def one(self, prompt: str) -> np.ndarray | None:
+        """The image of a prompt, uint8 [side, side, 3], or None where none is known.
 
-    The lab model's have 64 pixels; a folder's are scaled to 512 on the shorter side and cut square
-    from the middle. Raises ValueError that names a file which holds no image.
-    """
-    found = dict(zip(*lab.training_images(), strict=True)) if _given is None else None
-    side = SIDE if found is None else next(iter(found.values())).shape[0]
-    grey = np.full((side, side, 3), 200, np.uint8)
-    if found is not None:
-        return np.stack([found.get(prompt, grey) for prompt in prompts])
-    return np.stack([_open(_given[p]) if p in _given else grey for p in prompts])
+        The lab model's have 64 pixels; a folder's are scaled to 512 on the shorter side and cut
+        square from the middle. For a template it is one of its many.
+        Raises ValueError that names a file which holds no image.
+        """
+        if self._files is None:
+            return dict(zip(*lab.training_images(), strict=True)).get(prompt)
+        return _open(self._files[prompt]) if prompt in self._files else None
+
+    def of(self, prompts: Sequence[str], blank: bool = False) -> np.ndarray | None:
+        """The images of these prompts, uint8 [prompts, side, side, 3], or None where one has none.
+
+        Parameters: `blank`, grey in place of missing ones, to be shown and not measured; None is
+        returned where all are missing. Raises as `one`.
+        """
+        found = [self.one(prompt) for prompt in prompts]
+        known = [image for image in found if image is not None]
+        if not known or not (blank or len(known) == len(found)):
+            return None
+        grey = np.full_like(known[0], 200)
+        return np.stack([grey if image is None else image for image in found])
 
 
 def _matched(table: pd.DataFrame, folder: Path) -> dict[str, Path]:

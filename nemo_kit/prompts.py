@@ -1,56 +1,75 @@
-"""Prompt files: the released code's CSV as they are, plain CSV, and text files.
+"""Prompt files: the lists of the field as they are, and those that people write.
 
-Scope: reading. The released ones are `;`-separated, first column an unnamed index; `Caption`,
-`URL`, `type` (VM or TM), and what else there is. Captions may hold quotes, HTML and emoji.
-Source: the prompt lists of "Finding NeMo" (arXiv 2406.02366), after Webster (2023).
+Scope: which columns are meant, by whatever name; the labels that lists use; what a duplicate is.
+How a file is read is `tables`' part. Nothing is fetched from a URL.
+Source: the prompt lists of "Finding NeMo" (arXiv 2406.02366), of Wen et al. (ICLR 2024) and of
+Webster (arXiv 2305.08694), whose labels are MV, RV, TV and N.
 """
 
 from __future__ import annotations
 
-import csv
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+import re
+import warnings
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
-from pyarrow import ArrowInvalid
 
-from nemo_kit.files import without_guard
+from nemo_kit.tables import read_csv, read_json, read_lines, read_parquet
 
-
-def read_prompts(path: str | Path) -> pd.DataFrame:
-    """A prompt file as a frame.
-
-    Returns the file's columns without the index, `Caption` as text, in the file's order; `type`
-    is "VM", "TM", or "" where the file has none.
-    Parameters: `path`, the CSV file.
-    Raises ValueError that names the file where it is no such CSV or a caption is empty.
-    """
-    with _readable(path):
-        frame = pd.read_csv(path, sep=";", index_col=0, keep_default_na=False)
-    if "Caption" not in frame:
-        raise ValueError(f"{path}: a prompt CSV needs a column 'Caption', got {list(frame)}")
-    frame["Caption"] = _filled(frame["Caption"], f"{path}: the caption")
-    if "type" not in frame:
-        frame["type"] = ""
-    return frame.reset_index(drop=True)
+# column -> what files call it, in any case; the first of these that is there
+_NAMES = {
+    "prompt": ("prompt", "caption", "text"),
+    "type": ("type", "overfit_type"),
+    "role": ("role",),
+    "family": ("family",),
+    "image": ("image", "index"),
+    "repetitions": ("repetitions",),
+    "url": ("url",),
+}
+_TYPES = {
+    "VM": ("vm", "mv", "rv", "verbatim", "verbatim memorization", "verbatim memorized",
+           "matching verbatim", "memorized verbatim", "retrieved verbatim", "retrieval verbatim"),
+    "TM": ("tm", "tv", "template", "template memorization", "template memorized",
+           "template verbatim"),
+    "": ("", "n", "none", "normal", "non memorized", "not memorized", "nonmemorized",
+         "unmemorized"),
+}  # fmt: skip
+_TYPE_OF = {label: kind for kind, labels in _TYPES.items() for label in labels}
+_ROLE_OF_TYPE = {"VM": "verbatim", "TM": "template", "": "non_memorized"}
+_ROLES = {label: _ROLE_OF_TYPE[kind] for label, kind in _TYPE_OF.items() if label}
+_ROLES |= {"holdout": "holdout", "hold out": "holdout", "ladder": "ladder"}
+_TYPE_OF_ROLE = {role: kind for kind, role in _ROLE_OF_TYPE.items()} | {"holdout": ""}
 
 
 def prompt_table(files: Sequence[str | Path] = ()) -> pd.DataFrame:
     """Prompts to work on: those of the lab model, or those of the files given.
 
     Returns the columns of ``lab.prompts()``: prompt, type ("VM", "TM", ""), role, family, image,
-    repetitions; each prompt once. A file is a CSV of the released code (``;``, ``Caption``,
-    ``type``), a CSV or parquet file with a column ``prompt`` or ``Caption`` and any of the others
-    (such as ``nemo-kit detect --out`` writes), or a text file with one prompt a line.
-    Raises ValueError that names a file which can't be read so or holds no prompt,
+    repetitions; each prompt once, at its first place. Of rows with one prompt the first that has a
+    type counts; a warning says how many were left out, and how many differed in their type.
+    Parameters: `files`: CSV (separated by commas, semicolons or tabs), TSV, JSON, JSON lines or
+    parquet with a column prompt (or caption, text) and any of type (or overfit_type), role, family,
+    image (or index), repetitions; or text with one prompt a line.
+    Raises ValueError that names the file, and the row (from 0) where one is to blame: a prompt that
+    is empty or no text, an unknown type or role, a file that can't be read or holds no prompt;
     FileNotFoundError for a missing one.
     """
     if not files:
         from nemo_kit import lab
 
         return lab.prompts()
-    return prompt_rows(files).drop(columns="url").drop_duplicates("prompt", ignore_index=True)
+    rows = prompt_rows(files).drop(columns="url")
+    labelled = rows.sort_values("type", key=lambda kinds: kinds == "", kind="stable")
+    once = labelled.drop_duplicates("prompt").set_index("prompt").loc[rows["prompt"].unique()]
+    if len(once) < len(rows):
+        kinds = rows[rows["type"] != ""].groupby("prompt")["type"].nunique()
+        told = f"{len(rows) - len(once)} of {len(rows)} rows repeat a prompt, {len(once)} are kept"
+        if differ := int((kinds > 1).sum()):
+            told += f"; {differ} prompts have two types, the first of them counts"
+        warnings.warn(told, stacklevel=2)
+    return once.reset_index()
 
 
 def prompt_rows(files: Sequence[str | Path]) -> pd.DataFrame:
@@ -60,84 +79,122 @@ def prompt_rows(files: Sequence[str | Path]) -> pd.DataFrame:
     a released result CSV has a row for.
     Raises ValueError or FileNotFoundError as `prompt_table`.
     """
-    frames = [_complete(_read(Path(name))) for name in files]
-    return pd.concat(frames, ignore_index=True)
+    return pd.concat([_read(Path(name)) for name in files], ignore_index=True)
 
 
 def _read(path: Path) -> pd.DataFrame:
-    readers = {".csv": _read_csv, ".parquet": _read_parquet}
-    frame = readers.get(path.suffix.lower(), _read_lines)(path)
-    if frame.empty:
+    read = _READERS.get(path.suffix.lower())
+    if read is None:
+        raise ValueError(f"a prompt file must end in {', '.join(_READERS)}; got {path}")
+    columns = read(path)
+    if not columns or not len(next(iter(columns.values()))):
         raise ValueError(f"{path} holds no prompt")
-    return frame
+    return _checked(path, _named(path, columns))
 
 
-def _read_lines(path: Path) -> pd.DataFrame:
-    with _readable(path):
-        lines = path.read_text(encoding="utf-8-sig").splitlines()
-    return pd.DataFrame({"prompt": [line.strip() for line in lines if line.strip()]})
+def _lines(path: Path) -> dict[str, list[Any]]:
+    return {"prompt": [line.strip(" \t") for line in read_lines(path) if line.strip()]}
 
 
-def _read_parquet(path: Path) -> pd.DataFrame:
-    with _readable(path):
-        return _named(path, pd.read_parquet(path))
+def _csv(path: Path) -> dict[str, list[Any]]:
+    frame = read_csv(path, "\t" if path.suffix.lower() == ".tsv" else ",;\t")
+    return {name: list(frame[name]) for name in frame if name}  # an index has no name
 
 
-def _read_csv(path: Path) -> pd.DataFrame:
-    with _readable(path), path.open(encoding="utf-8-sig") as file:
-        head = file.readline()
-    theirs = {"Caption": "prompt", "URL": "url"}
-    if "Caption" in _cells(head, ";") and "Caption" not in _cells(head, ","):
-        return read_prompts(path).rename(columns=theirs)
-    with _readable(path):
-        frame = pd.read_csv(path, keep_default_na=False)
-    if not isinstance(frame.index, pd.RangeIndex):  # what pandas makes of cells too many
+def _json(path: Path) -> dict[str, list[Any]]:
+    """A list, or lines, of objects with a column each, or of prompts alone."""
+    rows = [row if isinstance(row, dict) else {"prompt": row} for row in read_json(path)]
+    names = dict.fromkeys(name for row in rows for name in row)
+    return {name: [row.get(name) for row in rows] for name in names}
+
+
+_READERS: dict[str, Callable[[Path], dict[str, list[Any]]]] = {
+    ".csv": _csv,
+    ".tsv": _csv,
+    ".json": _json,
+    ".jsonl": _json,
+    ".parquet": read_parquet,
+    ".txt": _lines,
+}
+
+
+def _named(path: Path, columns: Mapping[str, list[Any]]) -> dict[str, list[Any]]:
+    """The columns that are meant, by their name here."""
+    found = {}
+    for name, others in _NAMES.items():
+        for other in others:
+            same = [one for one in columns if one.strip().casefold() == other]
+            if len(same) > 1:
+                raise ValueError(f"{path} has the column {other!r} more than once: {same}")
+            if same:
+                found[name] = columns[same[0]]
+                break
+    if "prompt" not in found:
         raise ValueError(
-            f"{path} has rows with more cells than its header {list(frame)}: a prompt with a comma "
-            "must stand in double quotes"
+            f"{path} needs a column 'prompt' (or 'caption', 'text'), got {list(columns)}"
         )
-    if "prompt" in frame:  # maybe of a table that this package wrote
-        frame = frame.assign(prompt=frame["prompt"].map(without_guard))
-    return _named(path, frame.rename(columns={} if "prompt" in frame else theirs))
+    return found
 
 
-def _named(path: Path, frame: pd.DataFrame) -> pd.DataFrame:
-    if "prompt" not in frame:
-        raise ValueError(f"{path} needs a column 'prompt' (or 'Caption'), got {list(frame)}")
-    return frame.assign(prompt=_filled(frame["prompt"], f"{path}: the prompt"))
+def _checked(path: Path, columns: Mapping[str, list[Any]]) -> pd.DataFrame:
+    """The rows of `prompt_rows`; what a file leaves out follows from what it has."""
+    size = len(columns["prompt"])
+    cells: dict[str, list[Any]] = {}
+    for name in _NAMES:
+        read, cells[name] = _CELLS.get(name, _text), []
+        for row, value in enumerate(columns.get(name, [None] * size)):
+            try:
+                cells[name].append(read(value))
+            except ValueError as error:
+                raise ValueError(f"{path}: the {name} of row {row} {error}") from error
+    for row, (kind, role) in enumerate(zip(cells["type"], cells["role"], strict=True)):
+        role = cells["role"][row] = role or _ROLE_OF_TYPE[kind]
+        kind = cells["type"][row] = kind or _TYPE_OF_ROLE.get(role, "")
+        if kind != _TYPE_OF_ROLE.get(role, kind):
+            raise ValueError(f"{path}: the role of row {row} is {role}, its type {kind}: not both")
+    return pd.DataFrame(cells)
 
 
-def _cells(line: str, separator: str) -> list[str]:
-    return next(csv.reader([line], delimiter=separator), [])
+def _text(value: Any) -> str:
+    """A cell as text: "" for a null and for what is neither text nor number, as a picture is."""
+    if isinstance(value, float):  # a whole number in a column with nulls
+        return str(int(value)) if value.is_integer() else "" if value != value else str(value)
+    return str(value) if isinstance(value, (str, int)) else ""
 
 
-@contextmanager
-def _readable(path: str | Path) -> Iterator[None]:
-    """Errors of reading as one that names the file."""
+def _prompt(value: Any) -> str:
+    if value is None or not str(value).strip():
+        raise ValueError("is empty")
+    if not isinstance(value, str):
+        raise ValueError(f"must be text, got {value!r:.80} ({type(value).__name__})")
     try:
-        yield
-    except UnicodeDecodeError as error:
-        raise ValueError(f"{path} is not text in UTF-8: {error}") from error
-    except (pd.errors.ParserError, pd.errors.EmptyDataError) as error:
-        raise ValueError(f"{path} is not a prompt CSV: {error}") from error
-    except ArrowInvalid as error:
-        raise ValueError(f"{path} is not a parquet file: {error}") from error
+        value.encode()
+    except UnicodeEncodeError as error:  # half an emoji, which JSON can write
+        raise ValueError(f"is no text: {error}") from error
+    return value
 
 
-def _filled(column: pd.Series, what: str) -> pd.Series:
-    """The column as text; ValueError for the first cell that is empty or blank."""
-    texts = column.astype(str)
-    if (empty := texts.str.strip() == "").any():
-        raise ValueError(f"{what} of row {int(empty.argmax())} is empty")
-    return texts
+def _label(value: Any, known: Mapping[str, str], allowed: str) -> str:
+    label = "" if value is None else re.sub(r"[\s_-]+", " ", str(value)).strip().casefold()
+    if label not in known:
+        raise ValueError(f"must be {allowed}; got {value!r:.80}")
+    return known[label]
 
 
-def _complete(frame: pd.DataFrame) -> pd.DataFrame:
-    """The lab's columns; a role follows from the type where the file names none."""
-    roles = {"VM": "verbatim", "TM": "template"}
-    types = frame["type"] if "type" in frame else pd.Series("", index=frame.index)
-    defaults = {"type": types, "role": types.map(lambda t: roles.get(t, "non_memorized"))}
-    images = frame["Index"].astype(str) if "Index" in frame else ""  # of the released code
-    defaults |= {"family": "", "image": images, "repetitions": 0, "url": ""}
-    full = frame.assign(**{k: v for k, v in defaults.items() if k not in frame})
-    return full[["prompt", "type", "role", "family", "image", "repetitions", "url"]]
+def _type(value: Any) -> str:
+    return _label(value, _TYPE_OF, "VM, TM or empty (MV and RV count as VM, TV as TM, N as empty)")
+
+
+def _role(value: Any) -> str:
+    allowed = "verbatim, template, non_memorized, holdout, ladder or empty"
+    return _label(value, _ROLES | {"": ""}, allowed)
+
+
+def _count(value: Any) -> int:
+    text = _text(value).strip()
+    if not re.fullmatch(r"(\d+(\.0*)?)?", text, re.ASCII):
+        raise ValueError(f"must be a whole number from 0, got {value!r:.80}")
+    return int(text.split(".")[0] or 0)
+
+
+_CELLS = {"prompt": _prompt, "type": _type, "role": _role, "repetitions": _count}

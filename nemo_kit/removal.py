@@ -20,6 +20,7 @@ from nemo_kit import effects, metrics
 from nemo_kit.checks import check_seeds_apart, check_texts
 from nemo_kit.experiments import Keyed, detect_all, generate_all
 from nemo_kit.mitigation.nemo import NeMo, union
+from nemo_kit.originals import TrainingImages
 
 if TYPE_CHECKING:
     from nemo_kit.metrics import Clip, Embedder
@@ -64,6 +65,7 @@ def measure(
     embedder: Embedder | None = None,
     clip: Clip | None = None,
     reference: Any = None,
+    training: TrainingImages | None = None,
 ) -> Removal:
     """Measure a model before and after a permanent removal.
 
@@ -73,7 +75,8 @@ def measure(
     kept, so that a call that was ended goes on; `seeds`, other than detection's 1 to 10;
     `steps`, of DDIM; `embedder`, a copy descriptor, by default the embedded model's; `clip`, by
     default the embedded model's; `reference`, real pictures for the quality (see
-    `metrics.real_features`), by default those of the embedded model for it, else none.
+    `metrics.real_features`), by default those of the embedded model for it, else none;
+    `training`, by default the embedded model's training images.
     Raises TypeError or ValueError for bad prompts or seeds.
     Source: paper, section 4.
     """
@@ -92,7 +95,9 @@ def measure(
         for side, model in models.items()
     }
     flags = {side: _scores(before, model, [*texts, *rest], store) for side, model in models.items()}
-    table = _table([*texts, *rest], len(texts), shots, flags, look, words)
+    known = training or TrainingImages()
+    originals = {name: known.one(name) for name in [*texts, *rest]}
+    table = _table([*texts, *rest], len(texts), shots, flags, look, words, originals)
     table.insert(2, "neurons", [_neurons(mitigation, before, prompt) for prompt in table["prompt"]])
     own = table["group"] == "memorized"
     plain = before.name == "lab" and words.name == "lab CLIP"
@@ -103,7 +108,7 @@ def measure(
         medians=_medians(table),
         quality=_quality(rest, shots, words, real),
         layers=_layers(before, mitigation, texts, rest),
-        pictures={p: (effects.training_image(p), shots["before"][p], shots["after"][p])
+        pictures={p: (originals[p], shots["before"][p], shots["after"][p])
                   for p in texts},
         settings={"seeds": numbers, "steps": steps, "guidance": before.guidance,
                   "dtype": str(before.dtype), **look.labels, "clip": words.name},
@@ -132,18 +137,24 @@ def _scores(
 
 
 def _table(
-    prompts: list[str], memorized: int, shots: Any, flags: Any, look: Embedder, clip: Clip
+    prompts: list[str],
+    memorized: int,
+    shots: Any,
+    flags: Any,
+    look: Embedder,
+    clip: Clip,
+    originals: dict[str, Any],
 ) -> pd.DataFrame:
     """A row a prompt."""
     names = list(dict.fromkeys(prompts))
     own = set(prompts[:memorized])
     rows = pd.DataFrame({"prompt": names})
     rows["group"] = ["memorized" if name in own else "others" for name in names]
-    originals = [effects.training_image(name) for name in names]
+    known = [originals[name] for name in names]
     plain = [shots["before"][name] for name in names]
     for side in _SIDES:
         found = metrics.copying_table(
-            rows[["prompt"]], [shots[side][n] for n in names], look, originals, plain, clip
+            rows[["prompt"]], [shots[side][n] for n in names], look, known, plain, clip
         )
         for name in MEASURES:
             if (name, side) != ("gen", "before"):

@@ -19,6 +19,7 @@ from nemo_kit.experiments import Keyed, generate_all, model_key, run
 from nemo_kit.experiments.sweep import tidy
 from nemo_kit.localization.thresholds import DEVIATIONS, localize_thresholds
 from nemo_kit.neurons import NeuronSet
+from nemo_kit.originals import TrainingImages
 
 if TYPE_CHECKING:
     from nemo_kit.models import DiffusionModel
@@ -62,6 +63,7 @@ def threshold_effects(
     seeds: Sequence[int],
     *,
     store: str | Path,
+    training: TrainingImages | None = None,
     progress: bool = True,
     **options: Any,
 ) -> pd.DataFrame:
@@ -70,28 +72,31 @@ def threshold_effects(
     Returns a frame with `prompt`, the two columns of deviations, `gen` and `orig` (medians over
     seeds; `orig` is NaN for a prompt without a training image). A prompt whose pictures failed,
     undisturbed or with a pair's neurons deactivated, has no row for that pair.
-    Parameters: `swept`, from `thresholds_all`; `seeds`, none of detection's; `options`, of
-    `generate`. Pairs that ended with the same neurons share their pictures.
+    Parameters: `swept`, from `thresholds_all`; `seeds`, none of detection's; `training`,
+    by default the lab's; `options`, of `generate`. Pairs that ended with the same neurons share
+    their pictures.
     Raises what `generate_all` raises, and ValueError where a pair has no prompt with both pictures.
     Source: figure 15; section 4 for the measures.
     """
     names = list(dict.fromkeys(swept["prompt"]))
     options |= {"store": store, "progress": progress}
-    keyed = Keyed.of(model)
+    keyed, known = Keyed.of(model), training or TrainingImages()
     before = generate_all(keyed, names, seeds, **options)
     parts = []
     for pair, rows in swept.groupby(PAIR):
         sets = dict(zip(rows["prompt"], rows["refined"], strict=True))
         after = generate_all(keyed, rows["prompt"], seeds, sets, **options)
         kept = effects.with_pictures(rows, before, after)["prompt"]
-        measured = [_similarities(prompt, before, after) for prompt in kept]
+        measured = [_similarities(prompt, before, after, known) for prompt in kept]
         parts.append(pd.DataFrame(measured).assign(**dict(zip(PAIR, pair, strict=True))))
     return pd.concat(parts, ignore_index=True)
 
 
-def _similarities(prompt: str, before: pd.DataFrame, after: pd.DataFrame) -> dict[str, Any]:
+def _similarities(
+    prompt: str, before: pd.DataFrame, after: pd.DataFrame, training: TrainingImages
+) -> dict[str, Any]:
     first, second = (effects.pictures(frame, [prompt])[0] for frame in (before, after))
-    original = effects.training_image(prompt)
+    original = training.one(prompt)
     known = original is not None
     return {
         "prompt": prompt,

@@ -19,6 +19,7 @@ from nemo_kit.experiments import Keyed, generate_all
 from nemo_kit.frames import found, neuron_names
 from nemo_kit.frames.atlas import shared_groups
 from nemo_kit.neurons import NeuronSet
+from nemo_kit.originals import TrainingImages
 
 if TYPE_CHECKING:
     from nemo_kit.models import DiffusionModel
@@ -52,6 +53,7 @@ def shared_effects(
     most: int = 4,
     *,
     store: str | Path,
+    training: TrainingImages | None = None,
     progress: bool = True,
     **options: Any,
 ) -> list[Shared]:
@@ -60,12 +62,12 @@ def shared_effects(
     Returns `groups` entries, the most shared first; empty ones where there are fewer. A prompt
     whose pictures failed, before or after, is not shown.
     Parameters: `localized`, from `localize_all`, grouped; `seeds`, none of detection's; `most`,
-    prompts of each group; `options`, of `generate`.
+    prompts of each group; `training`, by default the lab's; `options`, of `generate`.
     Raises ValueError as `frames.found` and where no prompt of a group has pictures before and
     after, and what `generate_all` raises.
     """
     options |= {"store": store, "progress": progress}
-    keyed = Keyed.of(model)
+    keyed, known = Keyed.of(model), training or TrainingImages()
     shared = shared_groups(localized, groups)
     entries = []
     for rank in range(1, groups + 1):
@@ -75,7 +77,7 @@ def shared_effects(
         neurons, owners = shared[rank - 1]
         before = generate_all(keyed, owners[:most], seeds, **options)
         after = generate_all(keyed, owners[:most], seeds, neurons, **options)
-        entries.append(_entry(rank, neurons, owners[:most], localized, (before, after)))
+        entries.append(_entry(rank, neurons, owners[:most], localized, (before, after), known))
     return entries
 
 
@@ -85,16 +87,17 @@ def _entry(
     shown: list[str],
     localized: pd.DataFrame,
     made: tuple[pd.DataFrame, pd.DataFrame],
+    known: TrainingImages,
 ) -> Shared:
     rows = localized.set_index("prompt").loc[shown].reset_index()[["prompt", "group"]]
     rows = effects.with_pictures(rows, *made)
     names = list(rows["prompt"])
     before, after = (effects.pictures(frame, names) for frame in made)
-    table = effects.copying(rows, before, after)
+    table = effects.copying(rows, before, after, known)
     table.insert(0, "rank", rank)
     table.insert(1, "neurons", neurons.to_json())
     table.insert(2, "serves", _serves(neurons, localized))
-    training = effects.training_images(names, blank=True)
+    training = known.of(names, blank=True)
     return Shared(neurons, neuron_names(neurons), names, training, before, after, table)
 
 

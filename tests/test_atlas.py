@@ -143,7 +143,7 @@ def made(monkeypatch: pytest.MonkeyPatch) -> Made:
     monkeypatch.setattr(sharing, "generate_all", made)
     monkeypatch.setattr(sharing.Keyed, "of", lambda model: model)
     monkeypatch.setattr(
-        sharing.effects, "copying", lambda rows, before, after: rows.assign(gen=0.5)
+        sharing.effects, "copying", lambda rows, before, after, known: rows.assign(gen=0.5)
     )
     return made
 

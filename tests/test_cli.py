@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
+import re
 import shutil
 import subprocess
 import sys
+import warnings
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -132,8 +135,11 @@ def test_the_version(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixt
             ["export", "--out", "FULL/x/y", "--neurons", '{"1": [1]}', "--no-report"],
             "--out: nothing can be written to",
         ),
-        (["convert", "EMPTY.csv", "--out", "x.csv"], "EMPTY.csv is no CSV of results"),
-        (["convert", "BYTES.csv", "--out", "x.csv"], "BYTES.csv is no CSV of results"),
+        (["convert", "EMPTY.csv", "--out", "x.csv"], "EMPTY.csv is no table of results: it lacks"),
+        (
+            ["convert", "BYTES.csv", "--out", "x.csv"],
+            "BYTES.csv is not text in UTF-8: byte 0",
+        ),
         (["convert", "P", "--out", "x.csv"], "P is no table of results: it lacks ['initial'"),
         (["detect", "x", "--device", "cuda:x"], "is not one of 'auto', 'cpu', 'cuda'"),
     ],
@@ -558,6 +564,77 @@ def test_the_end_of_a_run_is_one_line_and_a_bug_is_not(
     monkeypatch.setenv("NEMO_KIT_TRACEBACK", "1")
     with pytest.raises(error):
         cli.main()
+
+
+def test_figures_of_two_models_are_never_mixed_in_one_folder(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    """a/model and b/model share figures/model-quick; a model that was moved is the same one."""
+    from test_figures import notebook
+
+    from nemo_kit.figures import keys, runner
+
+    monkeypatch.setattr(runner, "root", lambda: tmp_path)
+    monkeypatch.setattr(keys, "model_digest", lambda name, revision: Path(name, "w").read_text())
+    (tmp_path / "p.txt").write_text("a cat\n")
+    for name in ("a", "b", "moved"):
+        (tmp_path / name / "model").mkdir(parents=True)
+        (tmp_path / name / "model" / "model_index.json").write_text("{}")
+        (tmp_path / name / "model" / "w").write_text("b" if name == "b" else "a")
+    shared = tmp_path / "figures" / "model-quick"
+    shared.mkdir(parents=True)
+    drawn = {"parameters": {"model": str(tmp_path / "a" / "model")}, "key": {"model": "a"}}
+    (shared / "03_localization.manifest.json").write_text(json.dumps(drawn))
+    folder = notebook(tmp_path / "notebooks")
+
+    def figures(name: str, *more: str) -> int:
+        words = ["--prompts", str(tmp_path / "p.txt"), "--notebooks", str(folder), "--dry-run"]
+        model = str(tmp_path / name / "model")
+        return call(monkeypatch, "figures", "--only", "quickstart", "--model", model, *words, *more)
+
+    assert (figures("a"), figures("moved")) == (0, 0)
+    capsys.readouterr()
+    assert figures("b") == 2
+    told = capsys.readouterr().err
+    assert "holds figures of the model" in told
+    assert "--out" in told
+    assert told.count("\n") == 1
+    assert figures("b", "--out", str(tmp_path / "other")) == 0
+
+
+@pytest.mark.usefixtures("toy")
+def test_duplicates_are_told_in_one_line(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("p.jsonl").write_text('{"caption": "a cat"}\n{"caption": "007"}\n{"caption": "a cat"}\n')
+    monkeypatch.setattr(warnings, "formatwarning", None)  # the command sets it
+    with pytest.warns(UserWarning, match="1 of 3 rows repeat a prompt, 2 are kept") as told:
+        assert call(monkeypatch, "detect", "--prompts", "p.jsonl", "--seeds", "2", "--json") == 0
+    shown = [json.loads(line)["prompt"] for line in capsys.readouterr().out.splitlines()]
+    assert shown == ["a cat", "007"]
+    line = warnings.formatwarning(told[0].message, UserWarning, "file.py", 1)
+    assert line == "nemo-kit: 1 of 3 rows repeat a prompt, 2 are kept\n"
+
+
+def test_the_hash_of_an_own_sscd_file_can_be_given(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    """The error names the option, and the option is what the embedder gets."""
+    monkeypatch.chdir(tmp_path)
+    Path("s.pt").write_bytes(b"not a script")
+    digest = hashlib.sha256(b"not a script").hexdigest()
+    words = ["export", "--neurons", '{"1": [0]}', "--prompts", "p.txt", "--out", "o"]
+    Path("p.txt").write_text("a cat\n")
+    monkeypatch.setattr("nemo_kit.models.load", lambda *_, **__: None)
+    for more, told in (
+        (["--sscd", "s.pt"], f"has the SHA-256 {digest}, .* --sscd-sha256"),
+        (["--sscd", "s.pt", "--sscd-sha256", "0" * 64], f"must be {'0' * 64}, got {digest}"),
+        (["--sscd", "s.pt", "--sscd-sha256", digest], "s.pt holds no TorchScript"),
+        (["--sscd-sha256", digest], "--sscd-sha256 needs --sscd FILE"),
+    ):
+        assert call(monkeypatch, *words, *more) == 2
+        assert re.search(told, capsys.readouterr().err)
 
 
 @pytest.mark.parametrize(

@@ -9,7 +9,7 @@ import pandas as pd
 import pytest
 
 from nemo_kit import lab, metrics
-from nemo_kit.prompts import read_prompts
+from nemo_kit.prompts import prompt_rows
 
 RED, GREEN, BLUE = np.eye(3, dtype=np.uint8) * 200
 
@@ -110,7 +110,7 @@ def test_a_dropped_prompt_drops_no_other() -> None:
 
 
 def test_the_paper_s_number(shared_data: Path) -> None:
-    prompts = list(read_prompts(shared_data / "memorized_laion_prompts.csv")["Caption"])
+    prompts = list(prompt_rows([shared_data / "memorized_laion_prompts.csv"])["prompt"])
     assert (~metrics.near_duplicates(prompts)).sum() == 304
 
 

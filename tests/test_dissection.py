@@ -10,7 +10,7 @@ import pandas as pd
 import pytest
 import torch
 from torch import nn
-from toys import count_hooks, unet
+from toys import KnownImages, count_hooks, unet
 
 from nemo_kit import dissection, plots
 from nemo_kit.dissection import Cut
@@ -143,9 +143,8 @@ def _colours(monkeypatch: pytest.MonkeyPatch) -> None:
         return images[:, 0, 0] / np.linalg.norm(images[:, 0, 0], axis=1, keepdims=True)
 
     red = np.full((64, 64, 3), (200, 0, 0), np.uint8)
-    known = {"a": red}
     monkeypatch.setattr(dissection.effects, "look", look)
-    monkeypatch.setattr(dissection.effects, "training_image", known.get)
+    monkeypatch.setattr(dissection, "TrainingImages", lambda: KnownImages(a=red))
     monkeypatch.setattr(
         dissection.effects, "align", lambda images, prompt: np.full(len(images), 0.3)
     )

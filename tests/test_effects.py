@@ -8,10 +8,12 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+from toys import KnownImages
 
 from nemo_kit import effects, lab, metrics
 from nemo_kit.models import DiffusionModel
 from nemo_kit.neurons import NeuronSet
+from nemo_kit.originals import TrainingImages
 
 RED, GREEN, BLUE = np.eye(3, dtype=np.uint8) * 200
 
@@ -73,10 +75,11 @@ def test_prompts_without_pictures_in_a_frame_are_left_out() -> None:
 
 
 def test_training_images_are_all_there_or_none() -> None:
-    assert effects.training_images(["green", "red"])[:, 0, 0].tolist() == [[0, 200, 0], [200, 0, 0]]
-    assert effects.training_images(["red", "blue"]) is None
-    assert effects.training_image("red")[0, 0].tolist() == [200, 0, 0]
-    assert effects.training_image("blue") is None
+    known = TrainingImages()
+    assert known.of(["green", "red"])[:, 0, 0].tolist() == [[0, 200, 0], [200, 0, 0]]
+    assert known.of(["red", "blue"]) is None
+    assert known.one("red")[0, 0].tolist() == [200, 0, 0]
+    assert known.one("blue") is None
 
 
 def test_pictures_of_another_size_are_looked_at_resized() -> None:
@@ -97,7 +100,7 @@ def test_copying_by_hand() -> None:
     rows = pd.DataFrame({"prompt": ["red", "green"], "group": ["VM", "TM"]})
     before = np.stack([solid(RED, RED, RED), solid(GREEN, GREEN, RED)])
     after = np.stack([solid(BLUE, GREEN, RED), solid(GREEN, GREEN, RED)])
-    got = effects.copying(rows, before, after, solid(RED, GREEN)).set_index("prompt")
+    got = effects.copying(rows, before, after).set_index("prompt")
     assert got.loc["red", ["orig_before", "orig_after", "gen"]].tolist() == pytest.approx([1, 0, 0])
     assert got.loc["red", ["diversity_before", "diversity_after"]].tolist() == pytest.approx([1, 0])
     assert got.loc["green", ["orig_before", "gen"]].tolist() == pytest.approx([1, 1])
@@ -114,7 +117,8 @@ def test_copying_by_another_network() -> None:
     clip = SimpleNamespace(name="mine", align=lambda shots, prompt: np.full(len(shots), 0.5))
     rows = pd.DataFrame({"prompt": ["red"], "group": ["VM"]})
     shots = solid(RED, GREEN)[None]
-    got = effects.copying(rows, shots, shots, solid(BLUE), network, clip).iloc[0]
+    blue = KnownImages(red=solid(BLUE)[0])
+    got = effects.copying(rows, shots, shots, blue, network, clip).iloc[0]
     assert (got["orig_after"], got["gen"]) == (pytest.approx(1), pytest.approx(1))
     assert (got["embedder"], got["protocol"], got["clip_model"]) == ("blind", "closed", "mine")
     assert got["alignment_before"] == 0.5
@@ -123,7 +127,8 @@ def test_copying_by_another_network() -> None:
 def test_summary_names_the_network_and_tells_both_ways() -> None:
     rows = pd.DataFrame({"prompt": ["red", "red!", "green"], "group": ["VM"] * 3})
     shots = np.stack([solid(RED, RED), solid(GREEN, RED), solid(GREEN, GREEN)])
-    got = effects.summary(effects.copying(rows, shots, shots, solid(RED, RED, GREEN)), True)
+    known = KnownImages(**{"red": solid(RED)[0], "red!": solid(RED)[0], "green": solid(GREEN)[0]})
+    got = effects.summary(effects.copying(rows, shots, shots, known), True)
     counts = got[got["measure"] == "orig_before"].set_index("kept")["prompts"]
     assert counts.to_dict() == {"all": 3, "without near duplicates": 2}
     assert set(got["protocol"]) == {"64 square, bicubic"}

@@ -10,8 +10,9 @@ import numpy as np
 import pandas as pd
 import pytest
 from matplotlib.figure import Figure
+from toys import KnownImages
 
-from nemo_kit import effects, metrics, plots
+from nemo_kit import metrics, plots
 from nemo_kit.disentanglement import disentanglement
 from nemo_kit.frames import ablation, evaluation, memorization_types, mitigation, paper, quality
 from nemo_kit.mitigation import NeMo, NoiseOptimisation, RandomNeurons
@@ -391,14 +392,13 @@ def test_disentangled_averages_over_draws(toy_model: DiffusionModel) -> None:
 # ------------------------------------------------------------------------ memorization types
 
 
-def test_the_closest_picture_tells_the_type(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_closest_picture_tells_the_type() -> None:
     colours = np.eye(3, dtype=np.uint8) * 200
     paint = lambda *which: [np.broadcast_to(colours[i], (64, 64, 3)) for i in which]  # noqa: E731
     colour = metrics.Embedder("colour", "mean", lambda x: x.reshape(len(x), -1, 3).mean(1))
-    training = {"a": paint(0)[0], "b": paint(1)[0]}
-    monkeypatch.setattr(effects, "training_image", training.get)
+    training = KnownImages(a=paint(0)[0], b=paint(1)[0])
     generated = pd.DataFrame({"prompt": list("aabbcc"), "image": paint(1, 0, 0, 2, 0, 0)})
-    got = memorization_types.maxima(ROWS, generated, embedder=colour)
+    got = memorization_types.maxima(ROWS, generated, embedder=colour, training=training)
     assert got["prompt"].tolist() == ["a", "b"]  # the third has no training image
     assert got["maximum"].tolist() == [1, 0]
     assert got["measured"].tolist() == ["VM", "TM"]

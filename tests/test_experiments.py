@@ -333,7 +333,7 @@ def test_prompt_table_reads_the_three_kinds_of_files(tmp_path: Path) -> None:
 
 def test_prompt_table_names_a_file_it_cannot_read(tmp_path: Path) -> None:
     (tmp_path / "x.csv").write_text("a,b\n1,2\n")
-    with pytest.raises(ValueError, match=r"x\.csv needs a column 'prompt' \(or 'Caption'\), got"):
+    with pytest.raises(ValueError, match=r"x\.csv needs a column 'prompt' \(or 'caption'"):
         prompt_table([tmp_path / "x.csv"])
 
 

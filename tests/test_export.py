@@ -14,6 +14,7 @@ import torch
 from diffusers import DDIMScheduler, StableDiffusionPipeline
 from safetensors.torch import load_file
 
+from nemo_kit.files import spreadsheet_safe
 from nemo_kit.generation import generate
 from nemo_kit.localization.candidates import text_activations, z_scores
 from nemo_kit.mitigation import (
@@ -209,7 +210,7 @@ def test_neurons_from_every_file(tmp_path: Path) -> None:
     save_sets(tmp_path / "sets.parquet", sets)
     rows = pd.DataFrame({"prompt": list(sets), "refined": [s.to_json() for s in sets.values()]})
     rows.to_parquet(tmp_path / "localized.parquet")
-    rows.assign(prompt=["'=a b", "Öl"]).to_csv(tmp_path / "localized.csv", index=False)
+    spreadsheet_safe(rows).to_csv(tmp_path / "localized.csv", index=False)
     released = {
         "Caption": list(sets), "URL": "", "Initial Neurons": list(sets.values()),
         "Initial SSIM": 0.1, "Refined Neurons": list(sets.values()), "Refined SSIM": 0.1,
@@ -221,6 +222,27 @@ def test_neurons_from_every_file(tmp_path: Path) -> None:
     (tmp_path / "lines.jsonl").write_text("\n".join(lines), "utf-8")
     for file in sorted(tmp_path.iterdir()):
         assert read_neurons(file) == sets, file.name
+
+
+def test_prompts_with_neurons_keep_their_own_apostrophe_and_odd_letters(tmp_path: Path) -> None:
+    """Only what `spreadsheet_safe` put there is taken off; a U+2028 ends no line."""
+    prompts = ["'@home", "a\u2028b\x0cc"]
+    rows = pd.DataFrame({"prompt": prompts, "refined": FOUND.to_json()})
+    rows.to_parquet(tmp_path / "x.parquet")
+    rows.to_csv(tmp_path / "x.csv", index=False)
+    lines = [json.dumps(row, ensure_ascii=False) for row in rows.to_dict("records")]
+    (tmp_path / "x.jsonl").write_text("\n".join(lines), "utf-8")
+    for file in sorted(tmp_path.iterdir()):
+        assert read_neurons(file) == dict.fromkeys(prompts, FOUND), file.name
+
+
+def test_a_prompt_of_several_rows_has_the_neurons_of_all(tmp_path: Path) -> None:
+    rows = pd.DataFrame({"prompt": ["a", "a"], "refined": [FOUND.to_json(), OTHER.to_json()]})
+    rows.to_csv(tmp_path / "x.csv", index=False)
+    assert read_neurons(tmp_path / "x.csv") == {"a": FOUND | OTHER}
+    (tmp_path / "x.jsonl").write_text("[]")
+    with pytest.raises(ValueError, match=r"x\.jsonl holds no neuron sets"):
+        read_neurons(tmp_path / "x.jsonl")
 
 
 def test_neurons_from_text_and_several_sources(tmp_path: Path) -> None:

@@ -2,21 +2,32 @@
 
 from __future__ import annotations
 
-import io
+from pathlib import Path
 
 import pandas as pd
 import pytest
 
-from nemo_kit.files import spreadsheet_safe, without_guard
+from nemo_kit.files import GUARDED, spreadsheet_safe
+from nemo_kit.tables import read_csv
+
+TEXTS = ["=1+1", "+a", "-a", "@a", "\tx", "\rx", "'=x", "'quoted'", "'", "", "a=b", "''@b"]
 
 
-@pytest.mark.parametrize(
-    "text", ["=1+1", "+a", "-a", "@a", "\tx", "'=x", "'quoted'", "'", "", "a=b"]
-)
-def test_the_guard_against_spreadsheets_comes_off_again(text: str) -> None:
-    safe = spreadsheet_safe(pd.DataFrame({"prompt": [text]}))["prompt"][0]
-    assert not safe.startswith(("=", "+", "-", "@", "\t"))
-    written = io.StringIO()
-    pd.DataFrame({"prompt": [safe], "n": [1]}).to_csv(written, index=False)
-    read = pd.read_csv(io.StringIO(written.getvalue()), keep_default_na=False)["prompt"][0]
-    assert without_guard(read) == text
+@pytest.mark.parametrize("separator", [",", ";"])
+def test_the_guard_against_spreadsheets_comes_off_again(tmp_path: Path, separator: str) -> None:
+    frame = pd.DataFrame({"prompt": TEXTS, "url": TEXTS[::-1], "n": range(len(TEXTS))})
+    safe = spreadsheet_safe(frame)
+    assert not safe["prompt"].str.startswith(("=", "+", "-", "@", "\t", "\r")).any()
+    safe.to_csv(tmp_path / "x.csv", index=False, sep=separator)
+    pd.testing.assert_frame_equal(read_csv(tmp_path / "x.csv"), frame.astype(str))
+
+
+def test_a_table_that_needs_no_guard_is_as_it_was() -> None:
+    frame = pd.DataFrame({"prompt": ["a", "'b'"], "score": [-1.5, float("nan")]})
+    assert spreadsheet_safe(frame).equals(frame)
+
+
+def test_rows_without_a_guard_keep_their_apostrophes(tmp_path: Path) -> None:
+    """A table of this package, in a spreadsheet, to which somebody wrote another row."""
+    (tmp_path / "x.csv").write_text(f"prompt,{GUARDED}\n'=a,yes\n'@b,\n")
+    assert list(read_csv(tmp_path / "x.csv")["prompt"]) == ["=a", "'@b"]

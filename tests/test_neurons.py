@@ -183,7 +183,7 @@ def test_results_csv_comes_back(tmp_path: Path) -> None:
     write_results_csv(path, results())
     pd.testing.assert_frame_equal(read_results_csv(path), results())
     lines = path.read_text("utf-8").splitlines()
-    assert lines[0] == "Caption;URL;Initial Neurons;Initial SSIM;Refined Neurons;Refined SSIM"
+    assert lines[0].startswith(HEADER.strip())
     assert "[[12, 40], [], [7], [], [], [], []]" in lines[1]
     assert lines[2].startswith("'=SUM")
     assert list(tmp_path.iterdir()) == [path]
@@ -195,7 +195,7 @@ HEADER = "Caption;URL;Initial Neurons;Initial SSIM;Refined Neurons;Refined SSIM\
 @pytest.mark.parametrize(
     ("content", "text"),
     [
-        ("", "is not a result CSV"),
+        ("", "results.csv: a result CSV needs the columns"),
         ("Caption;URL\na;b\n", "needs the columns"),
         (HEADER + "a;b;[[x]];0;[];0\n", "row 0, column 'Initial Neurons'"),
         (HEADER + "a;b;[];high;[];0\n", "row 0, column 'Initial SSIM'"),
@@ -207,6 +207,13 @@ def test_malformed_results_csv(tmp_path: Path, content: str, text: str) -> None:
     path.write_text(content, "utf-8")
     with pytest.raises(ValueError, match=text):
         read_results_csv(path)
+
+
+def test_captions_of_the_authors_keep_their_apostrophes_and_are_no_numbers(tmp_path: Path) -> None:
+    captions = ["'@home", "'=1+1", "007", "1e5", "NA", "a\u2028b"]
+    rows = "".join(f"{caption};;[];0;[];0\n" for caption in captions)
+    (tmp_path / "r.csv").write_text(HEADER + rows, "utf-8")
+    assert list(read_results_csv(tmp_path / "r.csv")["Caption"]) == captions
 
 
 def test_results_without_a_column(tmp_path: Path) -> None:

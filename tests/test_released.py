@@ -10,6 +10,7 @@ import pytest
 
 from nemo_kit import NeuronSet
 from nemo_kit.experiments import prompt_rows, read_released, write_released
+from nemo_kit.files import GUARDED
 
 SETS = [NeuronSet({1: [3, 5], 7: [0]}), NeuronSet()]
 FOUND = pd.DataFrame(
@@ -29,11 +30,12 @@ def test_a_result_has_a_row_for_each_row_of_the_file(tmp_path: Path) -> None:
     rows = prompt_rows([tmp_path / "p.csv"])
     write_released(tmp_path / "r.csv", FOUND, rows)
     text = (tmp_path / "r.csv").read_text().splitlines()
-    assert text[0] == "Caption;URL;Initial Neurons;Initial SSIM;Refined Neurons;Refined SSIM"
+    head = "Caption;URL;Initial Neurons;Initial SSIM;Refined Neurons;Refined SSIM"
+    assert text[0] == f"{head};{GUARDED}"
     empty = "[[], [], [], [], [], [], []]"
-    assert text[1] == f"'=c;https://1;{empty};0.0;{empty};0.0"
+    assert text[1] == f"'=c;https://1;{empty};0.0;{empty};0.0;yes"
     full = "[[3, 5], [], [], [], [], [], [0]]"
-    assert text[2] == f'"a; ""b""";https://2;{full};0.25;{full};0.375'
+    assert text[2] == f'"a; ""b""";https://2;{full};0.25;{full};0.375;'
     assert len(text) == 4  # the one that failed has none
 
 

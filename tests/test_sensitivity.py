@@ -77,7 +77,6 @@ def test_effects_are_those_of_each_pair_s_neurons(
 
     monkeypatch.setattr(sensitivity, "generate_all", generate_all)
     monkeypatch.setattr(sensitivity.effects, "look", look)
-    monkeypatch.setattr(sensitivity.effects, "training_image", lambda prompt: None)
     frame = pd.DataFrame(
         {"prompt": "a", "initial_deviations": [0.0, 0.0], "refinement_deviations": [0.0, 1.0],
          "refined": [A, B]}
@@ -105,7 +104,6 @@ def test_a_prompt_that_failed_with_a_pair_s_neurons_has_no_row_for_it(
 
     monkeypatch.setattr(sensitivity, "generate_all", generate_all)
     monkeypatch.setattr(sensitivity.effects, "look", lambda images: np.ones((len(images), 1)))
-    monkeypatch.setattr(sensitivity.effects, "training_image", lambda prompt: None)
     pairs = [(0.0, 0.0, A), (0.0, 1.0, B)]
     frame = pd.DataFrame(
         [(prompt, "VM", *pair) for prompt in "abc" for pair in pairs],

@@ -11,7 +11,6 @@ is missing.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -26,7 +25,7 @@ from PIL import Image
 from test_notebooks import TINY
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
-from nemo_kit import calibrate, detect, figures, lab, load, originals
+from nemo_kit import calibrate, detect, figures, load
 from nemo_kit.figures import registry, runner
 from nemo_kit.layers import searched, value_layers
 from nemo_kit.similarity import SimilaritySettings
@@ -175,12 +174,6 @@ def run_cells(name: str, values: dict[str, Any]) -> None:
             space |= values
         elif cell["cell_type"] == "code":
             exec(compile("".join(cell["source"]), name, "exec"), space)
-
-
-@pytest.fixture(autouse=True)
-def _lab_again() -> Iterator[None]:
-    yield
-    originals.use(lab.prompts(), None)
 
 
 @pytest.mark.slow

@@ -10,6 +10,7 @@ from __future__ import annotations
 import os
 import signal
 import sys
+import warnings
 from typing import Annotated, Any, NoReturn
 
 import typer
@@ -44,6 +45,7 @@ for module in (figures, method, calibrate, plan, convert, bench, lab, export):
 
 def main() -> NoReturn:
     """Run the command; bad input ends with exit code 2, a failed run with 1, each in one line."""
+    warnings.formatwarning = lambda message, *_: f"nemo-kit: {' '.join(str(message).split())}\n"
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that notebooks are ended too
     try:
         code = app(standalone_mode=False, prog_name="nemo-kit")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -51,19 +52,18 @@ def _read(path: Path) -> pd.DataFrame:
     import pandas as pd
 
     from nemo_kit.experiments import read_released
-    from nemo_kit.files import without_guard
+    from nemo_kit.tables import read_csv
 
     if path.suffix == ".parquet":
         return pd.read_parquet(path)
-    try:
-        with path.open(encoding="utf-8") as file:
-            if file.readline().startswith("Caption;"):
-                return read_released(path)
-        texts = pd.read_csv(path, dtype=str, keep_default_na=False)  # "None" and "NA" are prompts
-        named = [name for name in ("prompt", "url") if name in texts]
-        return pd.read_csv(path).assign(**{name: texts[name].map(without_guard) for name in named})
-    except (UnicodeDecodeError, pd.errors.ParserError, pd.errors.EmptyDataError) as error:
-        raise ValueError(f"{path} is no CSV of results: {error}") from error
+    texts = read_csv(path)
+    if "Initial Neurons" in texts:
+        return read_released(path)
+    named = [name for name in ("prompt", "url") if name in texts]  # "None" and "NA" are prompts
+    if len(named) == len(texts.columns):
+        return texts
+    numbers = io.StringIO(texts.drop(columns=named).to_csv(index=False))
+    return pd.read_csv(numbers).assign(**texts[named])[list(texts)]
 
 
 def _as_text(frame: pd.DataFrame) -> pd.DataFrame:

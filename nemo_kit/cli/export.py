@@ -23,6 +23,7 @@ from nemo_kit.cli.options import (
 
 if TYPE_CHECKING:
     from nemo_kit.mitigation import Mitigation
+    from nemo_kit.originals import TrainingImages
 
 
 def register(app: typer.Typer) -> None:
@@ -84,6 +85,12 @@ def export(
                      help="TorchScript file of SSCD for the report; by default the "
                      "lab's copy descriptor, whose numbers are its own."),
     ] = None,
+    sscd_sha256: Annotated[
+        str | None,
+        typer.Option("--sscd-sha256", metavar="HEX",
+                     help="SHA-256 of an SSCD file other than the published ones. TorchScript is "
+                     "code: give that of a file you trust."),
+    ] = None,
     clip: Annotated[
         str | None,
         typer.Option("--clip", metavar="NAME",
@@ -114,13 +121,15 @@ def export(
     if report and not named:
         raise ValueError("the report needs the prompts: give --prompts FILE, or --no-report")
     existing([sscd] if sscd else [], "--sscd")
+    if sscd_sha256 and not sscd:
+        raise ValueError("--sscd-sha256 needs --sscd FILE")
     if not out.exists():
         writable(out.resolve().parent, "--out")
     loaded = load(model, device, revision, dtype)
     finish = None
     if report:
-        _use_training_images(prompts, training)
-        options = {"seeds": pictures, "steps": steps, **_networks(model, sscd, clip)}
+        options = {"seeds": pictures, "steps": steps, **_networks(model, sscd, sscd_sha256, clip)}
+        options["training"] = _training_images(prompts, training)
         finish = _reporter(loaded, way, named, others, options)
     with interruptible(f"{out} is not written; the report's pictures so far are in runs/store"):
         folder = write(loaded, way, out, named, finish)
@@ -168,22 +177,28 @@ def _control(files: Sequence[Path] | None, model: str, most: int) -> list[str]:
     return list(lab.prompts("non_memorized")["prompt"])[:most]
 
 
-def _use_training_images(prompts: Sequence[Path] | None, folder: Path | None) -> None:
+def _training_images(prompts: Sequence[Path] | None, folder: Path | None) -> TrainingImages | None:
     from nemo_kit.experiments import prompt_table
-    from nemo_kit.originals import use
+    from nemo_kit.originals import TrainingImages
 
-    if folder is not None:
-        if not prompts:
-            raise ValueError("--training-images needs --prompts FILE with a column image or Index")
-        use(prompt_table(prompts), folder)
+    if folder is None:
+        return None
+    if not prompts:
+        raise ValueError("--training-images needs --prompts FILE with a column image or Index")
+    return TrainingImages(prompt_table(prompts), folder)
 
 
-def _networks(model: str, sscd: Path | None, clip: str | None) -> dict[str, Any]:
+def _networks(
+    model: str, sscd: Path | None, sha256: str | None, clip: str | None
+) -> dict[str, Any]:
     """Those that measure, opened before anything is written."""
     from nemo_kit import metrics
 
     name = clip or ("lab" if model == "lab" else metrics.PAPER_CLIP)
-    return {"embedder": metrics.sscd(sscd) if sscd else None, "clip": metrics.load_clip(name)}
+    return {
+        "embedder": metrics.sscd(sscd, sha256=sha256) if sscd else None,
+        "clip": metrics.load_clip(name),
+    }
 
 
 def _reporter(

@@ -179,6 +179,7 @@ def figures(
         rows, preset.value, target, notebooks=notebooks, force=force, also=formats,
         retry_failed=retry_failed, settings=_settings(settings or ()), **common,
     )  # fmt: skip
+    runner.check_model(jobs)
     if show or dry_run:
         print(report.listing(rows, jobs) if show else report.dry(jobs))
         return

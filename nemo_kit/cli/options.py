@@ -69,8 +69,8 @@ PromptsOption = Annotated[
     typer.Option(
         "--prompts",
         metavar="FILE",
-        help="File with prompts: a CSV with a column 'prompt' or 'Caption' (the released files are "
-        "such), or a text file with one a line. May be repeated.",
+        help="File with prompts: .csv, .tsv, .json, .jsonl or .parquet with a column 'prompt' or "
+        "'caption' (the lists of the field are such), or .txt with one a line. May be repeated.",
     ),
 ]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON, one object a prompt.")]

@@ -18,6 +18,8 @@ from typing import TYPE_CHECKING
 
 import pandas as pd
 
+from nemo_kit.tables import read_csv
+
 if TYPE_CHECKING:
     from nemo_kit.explorer.view import Explorer
     from nemo_kit.models import DiffusionModel
@@ -82,7 +84,8 @@ def _best_scores(scores: pd.DataFrame | str | Path | None) -> pd.DataFrame | Non
     """The largest score of each prompt and group."""
     if scores is None:
         return None
-    frame = scores if isinstance(scores, pd.DataFrame) else pd.read_csv(scores)
+    frame = scores if isinstance(scores, pd.DataFrame) else read_csv(scores)
     if missing := {"prompt", "group", "score"} - set(frame):
         raise ValueError(f"scores lacks the columns {sorted(missing)}, got {list(frame)}")
+    frame = frame.assign(score=pd.to_numeric(frame["score"]))
     return frame.groupby(["prompt", "group"], as_index=False)["score"].max()

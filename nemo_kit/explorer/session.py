@@ -25,6 +25,7 @@ from nemo_kit.localization import Localization, candidates, localize, prompt_dif
 from nemo_kit.localization.candidates import text_activations
 from nemo_kit.localization.detection import check_threshold, kept, resolve, upper
 from nemo_kit.neurons import NeuronSet
+from nemo_kit.originals import TrainingImages
 from nemo_kit.similarity import pairwise, similarity
 
 if TYPE_CHECKING:
@@ -143,7 +144,7 @@ class Session:
             differences=differences,
             activations=activations,
             z=z_scores(activations, self.statistics) if self.statistics else None,
-            training=effects.training_image(prompt) if self.is_lab else None,
+            training=TrainingImages().one(prompt) if self.is_lab else None,
         )
 
     @property

@@ -103,6 +103,7 @@ class Copying(Evaluation):
     """… and of those that compare them with training images."""
 
     sscd: str | None = None  # TorchScript file of SSCD; None: the embedded model's descriptor
+    sscd_sha256: str | None = None  # of a file you trust, where it is none of the published ones
     clip: str = "lab"  # for the alignment
 
 
@@ -124,6 +125,7 @@ class MemorizationTypes(Evaluation):
     memorized: Count | None = 12  # prompts of each type, VM and TM
     images: Count = 4
     sscd: str | None = None  # TorchScript file of SSCD; None: the embedded model's descriptor
+    sscd_sha256: str | None = None  # of a file you trust, where it is none of the published ones
     threshold: Annotated[float, Field(ge=-1, le=1)] = 0.7
 
 

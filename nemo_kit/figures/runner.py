@@ -94,6 +94,23 @@ def plan(
     ]
 
 
+def check_model(jobs: Iterable[Job]) -> None:
+    """Raise ValueError where an output folder holds another model's figures: they would be mixed.
+
+    Folders of one name, such as a/model and b/model, share their output folder by default. A model
+    that was moved is the same one.
+    """
+    for job in jobs:
+        for manifest in (read_manifest(job.out, name) for name in NOTEBOOKS):
+            before, model = manifest.get("parameters", {}).get("model"), job.parameters.model
+            same = manifest.get("key", {}).get("model") == job.key["model"]
+            if before not in (None, model) and not same:
+                raise ValueError(
+                    f"{shown(job.out)} holds figures of the model {before}, not of {model}: name "
+                    "another folder with --out"
+                )
+
+
 def run(job: Job, limit: float, tick: Tick) -> Outcome:
     """Run one job's notebook and publish what it drew.
 

@@ -17,6 +17,7 @@ import pandas as pd
 from nemo_kit import effects, metrics
 from nemo_kit.checks import check_seeds_apart, check_whole
 from nemo_kit.experiments import Keyed, generate_all
+from nemo_kit.originals import TrainingImages
 
 if TYPE_CHECKING:
     from nemo_kit.models import DiffusionModel
@@ -41,15 +42,23 @@ def evaluation_seeds(count: int, first: int, detection: Iterable[int]) -> list[i
     return check_seeds_apart(range(first, first + count), detection)
 
 
-def networks(sscd: str | Path | None = None, clip: str = "lab", device: str = "cpu") -> Looks:
+def networks(
+    sscd: str | Path | None = None,
+    clip: str = "lab",
+    device: str = "cpu",
+    sha256: str | None = None,
+) -> Looks:
     """The copy descriptor and the CLIP that pictures are measured with.
 
     Parameters: `sscd`, the TorchScript file of SSCD (320 pixels square, as in the paper), None: the
-    embedded model's descriptor; `clip`, "lab", a folder, or a hub id; `device`.
+    embedded model's descriptor; `clip`, "lab", a folder, or a hub id; `device`; `sha256`, of an
+    SSCD file that is none of the published ones.
     Raises ValueError or FileNotFoundError where one can't be opened.
     Source: paper, section 4.
     """
-    descriptor = metrics.lab_descriptor() if sscd is None else metrics.sscd(sscd, device=device)
+    if sscd is None:
+        return metrics.lab_descriptor(), metrics.load_clip(clip, device=device)
+    descriptor = metrics.sscd(sscd, sha256=sha256, device=device)
     return descriptor, metrics.load_clip(clip, device=device)
 
 
@@ -71,6 +80,7 @@ def measured(
     detection_seeds: Iterable[int],
     store: str | Path,
     looks: Looks | None = None,
+    training: TrainingImages | None = None,
     **options: Any,
 ) -> pd.DataFrame:
     """Pictures of every prompt under every setting, from the store or new, and their measures.
@@ -83,7 +93,8 @@ def measured(
     Parameters: `rows`, with `prompt` and `group`; `settings`, pairs of a name and what
     `generate_all` takes for it (`neurons`, `factor`, `mitigation`; nothing: undisturbed); `seeds`
     of the pictures; `detection_seeds`, which they must not meet; `looks`, from `networks`, by
-    default the embedded model's; `options`, for all pictures (`steps`, `guidance`).
+    default the embedded model's, as is `training`; `options`, for all pictures (`steps`,
+    `guidance`).
     Raises ValueError for shared seeds, and what `generate_all` raises.
     Source: paper, section 4 and table 1.
     """
@@ -95,7 +106,8 @@ def measured(
 
     before, parts, repeats = draw(), [], Counter[str]()
     for name, how in settings:
-        part = _measures(rows, before, draw(**how) if how else before, looks)
+        after = draw(**how) if how else before
+        part = _measures(rows, before, after, looks, training or TrainingImages())
         part.insert(0, "setting", name)
         part.insert(1, "repeat", repeats[name])
         repeats[name] += 1
@@ -104,12 +116,16 @@ def measured(
 
 
 def _measures(
-    rows: pd.DataFrame, before: pd.DataFrame, after: pd.DataFrame, looks: Looks
+    rows: pd.DataFrame,
+    before: pd.DataFrame,
+    after: pd.DataFrame,
+    looks: Looks,
+    training: TrainingImages,
 ) -> pd.DataFrame:
     """Of the prompts that have both pictures: one that failed was named in a warning."""
     kept = effects.with_pictures(rows, before, after)
     first, second = (effects.pictures(made, kept["prompt"]) for made in (before, after))
-    known = [effects.training_image(prompt) for prompt in kept["prompt"]]
+    known = [training.one(prompt) for prompt in kept["prompt"]]
     embedder, clip = looks
     return metrics.copying_table(kept, second, embedder, known, first, clip)
 

@@ -12,6 +12,7 @@ import numpy as np
 import pandas as pd
 
 from nemo_kit import effects, metrics
+from nemo_kit.originals import TrainingImages
 
 
 def maxima(
@@ -19,6 +20,7 @@ def maxima(
     generated: pd.DataFrame,
     threshold: float = metrics.COPY_THRESHOLD,
     embedder: metrics.Embedder | None = None,
+    training: TrainingImages | None = None,
 ) -> pd.DataFrame:
     """Largest and median similarity of each prompt's pictures to its training image (F6).
 
@@ -28,13 +30,14 @@ def maxima(
     prompts there may be no row.
 
     Parameters: `rows`, with `prompt` and `group`; `generated`, from `generate_all`; `threshold`;
-    `embedder`, by default the embedded model's copy descriptor.
+    `embedder`, by default the embedded model's copy descriptor, and `training`, by default its
+    training images.
     Raises ValueError for a missing column or a prompt without pictures.
     Source: paper, figure 6 and section 4.
     """
     if missing := {"prompt", "group"} - set(rows.columns):
         raise ValueError(f"rows lack {', '.join(sorted(missing))}; they have {list(rows.columns)}")
-    known = [effects.training_image(prompt) for prompt in rows["prompt"]]
+    known = [(training or TrainingImages()).one(prompt) for prompt in rows["prompt"]]
     kept = rows[[image is not None for image in known]]
     names = ["prompt", "group", "maximum", "median", "embedder", "protocol"]
     if kept.empty:

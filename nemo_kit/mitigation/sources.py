@@ -12,8 +12,8 @@ from typing import Any
 
 import pandas as pd
 
-from nemo_kit.files import without_guard
 from nemo_kit.neurons import NeuronSet, load_sets, read_results_csv
+from nemo_kit.tables import read_csv, read_json
 
 _ALLOWED = (
     'neurons must be a file (.parquet, .csv, .json or .jsonl) or text such as {"1": [12, 40]} or '
@@ -33,11 +33,7 @@ def read_neurons(sources: str | Path | Iterable[str | Path]) -> dict[str, Neuron
     given = [sources] if isinstance(sources, (str, Path)) else list(sources)
     if not given:
         raise ValueError(f"{_ALLOWED}; got none")
-    found: dict[str, NeuronSet] = {}
-    for source in given:
-        for prompt, one in _read(source).items():
-            found[prompt] = found.get(prompt, NeuronSet()) | one
-    return found
+    return _united(pair for source in given for pair in _read(source).items())
 
 
 def _read(source: str | Path) -> dict[str, NeuronSet]:
@@ -51,7 +47,9 @@ def _read(source: str | Path) -> dict[str, NeuronSet]:
     if not path.is_file():
         raise FileNotFoundError(f"neurons: there is no file {path}")
     try:
-        return read(path)
+        if found := read(path):
+            return found
+        raise ValueError("it is empty")
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise ValueError(f"neurons: {path} holds no neuron sets: {error}") from error
 
@@ -61,40 +59,40 @@ def _from_text(text: str) -> NeuronSet:
 
 
 def _parquet(path: Path) -> dict[str, NeuronSet]:
-    if "refined" in pd.read_parquet(path).columns:
-        return _localized(pd.read_parquet(path))
-    return load_sets(path)
+    frame = pd.read_parquet(path)
+    return _localized(frame) if "refined" in frame else load_sets(path)
 
 
 def _csv(path: Path) -> dict[str, NeuronSet]:
-    with path.open(encoding="utf-8") as file:
-        released = "Refined Neurons" in file.readline()
-    if released:
+    frame = read_csv(path)
+    if "Refined Neurons" in frame:
         frame = read_results_csv(path)
-        return dict(zip(frame["Caption"], frame["Refined Neurons"], strict=True))
-    return _localized(pd.read_csv(path, keep_default_na=False))
+        return _united(zip(frame["Caption"], frame["Refined Neurons"], strict=True))
+    return _localized(frame)
 
 
 def _localized(frame: pd.DataFrame) -> dict[str, NeuronSet]:
-    """A table that `localize` wrote; a prompt guarded from spreadsheets loses its apostrophe."""
-    prompts = [without_guard(str(prompt)) for prompt in frame["prompt"]]
-    sets = [NeuronSet.from_json(text) for text in frame["refined"]]
-    return dict(zip(prompts, sets, strict=True))
+    """A table that `localize` wrote."""
+    return _united(zip(frame["prompt"], map(NeuronSet.from_json, frame["refined"]), strict=True))
 
 
 def _json(path: Path) -> dict[str, NeuronSet]:
     """layer -> indices, prompt -> (layer -> indices), or lines as `localize --json` prints them."""
-    text = path.read_text("utf-8")
-    try:
-        content = json.loads(text)
-    except ValueError:
-        content = [json.loads(line) for line in text.splitlines() if line.strip()]
-    rows = content if isinstance(content, list) else [content]
-    if isinstance(content, list) or "refined" in content:
-        return {str(row["prompt"]): _object(row["refined"]) for row in rows}
+    rows = read_json(path, as_text=False)
+    if len(rows) != 1 or "refined" in rows[0]:
+        return _united((row["prompt"], _object(row["refined"])) for row in rows)
+    [content] = rows
     if all(isinstance(value, dict) for value in content.values()):
         return {prompt: _object(one) for prompt, one in content.items()}
     return {"": _object(content)}
+
+
+def _united(pairs: Iterable[tuple[str, NeuronSet]]) -> dict[str, NeuronSet]:
+    """Prompt -> set; a prompt of several rows has the neurons of all."""
+    found: dict[str, NeuronSet] = {}
+    for prompt, one in pairs:
+        found[str(prompt)] = found.get(str(prompt), NeuronSet()) | one
+    return found
 
 
 def _object(content: Any) -> NeuronSet:
