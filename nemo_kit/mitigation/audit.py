@@ -215,7 +215,7 @@ def _loss(run: Run, clean: Tensor, noise: Tensor, draw: np.random.Generator, y: 
 
 def _run(model: DiffusionModel, prompt: str, count: int, way: Mitigation) -> Run:
     """A batch of one prompt without the empty one's half; each sample sees the mitigation as its
-    images would, so the guidance is theirs: what Wanda prunes depends on it.
+    images would.
     """
     seeds = tuple(range(count))
     texts = (way.rewrite(model, prompt, 0),) * count
