@@ -494,6 +494,7 @@ def test_wanda_pools_a_group_s_prompts_and_both_halves(toy_model: DiffusionModel
 def test_wanda_is_the_pruned_model(toy_model: DiffusionModel) -> None:
     masks = WANDA.masks(toy_model, ["a b"])
     assert len(masks) == 16
+    assert sum(bool(mask.any()) for mask in masks.values()) > 8
     run = a_run(toy_model, ("a b",))
     with WANDA.apply(run):
         found = predicted(run)
@@ -501,7 +502,7 @@ def test_wanda_is_the_pruned_model(toy_model: DiffusionModel) -> None:
     kept = {name: layer.weight.clone() for name, layer in layers.items()}
     try:
         for name, layer in layers.items():
-            assert 0 < masks[name].float().mean() <= 0.05
+            assert masks[name].float().mean() <= 0.05
             layer.weight.masked_fill_(masks[name], 0)
         expected = predicted(run)
     finally:

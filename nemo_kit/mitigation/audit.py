@@ -228,9 +228,9 @@ def _run(model: DiffusionModel, prompt: str, count: int, way: Mitigation) -> Run
 
 @contextmanager
 def _kept_embedding(way: Mitigation, run: Run) -> Iterator[Run]:
-    """The mitigation without what it would do to the embedding: that is the attacker's."""
+    """The mitigation without what it would do to embeddings: they are the attacker's."""
     with way.apply(run) as changed:
-        yield replace(changed, embeddings=run.embeddings)
+        yield replace(changed, embeddings=run.embeddings, empty=run.empty)
 
 
 def _start(run: Run, settings: AuditSettings) -> Tensor:

@@ -6,6 +6,7 @@ ICLR 2024 (arXiv 2407.21720), and their `local_sd_pipeline.py`; Somepalli et al.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
@@ -74,16 +75,15 @@ class EmbeddingAdjustment(Mitigation):
         optimizer = torch.optim.AdamW([text], lr=self.rate)
         limit = self._target(run) * len(noise) ** 0.5
         for _ in range(self.steps):
-            optimizer.zero_grad()
-            squares = 0.0
+            sizes, slopes = [], []
             for part in noise.split(SAMPLES_AT_ONCE):
-                found = norms(self._gap(run, part, text)).square().sum()
-                (found / 2).backward()
-                squares += found.item()
-            size = squares**0.5
-            if size <= limit:
+                size = norms(self._gap(run, part, text)).norm()
+                sizes.append(size.item())
+                slopes.append(torch.autograd.grad(size, text)[0])
+            whole = math.hypot(*sizes)
+            if whole <= limit:
                 break
-            text.grad /= size  # of the root of the sum, from that of half the sum
+            text.grad = sum(s / whole * slope for s, slope in zip(sizes, slopes, strict=True))
             text.grad[:, 0] = 0
             optimizer.step()
         return text.detach().to(run.embeddings.dtype)
