@@ -1,11 +1,12 @@
 """Scores that tell memorized prompts from others: those of the field beside the method's own.
 
 Scope: one function a score, called with a model, a prompt and seeds, higher for memorized prompts;
-each says what it cost in denoiser samples and seconds. All are taken of the predicted noise ε: a
-model trained to predict v (or x_0) is converted first, so that its ‖Δε‖ is √ᾱ_t·‖Δv‖; at one
-timestep this is a fixed factor, over several it gives later steps more weight than Δv would.
+each says what it cost in denoiser samples and seconds, and by which protocol: what the methods'
+own code computes. All but the anisotropy's cosine are taken of the predicted noise ε: a model
+trained to predict v (or x_0) is converted first, so that its ‖Δε‖ is √ᾱ_t·‖Δv‖; at one timestep
+this is a fixed factor, over several it gives later steps more weight than Δv would.
 Δε is the conditional minus the unconditional prediction.
-Source: each function names its own; restated from the methods' published formulas.
+Source: each function names its own; restated from the methods' published formulas and code.
 """
 
 from __future__ import annotations
@@ -22,13 +23,14 @@ from torch.nn import functional as F
 
 from nemo_kit.checks import HALF_PRECISION, check_number, check_seeds, check_text, check_whole
 from nemo_kit.hooks import capture
-from nemo_kit.mitigation.gap import is_sd2, relative_size
+from nemo_kit.mitigation.gap import relative_size
 
 if TYPE_CHECKING:
     from nemo_kit.layers import Projection
     from nemo_kit.models import DiffusionModel
 
 SEEDS = range(1, 5)  # four images, as Wen et al. use
+ONE_SEED = range(1, 2)  # one image, as Ren et al. detect from
 GUIDANCE = 7.5  # of the denoising runs, as in their released code
 
 
@@ -37,7 +39,8 @@ class PromptScore:
     """A detector's score of one prompt, higher for memorized ones, and what it cost.
 
     `by_seed` is one number a seed, `score` their mean (NeMo's own: their maximum); `samples`,
-    what the denoiser evaluated, a Jacobian-vector product counted twice; `seconds` on this machine.
+    what the denoiser evaluated, a Jacobian-vector product counted twice; `seconds` on this machine;
+    `protocol`, what numbers of two ways of computing the score can't be compared without.
     """
 
     detector: str
@@ -45,6 +48,7 @@ class PromptScore:
     by_seed: tuple[float, ...]
     samples: int
     seconds: float
+    protocol: str = ""
 
 
 class _Count:
@@ -54,7 +58,9 @@ class _Count:
         self.prompt, self.seeds = check_text(prompt), check_seeds(seeds, distinct=True)
         self.model, self.before, self.started = model, model.samples_evaluated, time.perf_counter()
 
-    def result(self, name: str, values: Tensor, own: float | None = None) -> PromptScore:
+    def result(
+        self, name: str, values: Tensor, protocol: str, own: float | None = None
+    ) -> PromptScore:
         """The score, by default the mean over seeds. Raises FloatingPointError for NaN."""
         numbers = values.double().cpu()
         if not torch.isfinite(numbers).all():
@@ -64,7 +70,12 @@ class _Count:
         score = numbers.mean().item() if own is None else own
         samples = self.model.samples_evaluated - self.before
         seconds = time.perf_counter() - self.started
-        return PromptScore(name, score, tuple(numbers.tolist()), samples, seconds)
+        said = f"{_counted(len(self.seeds))}, {protocol}"
+        return PromptScore(name, score, tuple(numbers.tolist()), samples, seconds, said)
+
+
+def _counted(images: int) -> str:
+    return "1 image" if images == 1 else f"{images} images"
 
 
 def nemo_score(
@@ -83,7 +94,9 @@ def nemo_score(
     chosen = resolve(model, None, None)
     ((_, pairs),) = score_pairs(model, [count.prompt], count.seeds, *chosen)
     best = pairs.nan_to_num(nan=-torch.inf).amax(dim=1)
-    return count.result("NeMo", best, best.max().item())
+    detection, similarity = chosen
+    said = f"largest pair, {similarity.kind}, timesteps[{detection.timestep_index}]"
+    return count.result("NeMo", best, said, best.max().item())
 
 
 @torch.no_grad()
@@ -111,18 +124,20 @@ def noise_magnitude(
     run = islice(_trajectory(count, steps, guidance), used)
     norms = torch.stack([(text - empty).flatten(1).norm(dim=1) for text, empty in run])
     name = "noise magnitude" if used >= steps else f"noise magnitude, {used} of {steps} steps"
-    return count.result(name, norms.mean(dim=0))
+    said = f"mean over {min(used, steps)} of {steps} steps, guidance {guidance:g}"
+    return count.result(name, norms.mean(dim=0), said)
 
 
 @torch.no_grad()
 def attention_entropy(
-    model: DiffusionModel, prompt: str, seeds: Iterable[int] = SEEDS, layer: int = 4
+    model: DiffusionModel, prompt: str, seeds: Iterable[int] = ONE_SEED, layer: int = 4
 ) -> PromptScore:
     """E: entropy of the cross-attention over tokens at the first step, in one layer.
 
     Returns a `PromptScore` in [0, ln tokens], in nats: p is the attention averaged over heads and
     pixels, E = −Σ p ln p.
-    Parameters: `layer`, cross-attention layer from 1 (the source's index 3 counts from 0).
+    Parameters: `seeds`, one as in the source; `layer`, cross-attention layer from 1 (the source's
+    index 3 counts from 0).
     Raises TypeError or ValueError for a bad prompt or seeds, or a layer the model doesn't have.
     Source: Ren et al., "Unveiling and Mitigating Memorization in Text-to-Image Diffusion Models
     through Cross Attention", ECCV 2024.
@@ -135,36 +150,50 @@ def attention_entropy(
     embeddings = model.embed(count.prompt).expand(len(count.seeds), -1, -1)
     with capture(model.denoiser, _queries_and_keys(model)) as seen:
         model.predict(model.noise(count.seeds), timestep, embeddings)
-    return count.result("attention entropy E", _entropy(_attention(model, seen, layer)))
+    said = f"layer {layer}, first step"
+    return count.result("attention entropy E", _entropy(_attention(model, seen, layer)), said)
 
 
 @torch.no_grad()
 def attention_entropy_late(
     model: DiffusionModel,
     prompt: str,
-    seeds: Iterable[int] = SEEDS,
+    seeds: Iterable[int] = ONE_SEED,
     steps: int = 50,
     guidance: float = GUIDANCE,
 ) -> PromptScore:
     """D: entropy of the cross-attention in the last fifth of the steps, and how its padding's grew.
 
-    Returns a `PromptScore` in nats: the mean over steps (40 to 49 of 50) and layers of the entropy
-    of all tokens plus the padding's (EOS counted with it) less the padding's at step 0.
-    Parameters: `steps`, of DDIM, at least 5; `guidance`, of the trajectory.
+    Returns a `PromptScore` in nats. The attention p is averaged over layers, heads and pixels
+    first; then D is the mean over steps (40 to 49 of 50) of the entropy of all tokens plus the
+    padding's (EOS counted with it), less the padding's at step 0.
+    Parameters: `seeds`, one as in the source; `steps`, of DDIM, at least 5; `guidance`, of the
+    trajectory.
     Raises TypeError or ValueError for a bad prompt, seeds or numbers.
-    Source: Ren et al., ECCV 2024.
+    Source: Ren et al., ECCV 2024, and their `detect.py`.
     """
     count = _Count(model, prompt, seeds)
     check_whole("steps", steps, 5)
     padding = slice(_length(model, count.prompt) - 1, None)  # from the first EOS on
-    late, values, start = steps - steps // 5, [], torch.zeros(0)
+    late, maps = steps - steps // 5, []
     with capture(model.denoiser, _queries_and_keys(model)) as seen:
         for step, _ in enumerate(_trajectory(count, steps, guidance)):
             if step == 0 or step >= late:
-                total, pad = _entropies(model, seen, padding, len(count.seeds))
-                start = pad if step == 0 else start
-                values += [total + pad - start] if step >= late else []
-    return count.result("attention entropy D", torch.stack(values).mean(dim=(0, 1)))
+                layers = [_attention(model, seen, one.index) for one in model.key_layers]
+                maps.append(torch.stack(layers).mean(dim=0)[: len(count.seeds)])
+    found = late_entropy(maps[0], torch.stack(maps[1:]), padding)
+    said = f"layers averaged first, steps {late} to {steps - 1} of {steps}, guidance {guidance:g}"
+    return count.result("attention entropy D", found, said)
+
+
+def late_entropy(first: Tensor, late: Tensor, padding: slice) -> Tensor:
+    """D of attention averaged over layers, heads and pixels: [seeds].
+
+    Parameters: `first`, at step 0, [seeds, tokens]; `late`, at the late steps, [steps, seeds,
+    tokens]; `padding`, its tokens.
+    """
+    both = _entropy(late) + _entropy(late[..., padding])
+    return both.mean(dim=0) - _entropy(first[..., padding])
 
 
 @torch.no_grad()
@@ -194,7 +223,7 @@ def sharpness(
 
         change = _product(model, gap, noise, -gap(noise) / spread)
         norms.append((change / spread).flatten(1).norm(dim=1))
-    return count.result("sharpness", torch.cat(norms))
+    return count.result("sharpness", torch.cat(norms), "first step")
 
 
 @torch.no_grad()
@@ -205,15 +234,16 @@ def anisotropy(
     weights: tuple[float, float] | None = None,
     steps: int = 50,
 ) -> PromptScore:
-    """γ1·‖Δε(x_T, first t)‖ + γ2·cosine of ε_∅ and Δε at the third last t, on pure noise.
+    """γ1·‖Δε(x_T, first t)‖ + γ2·cosine of o_∅ and Δo at the third last t, on pure noise.
 
-    Returns a `PromptScore`; the cosine is taken over channels and averaged over pixels.
-    Parameters: `weights`, γ1 and γ2, by default as published: (1, 2) for SD 1.4, (1, 0.1) for SD
-    2.x, none for other models, which take those of SD 1.4; they hold for latents of 4×64×64, on
-    others γ1 is divided by √(numbers/16384), with which a norm grows; `steps`, whose timesteps are
-    meant, at least 3.
+    Returns a `PromptScore`; o is the model's raw output (ε or v), whose cosine is taken over
+    channels and averaged over pixels; for a model that predicts v the norm is ‖Δε‖/(1 − ᾱ_t).
+    Parameters: `weights`, γ1 and γ2, by default as published: (1, 2) for SD 1.4, which predicts ε,
+    (1, 0.1) for SD 2, which predicts v; other models take those of their kind. They hold for
+    latents of 4×64×64, on others γ1 is divided by √(numbers/16384), with which a norm grows;
+    `steps`, whose timesteps are meant, at least 3.
     Raises TypeError or ValueError for a bad prompt, seeds or numbers.
-    Source: Asthana et al., ICLR 2026.
+    Source: Asthana et al., ICLR 2026, and their code.
     """
     count = _Count(model, prompt, seeds)
     check_whole("steps", steps, 3)
@@ -223,14 +253,21 @@ def anisotropy(
     both = torch.cat([noise, noise])
     text, empty = model.predict_noise(both, timesteps[0], pairs).chunk(2)
     norm = (text - empty).flatten(1).norm(dim=1)
-    text, empty = model.predict_noise(both, timesteps[-3], pairs).chunk(2)
+    if _predicts_v(model):
+        norm = norm / (1 - model.scheduler.alphas_cumprod[int(timesteps[0])].item())
+    text, empty = model.predict(both, timesteps[-3], pairs).chunk(2)
     cosine = F.cosine_similarity(empty, text - empty, dim=1).mean(dim=(1, 2))
-    return count.result("anisotropy", of_norm * norm + of_cosine * cosine)
+    said = f"γ = ({of_norm:g}, {of_cosine:g}), cosine of {'v' if _predicts_v(model) else 'ε'}"
+    return count.result("anisotropy", of_norm * norm + of_cosine * cosine, said)
+
+
+def _predicts_v(model: DiffusionModel) -> bool:
+    return model.scheduler.config.prediction_type == "v_prediction"
 
 
 def _published(model: DiffusionModel) -> tuple[float, float]:
     """γ1 and γ2 of `anisotropy`."""
-    return 1 / relative_size(model), 0.1 if is_sd2(model) else 2.0
+    return 1 / relative_size(model), 0.1 if _predicts_v(model) else 2.0
 
 
 def _two(weights: tuple[float, float]) -> tuple[float, float]:
@@ -296,15 +333,6 @@ def _attention(model: DiffusionModel, seen: Mapping[int, Tensor], layer: int) ->
 def _entropy(p: Tensor) -> Tensor:
     """−Σ p ln p over the last dimension; 0 where p is."""
     return torch.special.entr(p).sum(dim=-1)
-
-
-def _entropies(
-    model: DiffusionModel, seen: Mapping[int, Tensor], padding: slice, count: int
-) -> tuple[Tensor, Tensor]:
-    """([layers, seeds], [layers, seeds]): entropy of all tokens, and of the padding's."""
-    maps = [_attention(model, seen, one.index)[:count] for one in model.key_layers]
-    total = torch.stack([_entropy(p) for p in maps])
-    return total, torch.stack([_entropy(p[:, padding]) for p in maps])
 
 
 def _length(model: DiffusionModel, prompt: str) -> int:

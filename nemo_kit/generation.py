@@ -26,8 +26,9 @@ from nemo_kit.checks import (
     check_whole,
 )
 from nemo_kit.hooks import scale_neurons
+from nemo_kit.initial_noise import initial_noise
 from nemo_kit.neurons import NeuronSet
-from nemo_kit.settings import Halves
+from nemo_kit.settings import Halves, Noise
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -52,6 +53,7 @@ def generate(
     batch_size: int | None = None,
     progress: Progress | None = None,
     mitigation: Mitigation | Sequence[Mitigation] | None = None,
+    noise: Noise = "per seed",
 ) -> np.ndarray:
     """Generate an image for every prompt and seed.
 
@@ -61,7 +63,8 @@ def generate(
     paper, 3 for the embedded one); `steps`, of DDIM; `halves`, "conditional" acts on
     the prompt alone, "both" on the empty prompt too, as the released code does (difference 8);
     `batch_size`, images at once, by default 16; `progress`, called with (stage, done, total);
-    `mitigation`, one for all prompts or one for each, in place of `neurons` and `factor`.
+    `mitigation`, one for all prompts or one for each, in place of `neurons` and `factor`; `noise`,
+    "one generator" as the released code draws it (see `initial_noise`; its pictures have seed 2).
     Raises TypeError or ValueError for bad prompts, seeds, neurons, mitigations and numbers,
     FloatingPointError where the model's numbers overflow.
     Source: section 4.
@@ -72,7 +75,9 @@ def generate(
     check_choice("halves", halves, get_args(Halves))
     sets = _one_a_prompt("neurons", neurons, len(texts), NeuronSet)
     ways = _mitigations(mitigation, neurons, len(texts))
-    sampler = _Sampler(model, texts, numbers, (guidance, steps, halves), (sets, factor), ways)
+    drawn = initial_noise(model, numbers, noise)
+    options = (guidance, steps, halves)
+    sampler = _Sampler(model, texts, numbers, drawn, options, (sets, factor), ways)
     batches = _batches(ways, len(texts), len(numbers), batch_size or 16)
     sampler.progress, sampler.total = progress, steps * len(batches)
     images = np.concatenate([model.decode(sampler(batch)) for batch in batches])
@@ -86,8 +91,9 @@ class Run:
 
     `prompts`, `texts` (the prompts as rewritten) and `seeds` of the N samples; `noise`, the
     initial one, [N, C, H, W]; `embeddings` of the texts, [N, tokens, dim]; `empty`, that of the
-    empty prompt, [1, tokens, dim], or None without guidance; `memo`, what mitigations keep from
-    one batch of a generation to the next.
+    empty prompt, [1 or N, tokens, dim], or None without guidance; `memo`, what mitigations keep
+    from one batch of a generation to the next; `every`, the initial noise of all images of a
+    prompt, [seeds, C, H, W], None where the batch is all there is.
     """
 
     model: DiffusionModel
@@ -101,6 +107,7 @@ class Run:
     steps: int
     halves: Halves
     memo: dict[Any, Any] = field(default_factory=dict)
+    every: Tensor | None = None
 
     def rows(self, each: Sequence[Row], neutral: Row) -> list[Row]:
         """One value for each sample of a denoiser call: [N], with guidance [2N].
@@ -148,11 +155,12 @@ class _Sampler:
         model: DiffusionModel,
         texts: list[str],
         seeds: list[int],
+        noise: Tensor,
         options: tuple[float, int, Halves],
         scaled: tuple[list[NeuronSet] | None, float],
         mitigations: list[Mitigation] | None,
     ) -> None:
-        self.model, self.texts, self.seeds = model, texts, seeds
+        self.model, self.texts, self.seeds, self.noise = model, texts, seeds, noise
         self.guidance, self.steps, self.halves = options
         self.sets, self.factor = scaled
         self.mitigations = mitigations
@@ -189,13 +197,14 @@ class _Sampler:
             prompts=tuple(prompts),
             texts=tuple(texts),
             seeds=tuple(seeds),
-            noise=self.model.noise(seeds),
+            noise=self.noise[[seed for _, seed in places]],
             embeddings=self._embeddings(places, prompts, texts),
             empty=self.empty,
             guidance=self.guidance,
             steps=self.steps,
             halves=self.halves,
             memo=self.memo,
+            every=self.noise,
         )
 
     def _rewritten(self, places: list[Place], prompts: list[str], seeds: list[int]) -> list[str]:

@@ -1,6 +1,6 @@
 """The settings presets by name, and the threshold that belongs to one on a given model.
 
-Scope: `default`, `released` (the released code in all eight points where it differs from the text)
+Scope: `default`, `released` (the released code in all ten points where it differs from the text)
 and `paper` (the text); what to compare with where the model was calibrated with other settings.
 Source: "Finding NeMo" (arXiv 2406.02366), section 4, and the authors' released code.
 """

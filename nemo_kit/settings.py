@@ -2,10 +2,11 @@
 
 Scope: detection and localization; how differences are compared is `similarity.SimilaritySettings`.
 Source: "Finding NeMo" (arXiv 2406.02366), Algorithms 1 to 4, section 4, and the authors' released
-code. The two differ in eight points; each is a named option, marked "difference 1" to "8", and
+code. The two differ in ten points; each is a named option, marked "difference 1" to "10", and
 `released()` and `paper()` set them all. The default is the code's behaviour where that fixes the
 published threshold 0.428 (1, 2, 4, 5), except that calibration is unguided as the text says (3);
-elsewhere it is the paper's.
+elsewhere it is the paper's, and each pair's own data range (10), on which no score depends on its
+neighbours. Besides, `released()` draws noise as the code does, which the text leaves open.
 """
 
 from __future__ import annotations
@@ -21,6 +22,8 @@ from nemo_kit.similarity import SimilaritySettings
 Halves = Literal["conditional", "both"]
 Threshold = Literal["pairs", "maxima"]
 Precision = Literal["model", "float32", "bfloat16", "float16"]
+Order = Literal["index", "released"]
+Noise = Literal["per seed", "one generator"]
 
 
 @dataclass(frozen=True)
@@ -35,6 +38,7 @@ class DetectionSettings:
     calibration_swapped: bool = False  # difference 3: … with text and empty prompt swapped
     threshold_from: Threshold = "pairs"  # difference 4: all pairwise scores; "maxima": § 3.1
     deviations: float = 1.0  # the threshold is mean + 1 standard deviation; table 4: −1, 0, 2
+    noise: Noise = "per seed"  # "one generator": the code's, see `initial_noise`
 
     def __post_init__(self) -> None:
         check_whole("steps", self.steps, 1)
@@ -47,11 +51,12 @@ class DetectionSettings:
         check_number("calibration_guidance", self.calibration_guidance, 0.0)
         check_number("deviations", self.deviations)
         check_choice("threshold_from", self.threshold_from, get_args(Threshold))
+        check_choice("noise", self.noise, get_args(Noise))
 
     @classmethod
     def released(cls) -> DetectionSettings:
-        """As the released code: differences 1, 3 and 4 by its side."""
-        return cls(calibration_guidance=7.0, calibration_swapped=True)
+        """As the released code: differences 1, 3 and 4 by its side, all noise of one generator."""
+        return cls(calibration_guidance=7.0, calibration_swapped=True, noise="one generator")
 
     @classmethod
     def paper(cls) -> DetectionSettings:
@@ -75,6 +80,7 @@ class LocalizationSettings:
     two_sided: bool = True  # difference 5: |z| (text and code); False: z (Algorithm 2)
     score_theta_min: bool = True  # difference 6: paper; the code stops before it scores theta_min
     refine: bool = True  # False: without refinement (table 4)
+    order: Order = "index"  # difference 9: "released" walks lists with doubles: `candidate_lists`
     factor: float = 0.0  # deactivating is × 0; table 4 scales by −1 … 0.75
     halves: Halves = "conditional"  # difference 8: the code acts on both guidance halves
     random_excludes_found: bool = True  # difference 7: kept for the control, unused by localize
@@ -96,6 +102,7 @@ class LocalizationSettings:
             check_whole("batch_size", self.batch_size, 1)
         check_choice("precision", self.precision, get_args(Precision))
         check_choice("halves", self.halves, get_args(Halves))
+        check_choice("order", self.order, get_args(Order))
         if (self.theta_step == 0 or math.isinf(self.theta)) and self.k_step == 0:
             raise ValueError("theta_step and k_step can't both be 0: the selection would not move")
         if self.theta < self.theta_min:
@@ -103,19 +110,21 @@ class LocalizationSettings:
 
     @classmethod
     def released(cls, similarity: SimilaritySettings | None = None) -> LocalizationSettings:
-        """As the released code in all eight points; `similarity` where latents are not 64×64."""
+        """As the released code in all ten points; `similarity` where latents are not 64×64."""
+        compared = similarity or SimilaritySettings.sd()
         return cls(
             score_theta_min=False,
+            order="released",
             halves="both",
             random_excludes_found=False,
             detection=DetectionSettings.released(),
-            similarity=replace(similarity or SimilaritySettings.sd(), kind="ms_ssim"),
+            similarity=replace(compared, kind="ms_ssim", data_range="batch"),
             name="released",
         )
 
     @classmethod
     def paper(cls, similarity: SimilaritySettings | None = None) -> LocalizationSettings:
-        """As the text in all eight points, Algorithm 2 with the |z| of its explanation."""
+        """As the text in all ten points, Algorithm 2 with the |z| of its explanation."""
         return cls(
             detection=DetectionSettings.paper(),
             similarity=replace(similarity or SimilaritySettings.sd(), kind="ssim"),

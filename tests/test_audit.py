@@ -118,18 +118,18 @@ def test_bad_arguments(
 def test_search_and_pictures_see_the_same_pruned_weights(
     toy_model: DiffusionModel, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Which weights are pruned depends on guidance: in the search too it is the pictures'."""
+    """Those of the prompt, under the pruning's own guidance."""
     way = WandaPruning(steps=1, trajectory=1, seeds=(1,))
     seen, masks = [], WandaPruning.masks
 
-    def noted(self: WandaPruning, model: Any, prompt: str, guidance: float) -> Any:
-        seen.append(guidance)
-        return masks(self, model, prompt, guidance)
+    def noted(self: WandaPruning, model: Any, prompts: Any) -> Any:
+        seen.append(prompts)
+        return masks(self, model, prompts)
 
     monkeypatch.setattr(WandaPruning, "masks", noted)
     found = search_embedding(toy_model, "a", IMAGE, way, AuditSettings(steps=1, batch_size=1))
     draw_from(toy_model, "a", found.embedding, [1], way, steps=1)
-    assert seen == [toy_model.guidance] * 2
+    assert seen == [("a",)] * 2
 
 
 def test_rewritten_prompts_are_searched_from(toy_model: DiffusionModel) -> None:

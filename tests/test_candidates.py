@@ -10,7 +10,7 @@ import torch
 
 from nemo_kit.calibration import ActivationStatistics
 from nemo_kit.localization import candidates, mean_activations, z_scores
-from nemo_kit.localization.candidates import text_activations
+from nemo_kit.localization.candidates import candidate_lists, text_activations
 from nemo_kit.models import DiffusionModel
 from nemo_kit.neurons import NeuronSet
 
@@ -69,3 +69,11 @@ NAN = {1: torch.tensor([1.0, math.nan])}
 def test_bad_activations(call: Any, text: str) -> None:
     with pytest.raises(ValueError, match=text):
         call()
+
+
+def test_the_released_lists_have_outliers_by_index_then_the_largest_first() -> None:
+    z = {1: torch.tensor([3.0, 0.0, -4.0, 0.5, 2.5])}
+    activations = {1: torch.tensor([1.0, 7.0, 9.0, 8.0, 0.0])}
+    assert candidate_lists(activations, z, 2.0, 3) == {1: [0, 2, 4, 2, 3, 1]}
+    assert candidates(activations, z, 2.0, 3) == NeuronSet({1: [0, 1, 2, 3, 4]})
+    assert candidate_lists(activations, z, 2.0, 0, two_sided=False) == {1: [0, 4]}

@@ -48,6 +48,18 @@ def test_the_table_by_hand() -> None:
     assert list(got["group"]) == ["VM", "TM"]
 
 
+def test_which_median_over_seeds_is_told() -> None:
+    pictures = solid(RED, GREEN)  # cosines 1 and 0 to the training image
+    usual, lower = (
+        metrics.copying_table(ROWS[:1], [pictures], mean_colour, [solid(RED)[0]], [pictures], **how)
+        for how in ({}, {"kind": "lower middle"})
+    )
+    assert (usual.orig.item(), usual.seed_median.item()) == (pytest.approx(0.5), "middle two")
+    assert (lower.orig.item(), lower.seed_median.item()) == (pytest.approx(0), "lower middle")
+    assert metrics.sscd_orig(pictures, solid(RED)[0], mean_colour, "lower middle") == 0
+    assert lower.gen.item() == usual.gen.item() == pytest.approx(1)
+
+
 def test_the_threshold_is_told_and_strict() -> None:
     got = metrics.copying_table(
         ROWS[:1], IMAGES[:1], mean_colour, [solid(RED)[0]], threshold=0.75

@@ -112,16 +112,34 @@ def test_late_attention_entropy_against_the_library(
     got = detectors.attention_entropy_late(model, "cat", SEEDS, steps=5)
     assert got.samples == 2 * 2 * 5
     first, last = recorder.seen[:16], recorder.seen[-16:]  # of five steps one is late
+    early, late = (torch.stack(maps).mean(dim=0) for maps in (first, last))  # over layers first
     padding = 1 + len("cat")  # BOS, a token a letter, then EOS and padding
     wanted = [
-        sum(
-            entropy(late[seed]) + entropy(late[seed, padding:]) - entropy(early[seed, padding:])
-            for early, late in zip(first, last, strict=True)
-        )
-        / 16
+        entropy(late[seed]) + entropy(late[seed, padding:]) - entropy(early[seed, padding:])
         for seed in range(2)
     ]
     assert got.by_seed == pytest.approx(wanted, abs=1e-4)
+    assert got.protocol == "2 images, layers averaged first, steps 4 to 4 of 5, guidance 7.5"
+
+
+def test_late_entropy_by_hand() -> None:
+    """Entropies in multiples of ln 2; the padding is the last two of four tokens."""
+    first = torch.tensor([[0.5, 0.25, 0.125, 0.125]])  # padding: 2 · 1/8 · 3
+    late = torch.tensor([[[0.25, 0.25, 0.25, 0.25]], [[0.5, 0.5, 0.0, 0.0]]])  # 2 + 1 and 1 + 0
+    found = detectors.late_entropy(first, late, slice(2, None))
+    assert found.tolist() == pytest.approx([(2.0 - 0.75) * math.log(2)])
+    # averaging p over two layers first is not the mean of their entropies
+    one_hot = torch.eye(4)[:2, None]  # two layers, one seed
+    joined = detectors.late_entropy(first, one_hot.mean(dim=0)[None], slice(2, None))
+    apart = detectors.late_entropy(first, one_hot, slice(2, None))
+    assert (joined - apart).tolist() == pytest.approx([math.log(2)])
+
+
+def test_attention_entropy_detects_from_one_image(toy_model: DiffusionModel) -> None:
+    for detector in (detectors.attention_entropy, detectors.attention_entropy_late):
+        got = detector(toy_model, PROMPT)
+        assert len(got.by_seed) == 1
+        assert got.protocol.startswith("1 image, ")
 
 
 def test_sharpness_against_finite_differences(model: DiffusionModel) -> None:
@@ -142,21 +160,33 @@ def test_anisotropy_by_hand(model: DiffusionModel) -> None:
     assert got.samples == 8
     timesteps, x = model.timesteps(10).clone(), model.noise(SEEDS)
     norm = gap(model, x, timesteps[0])[0].flatten(1).norm(dim=1)
-    delta, empty = gap(model, x, timesteps[7])
+    predicts_v = model.scheduler.config.prediction_type == "v_prediction"
+    if predicts_v:
+        norm = norm / (1 - model.scheduler.alphas_cumprod[int(timesteps[0])])
+    with torch.no_grad():  # the raw outputs, two separate calls
+        text, empty = (
+            model.predict(x, timesteps[7], model.embed(p).expand(2, -1, -1)) for p in (PROMPT, "")
+        )
+    delta = text - empty
     dots = (delta * empty).sum(dim=1) / (delta.norm(dim=1) * empty.norm(dim=1))
     wanted = 0.5 * norm + 3.0 * dots.mean(dim=(1, 2))
     assert got.by_seed == pytest.approx(wanted.tolist(), rel=1e-3)
+    assert got.protocol == f"2 images, γ = (0.5, 3), cosine of {'v' if predicts_v else 'ε'}"
 
 
-def test_anisotropy_has_the_published_weights_for_each_kind_of_model(
+def test_anisotropy_has_the_published_weights_for_each_kind_of_prediction(
+    model: DiffusionModel,
+) -> None:
+    """γ = (1, 2) for ε, (1, 0.1) for v, on latents of 4×64×64; here they are 4×16×16."""
+    first = detectors.anisotropy(model, PROMPT, [3], steps=3).score
+    weight = 0.1 if model.scheduler.config.prediction_type == "v_prediction" else 2.0
+    assert first == detectors.anisotropy(model, PROMPT, [3], (4.0, weight), 3).score
+
+
+def test_noise_optimisation_weighs_sd_2_otherwise(
     toy_model: DiffusionModel, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """γ = (1, 2) for SD 1.x, (1, 0.1) for SD 2.x, on latents of 4×64×64; here they are 4×16×16."""
-    first = detectors.anisotropy(toy_model, PROMPT, [3], steps=3).score
-    assert first == detectors.anisotropy(toy_model, PROMPT, [3], (4.0, 2.0), 3).score
     monkeypatch.setattr("nemo_kit.mitigation.gap.SD2_WIDTH", 16)  # the toy's
-    second = detectors.anisotropy(toy_model, PROMPT, [3], steps=3).score
-    assert second == detectors.anisotropy(toy_model, PROMPT, [3], (4.0, 0.1), 3).score != first
     assert NoiseOptimisation()._weight(toy_model) == 0.01
 
 
@@ -219,7 +249,7 @@ def fake(model: Any, prompt: str, seeds: list[int], gain: float = 1.0) -> detect
     if prompt == "broken":
         raise ArithmeticError("no number")
     values = tuple(gain * len(prompt) for _ in seeds)
-    return detectors.PromptScore("fake", values[0], values, len(seeds), 0.5)
+    return detectors.PromptScore("fake", values[0], values, len(seeds), 0.5, f"times {gain:g}")
 
 
 PROMPTS = pd.DataFrame({"prompt": ["long one", "a", "bb"], "group": ["VM", "TM", "non-memorized"]})
@@ -236,8 +266,9 @@ def test_scores_are_kept(toy_model: DiffusionModel, tmp_path: Path) -> None:
     assert rows.loc[("two", "long one"), "score"] == 24
     assert rows.loc[("one", "bb"), "group"] == "non-memorized"
     assert list(first.columns) == [
-        "prompt", "group", "detector", "score", "samples", "seconds", "seeds"
+        "prompt", "group", "detector", "score", "samples", "seconds", "seeds", "protocol"
     ]  # fmt: skip
+    assert rows.loc[("two", "a"), "protocol"] == "times 3"
     other = {"two": (fake, {"seeds": [1], "gain": 4.0})}
     detector_scores(toy_model, PROMPTS, other, store=tmp_path, progress=False)
     assert toy_model.samples_evaluated == 12, "other options are computed anew"
@@ -252,20 +283,33 @@ def test_a_failure_does_not_stop_the_rest(toy_model: DiffusionModel, tmp_path: P
 
 
 def test_the_usual_detectors_run(toy_model: DiffusionModel, tmp_path: Path) -> None:
-    chosen = usual(seeds=[1], own=[1, 2, 3], steps=5)
+    chosen = usual(seeds=[1, 2], own=[1, 2, 3], steps=5)
     found = detector_scores(toy_model, PROMPTS[:1], chosen, store=tmp_path, progress=False)
     assert dict(zip(found["detector"], found["samples"], strict=True)) == {
-        "NeMo": 3, "noise magnitude, first step": 2, "noise magnitude": 10,
-        "attention entropy E": 1, "attention entropy D": 10, "sharpness": 6, "anisotropy": 4,
+        "NeMo": 3, "noise magnitude, first step": 4, "noise magnitude": 20,
+        "attention entropy E": 1, "attention entropy D": 10, "sharpness": 12, "anisotropy": 8,
     }  # fmt: skip
     assert found["score"].notna().all()
+    told = dict(zip(found["detector"], found["protocol"], strict=True))
+    assert told["noise magnitude, first step"] == "2 images, mean over 1 of 5 steps, guidance 7.5"
+    assert told["attention entropy E"] == "1 image, layer 4, first step"
+    assert told["NeMo"] == "3 images, largest pair, ms_ssim, timesteps[1]"
 
 
 def table_input() -> pd.DataFrame:
     groups = ["VM"] * 3 + ["TM"] * 2 + ["non-memorized"] * 4
     scores = {"good": [9, 8, 7, 6, 5, 1, 2, 3, 4], "poor": [1, 5, 2, 4, 4, 1, 5, 2, 4]}
     parts = [
-        pd.DataFrame({"group": groups, "detector": n, "score": s, "samples": 10, "seconds": 0.5})
+        pd.DataFrame(
+            {
+                "group": groups,
+                "detector": n,
+                "score": s,
+                "samples": 10,
+                "seconds": 0.5,
+                "protocol": f"as {n}",
+            }
+        )
         for n, s in scores.items()
     ]
     return pd.concat(parts).astype({"score": float})
@@ -279,6 +323,8 @@ def test_the_table_against_scikit_learn() -> None:
     assert len(got) == 6
     assert got.loc[("good", "VM"), "AUROC"] == 1
     assert got.loc[("good", "VM + TM"), "TPR@1%FPR"] == 1
+    assert set(got["TPR_rule"]) == {"FPR at most 0.01"}
+    assert got.loc[("poor", "VM"), "protocol"] == "as poor"
     poor = frame[(frame.detector == "poor") & (frame.group != "TM")]
     wanted = roc_auc_score(poor.group == "VM", poor.score)
     row = got.loc[("poor", "VM")]

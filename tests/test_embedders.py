@@ -119,9 +119,23 @@ def test_inception_is_asked_for_features(tmp_path: Path) -> None:
     embedder = metrics.inception(path, digest)
     assert (embedder.name, embedder.family) == ("features", "Inception")
     images = pictures()
-    assert embedder.features(images) == pytest.approx(images.mean(axis=(1, 2)), rel=1e-5)
-    plain = metrics.inception(*scripted(Corner(), tmp_path / "plain.pt"))
-    assert plain.features(images)[:, :3] == pytest.approx(images[:, 0, 0])
+    assert embedder.features(images) == pytest.approx(images.mean(axis=(1, 2)), rel=0.02)
+
+
+def test_inception_gets_299_square_by_pillow_in_float(tmp_path: Path) -> None:
+    embedder = metrics.inception(*scripted(Corner(), tmp_path / "plain.pt"))
+    assert embedder.protocol == "299 square, bicubic by Pillow in float"
+    images = np.zeros((2, 2, 2, 3), np.uint8)
+    images[1, 0, 0] = [255, 100, 7]  # the corner overshoots where nothing clips it
+    got = embedder.features(images)
+    assert got[:, 3:] == pytest.approx(299)
+    for vector, image in zip(got, images, strict=True):
+        channels = [Image.fromarray(image[..., c].astype(np.float32)) for c in range(3)]
+        sized = [one.resize((299, 299), Image.Resampling.BICUBIC) for one in channels]
+        wanted = [min(max(one.getpixel((0, 0)), 0), 255) for one in sized]
+        assert vector[:3] == pytest.approx(wanted)
+    assert got[1, 0] == 255
+    assert got[1, 1] != round(got[1, 1])  # not rounded to whole numbers
 
 
 # -------------------------------------------------------------------------------- any other

@@ -131,6 +131,8 @@ def test_rows_come_in_the_paper_s_order_and_random_ones_repeat() -> None:
     assert told.loc["4 random tokens", "draws"] == 3
     assert told.loc["NeMo", "permanent"]
     assert told["source"].str.len().min() > 3
+    assert told.loc["prompt embedding adjustment", "protocol"].startswith("one embedding for all")
+    assert told.loc["initial-noise optimisation", "protocol"] == "the code's form"
     with pytest.raises(ValueError, match="repeats must be an integer of at least 1, got 0"):
         mitigation.rows(SETS, SETS, SETS, repeats=0)
 
@@ -199,8 +201,13 @@ def test_variants_change_one_choice_each(toy_model: DiffusionModel) -> None:
     assert known is not None
     assert got["NeMo"] == {}
     assert got["τ = μ − σ"]["threshold"] == pytest.approx(known.mean - known.std)
-    assert got["with guidance"]["settings"].detection.guidance == 2.0
-    assert got["with guidance"]["threshold"] != pytest.approx(known.threshold)
+    guided = got["with guidance, swapped"]["settings"]
+    assert (guided.detection.guidance, guided.detection.swapped, guided.halves) == (2, True, "both")
+    assert guided.detection.for_calibration() == guided.detection
+    assert got["with guidance, swapped"]["threshold"] != pytest.approx(known.threshold)
+    text = ablation.variants(toy_model, ["cat 0", "cat 1"], [1, 2], guidance=2.0, swapped=False)
+    plain = text["with guidance"]["settings"]
+    assert (plain.detection.swapped, plain.halves) == (False, "conditional")
     assert not got["no refinement"]["settings"].refine
     assert got["no top-k"]["settings"].k_step == 0
 

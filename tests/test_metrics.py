@@ -34,6 +34,17 @@ def test_copy_similarities_are_cosines_to_the_training_image() -> None:
     assert metrics.sscd_orig(images, solid(RED)[0], mean_colour) == pytest.approx(np.sqrt(0.5))
 
 
+def test_medians_of_an_even_number() -> None:
+    """`torch.median`, by which the released metrics go, takes the lower of the middle two."""
+    values = np.array([0.9, 0.1, 0.4, 0.2])
+    assert metrics.median(values) == pytest.approx(0.3)
+    assert metrics.median(values, "lower middle") == 0.2
+    assert metrics.median(values[:3], "lower middle") == metrics.median(values[:3]) == 0.4
+    assert metrics.median(values, "lower middle") == torch.tensor(values).median().item()
+    with pytest.raises(ValueError, match="median must be one of middle two, lower middle; got"):
+        metrics.median(values, "upper")  # type: ignore[arg-type]
+
+
 def test_sscd_gen_pairs_images_of_the_same_seed() -> None:
     before, after = solid(RED, GREEN, BLUE), solid(RED, BLUE, GREEN)
     assert metrics.sscd_gen(after, before, mean_colour) == pytest.approx(0)
@@ -259,6 +270,7 @@ def test_detection_by_hand() -> None:
     assert frame.value["TPR@1%FPR"] == pytest.approx(2 / 3)
     assert frame.value["accuracy"] == pytest.approx(5 / 6)  # 0.3 missed; 0.5 is not above
     assert ((frame.low <= frame.value) & (frame.value <= frame.high)).all()
+    assert frame["rule"].tolist() == ["", "FPR at most 0.01", "score above 0.5"]
 
 
 @pytest.mark.parametrize("decimals", [1, 6])  # with and without ties

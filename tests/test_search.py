@@ -50,6 +50,8 @@ def test_the_schedule_of_the_paper_and_of_the_code() -> None:
 def test_the_schedule_ends_where_k_adds_nothing() -> None:
     only_k = LocalizationSettings(theta=math.inf)
     assert schedule(only_k, 3) == [(math.inf, 0), (math.inf, 1), (math.inf, 2), (math.inf, 3)]
+    code = LocalizationSettings(theta=math.inf, k=1275, score_theta_min=False)
+    assert [k for _, k in schedule(code, 1300)] == [*range(1275, 1280)]  # k = 1280 is never scored
     only_theta = LocalizationSettings(k_step=0)
     assert schedule(only_theta, 3)[-1] == (1.0, 0)
     assert len(schedule(LocalizationSettings(theta=1.0), 3)) == 1
@@ -100,6 +102,49 @@ def test_a_score_at_the_threshold_is_not_below() -> None:
     found = refine(Recorder(lambda one: 0.4), NeuronSet({1: [0]}), 0.4, initial_score=0.35)
     assert found.neurons == NeuronSet({1: [0]})
     assert found.score == 0.35
+
+
+LISTS = {1: [2, 5, 7, 7, 3, 2]}  # outliers 2, 5, 7; then the largest activations 7, 3, 2
+
+
+@pytest.mark.parametrize("search", ["sequential", "speculative", "bisect"])
+def test_doubles_are_tried_at_their_second_place(search: str) -> None:
+    """Which of two equal neurons stays follows from the order of their last places."""
+    either = Recorder(lambda one: 0.2 if (1, 2) in one or (1, 3) in one else 0.9)
+    mode, sets = SEARCHES[search], NeuronSet(LISTS)
+    by_index = mode.refine(either, sets, 0.4, initial_score=0.2)
+    assert by_index.neurons == NeuronSet({1: [3]})
+    released = mode.refine(either, sets, 0.4, initial_score=0.2, order=LISTS)
+    assert released.neurons == NeuronSet({1: [2]})
+    first = mode.refine(either, sets, 0.4, initial_score=0.2, order={1: [3, 2, 5, 7]})
+    assert first.neurons == NeuronSet({1: [2]})
+
+
+@pytest.mark.parametrize("search", ["sequential", "speculative"])
+def test_doubles_stay_while_the_score_equals_the_threshold(search: str) -> None:
+    """θ ran out: the score 0.5 is the threshold itself. 5 is the first to go, when 2 has been
+    looked at: 2 stays for good, 7 and 3 come later and go."""
+    at = Recorder(lambda one: (0.5 if (1, 5) in one else 0.3) if one else 0.9)
+    found = SEARCHES[search].refine(at, NeuronSet(LISTS), 0.5, initial_score=0.5, order=LISTS)
+    assert found.neurons == NeuronSet({1: [2]})
+    assert found.score == pytest.approx(0.3)
+    fixed = Recorder(lambda one: 0.5)
+    found = SEARCHES[search].refine(fixed, NeuronSet(LISTS), 0.5, initial_score=0.5, order=LISTS)
+    assert found.neurons == NeuronSet(LISTS)
+
+
+def test_a_list_with_doubles_is_walked_entry_by_entry() -> None:
+    score = Recorder(necessary((1, 5)))
+    lists = {1: [5, 2, 2], 3: [4]}
+    found = refine(score, NeuronSet(lists), 0.4, initial_score=0.2, order=lists)
+    assert found.neurons == NeuronSet({1: [5]})
+    assert score.asked == [
+        NeuronSet({1: [2, 5]}),  # layer 3 re-activated: dropped
+        NeuronSet(),  # layer 1: kept
+        NeuronSet({1: [2]}),  # neuron 5: kept
+        NeuronSet({1: [2, 5]}),  # one copy of neuron 2: changes nothing, taken out
+        NeuronSet({1: [5]}),  # its other copy: dropped
+    ]
 
 
 def test_redundant_neurons_keep_the_one_that_suffices() -> None:

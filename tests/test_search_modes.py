@@ -78,6 +78,29 @@ def test_speculative_is_sequential_seed_by_seed(candidates: NeuronSet, seed: int
     assert walk.neurons == expected.neurons
 
 
+lists = st.dictionaries(
+    st.integers(1, 3), st.lists(st.integers(0, 7), min_size=1, max_size=10), min_size=1
+)
+
+
+@given(lists, st.integers(0, 10**6), st.booleans())
+def test_speculative_is_sequential_on_lists_with_doubles(
+    given_lists: dict[int, list[int]], seed: int, at_the_threshold: bool
+) -> None:
+    """Each index at most twice, as in the released lists; also where θ ran out."""
+    order = {
+        layer: [one for place, one in enumerate(row) if row[:place].count(one) < 2]
+        for layer, row in given_lists.items()
+    }
+    candidates, any_score = NeuronSet(order), noise(seed)
+    start = 0.4 if at_the_threshold else 0.1
+    score = Seeds(lambda one: start if one == candidates else any_score(one))
+    options = {"initial_score": start, "order": order}
+    expected = refine(score, candidates, LIMIT, **options)
+    found = SEARCHES["speculative"].refine(score, candidates, LIMIT, **options)
+    assert (found.neurons, found.score) == (expected.neurons, expected.score)
+
+
 @pytest.mark.parametrize("search", ["speculative", "bisect"])
 @given(candidate_sets, st.integers(0, 10**6))
 def test_on_monotone_scores_the_sets_are_sequential(

@@ -23,7 +23,7 @@ def test_defaults_are_the_codes_where_they_fix_the_threshold() -> None:
     assert settings.halves == "conditional"
 
 
-def test_presets_take_a_side_in_all_eight_points() -> None:
+def test_presets_take_a_side_in_all_ten_points() -> None:
     code, text = LocalizationSettings.released(), LocalizationSettings.paper()
     assert [s.name for s in (code, text)] == ["released", "paper"]
 
@@ -31,16 +31,24 @@ def test_presets_take_a_side_in_all_eight_points() -> None:
         d = s.detection
         guided = (d.calibration_guidance, d.calibration_swapped)
         return [d.timestep_index, s.similarity.kind, guided, d.threshold_from, s.two_sided,
-                s.score_theta_min, s.random_excludes_found, s.halves]  # fmt: skip
+                s.score_theta_min, s.random_excludes_found, s.halves, s.order,
+                s.similarity.data_range, d.noise]  # fmt: skip
 
-    assert sides(code) == [1, "ms_ssim", (7.0, True), "pairs", True, False, False, "both"]
-    assert sides(text) == [0, "ssim", (0.0, False), "maxima", True, True, True, "conditional"]
+    assert sides(code) == [
+        1, "ms_ssim", (7.0, True), "pairs", True, False, False, "both", "released", "batch",
+        "one generator",
+    ]  # fmt: skip
+    assert sides(text) == [
+        0, "ssim", (0.0, False), "maxima", True, True, True, "conditional", "index", "pair",
+        "per seed",
+    ]  # fmt: skip
 
 
 def test_presets_keep_the_similarity_of_smaller_latents() -> None:
     small = SimilaritySettings(kernel=3)
     assert LocalizationSettings.paper(small).similarity == SimilaritySettings("ssim", 3)
-    assert LocalizationSettings.released(small).similarity == small
+    batch = SimilaritySettings(kernel=3, data_range="batch")
+    assert LocalizationSettings.released(small).similarity == batch
 
 
 def test_calibration_may_be_guided() -> None:
@@ -70,6 +78,7 @@ def test_an_unknown_name_is_refused() -> None:
         ({"calibration_guidance": -1}, "calibration_guidance must be a finite number"),
         ({"deviations": math.nan}, "deviations must be a finite number"),
         ({"threshold_from": "median"}, "threshold_from must be one of pairs, maxima"),
+        ({"noise": "one"}, "noise must be one of per seed, one generator; got 'one'"),
     ],
 )
 def test_bad_detection_settings(changes: dict, text: str) -> None:
@@ -91,6 +100,7 @@ def test_bad_detection_settings(changes: dict, text: str) -> None:
         ({"factor": math.inf}, "factor must be a finite number"),
         ({"batch_size": 0}, "batch_size must be an integer of at least 1"),
         ({"halves": "text"}, "halves must be one of conditional, both; got 'text'"),
+        ({"order": "size"}, "order must be one of index, released; got 'size'"),
     ],
 )
 def test_bad_localization_settings(changes: dict, text: str) -> None:

@@ -20,6 +20,7 @@ from torch import Tensor
 
 from nemo_kit.checks import check_seeds, check_text
 from nemo_kit.hooks import capture, scale_neurons
+from nemo_kit.initial_noise import initial_noise
 from nemo_kit.localization.candidates import candidates, mean_activations, z_scores
 from nemo_kit.localization.detection import check_threshold, kept, resolve, upper
 from nemo_kit.localization.result import STAGES, Localization, outcome
@@ -64,7 +65,7 @@ class _Released:
     def result(self) -> Localization:
         """Run all four algorithms."""
         with self._stage("detect"):
-            self.noise = self.model.noise(self.seeds)
+            self.noise = initial_noise(self.model, self.seeds, self.detection.noise)
             self.text = self.model.embed(self.prompt).expand(len(self.noise), -1, -1)
             self.unblocked = self._difference(NeuronSet())
             pairs = pairwise(self.unblocked, self.similarity).cpu()

@@ -51,7 +51,7 @@ def export(
     wanda: Annotated[
         bool,
         typer.Option("--wanda", help="Instead of neurons: prune the feed-forward weights that the "
-                     "prompts of --prompts use most."),
+                     "prompts of --prompts, taken together, use most."),
     ] = False,
     prompts: Annotated[
         list[Path] | None,

@@ -65,7 +65,7 @@ SettingsOption = Annotated[
     Preset,
     typer.Option(
         "--settings",
-        help='"released" follows the released code in all eight points where it differs from the '
+        help='"released" follows the released code in all ten points where it differs from the '
         'paper, "paper" the text; recorded in the results.',
     ),
 ]

@@ -35,6 +35,7 @@ METHOD = (
     "hooks",
     "compilation",
     "models",
+    "initial_noise",
     "similarity",
     "settings",
     "calibration",

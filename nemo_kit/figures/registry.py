@@ -57,7 +57,7 @@ class Detection(Parameters):
     seeds: Annotated[int, Field(ge=2)] = 10
     bootstrap: Count = 200
     compared: Count | None = 4  # prompts of each group for the detectors of the field
-    detector_seeds: Count = 2  # images of each prompt, for all of them but NeMo
+    detector_seeds: Count = 2  # images of each prompt; NeMo has its own, attention entropy one
     detector_steps: Annotated[int, Field(ge=5)] = 5  # DDIM steps of those that denoise
 
 

@@ -33,6 +33,7 @@ def variants(
     held: Sequence[str],
     seeds: Iterable[int],
     guidance: float | None = None,
+    swapped: bool = True,
 ) -> dict[str, dict[str, Any]]:
     """The settings of table 4: name -> options of `localize_all`.
 
@@ -41,23 +42,30 @@ def variants(
     hold-out prompts.
 
     Parameters: `model`, calibrated; `held`, at least 2 prompts that it does not memorize;
-    `seeds` of detection; `guidance`, by default that of the model's pictures.
+    `seeds` of detection; `guidance`, by default that of the model's pictures; `swapped`, guidance
+    as the released code has it, text and empty prompt exchanged and neurons off in both halves, of
+    which the paper's row came; False: as the text says. The row's name tells which.
     Raises ValueError for a model without calibration, or too few hold-out prompts.
-    Source: paper, table 4.
+    Source: paper, table 4, and the released third script.
     """
     known = model.calibration
     if known is None:
         raise ValueError(f"the model {model.name!r} has no calibration: calibrate it first")
     strength = model.guidance if guidance is None else guidance
-    guided = replace(known.detection, guidance=strength, calibration_guidance=strength)
+    guided = replace(
+        known.detection, guidance=strength, swapped=swapped,
+        calibration_guidance=strength, calibration_swapped=swapped,
+    )  # fmt: skip
     again = calibrate(model, held, seeds, guided, known.similarity)
     levels = {
         name: {"threshold": known.mean + times * known.std} for name, times in DEVIATIONS.items()
     }
     return {
         NEMO: {},
-        "with guidance": {
-            "settings": LocalizationSettings(detection=guided),
+        "with guidance, swapped" if swapped else "with guidance": {
+            "settings": LocalizationSettings(
+                detection=guided, halves="both" if swapped else "conditional"
+            ),
             "threshold": again.threshold,
         },
         **levels,

@@ -34,18 +34,20 @@ def usual(
 ) -> dict[str, tuple[Detector, dict[str, Any]]]:
     """The detectors of the comparison: name -> function and its options.
 
-    Parameters: `seeds`, of all but NeMo, which takes `own`; `steps`, of those that denoise.
+    Parameters: `seeds`, of all but NeMo, which takes `own`, and the attention entropies, whose
+    source detects from one image: they take the first; `steps`, of those that denoise.
     Raises ValueError for bad seeds or steps.
     """
     check_whole("steps", steps, 5)
     common = {"seeds": check_seeds(seeds, distinct=True)}
+    first = {"seeds": common["seeds"][:1]}
     run_through = common | {"steps": steps}
     return {
         "NeMo": (detectors.nemo_score, {"seeds": check_seeds(own, least=2, distinct=True)}),
         "noise magnitude, first step": (detectors.noise_magnitude, run_through | {"first": 1}),
         "noise magnitude": (detectors.noise_magnitude, run_through),
-        "attention entropy E": (detectors.attention_entropy, common),
-        "attention entropy D": (detectors.attention_entropy_late, run_through),
+        "attention entropy E": (detectors.attention_entropy, first),
+        "attention entropy D": (detectors.attention_entropy_late, first | {"steps": steps}),
         "sharpness": (detectors.sharpness, common),
         "anisotropy": (detectors.anisotropy, common),
     }
@@ -63,7 +65,7 @@ def detector_scores(
     """Score of every detector for every prompt, resumable.
 
     Returns a frame with `prompt`, `group`, `detector`, `score`, `samples`, `seconds`, `seeds` (how
-    many); a score that failed has no row.
+    many), `protocol` (how the score was computed); a score that failed has no row.
 
     Parameters: `prompts`, with `prompt` and `group`; `chosen`, name -> function and options, by
     default `usual()`; `store`, `retry_failed`, `progress` as in `experiments.run`.
@@ -101,7 +103,7 @@ def detector_scores(
             f"retry_failed=True); the first, {first['item']!r}, with {first['error']}",
             stacklevel=2,
         )
-    names = ["prompt", "group", "detector", "score", "samples", "seconds", "seeds"]
+    names = ["prompt", "group", "detector", "score", "samples", "seconds", "seeds", "protocol"]
     return sweep.frame.merge(prompts[["prompt", "group"]], on="prompt")[names]
 
 
@@ -112,14 +114,15 @@ def detector_table(
 
     Returns a frame with `detector`, `memorized` (which prompts: each group, and all), `prompts`,
     `others` (numbers of prompts), `AUROC`, `AUROC_low`, `AUROC_high`, `TPR@1%FPR`, `TPR@1%FPR_low`,
-    `TPR@1%FPR_high` (95 % bootstrap intervals over prompts), `samples` (mean of a prompt) and
-    `seconds` (median of a prompt, on this machine).
+    `TPR@1%FPR_high` (95 % bootstrap intervals over prompts), `TPR_rule` (which convention that
+    is), `samples` (mean of a prompt), `seconds` (median of a prompt, on this machine) and
+    `protocol` (how the score was computed).
 
     Parameters: `scores`, from `detector_scores`; `resamples`, of the bootstrap; `groups`, of
     memorized prompts, each against the non-memorized ones.
     Raises ValueError for a missing column, or without prompts of both kinds.
     """
-    needed = {"group", "detector", "score", "samples", "seconds"}
+    needed = {"group", "detector", "score", "samples", "seconds", "protocol"}
     if missing := needed - set(scores):
         raise ValueError(f"scores lacks {', '.join(sorted(missing))}; it has {list(scores)}")
     there = [name for name in groups if (scores["group"] == name).any()]
@@ -145,4 +148,6 @@ def _numbers(part: pd.DataFrame, members: Sequence[str], resamples: int) -> dict
     for metric in ("AUROC", "TPR@1%FPR"):
         row = table.loc[metric]
         found |= {metric: row.value, f"{metric}_low": row.low, f"{metric}_high": row.high}
-    return found | {"samples": both["samples"].mean(), "seconds": both["seconds"].median()}
+    found["TPR_rule"] = table.loc["TPR@1%FPR", "rule"]
+    found |= {"samples": both["samples"].mean(), "seconds": both["seconds"].median()}
+    return found | {"protocol": "; ".join(dict.fromkeys(both["protocol"]))}

@@ -81,6 +81,7 @@ def measured(
     store: str | Path,
     looks: Looks | None = None,
     training: TrainingImages | None = None,
+    median: metrics.Median = "middle two",
     **options: Any,
 ) -> pd.DataFrame:
     """Pictures of every prompt under every setting, from the store or new, and their measures.
@@ -88,13 +89,13 @@ def measured(
     Returns a frame with `setting`, `repeat` (0, 1, … where a name comes more than once), the
     columns of `rows`, and those of `metrics.copying_table`: `orig`, `gen`, `diversity`,
     `alignment`, … of each prompt, and the names of what measured; `gen` is against the undisturbed
-    pictures of the same seeds.
+    pictures of the same seeds; `mitigation_protocol`, that of the setting's mitigation.
 
     Parameters: `rows`, with `prompt` and `group`; `settings`, pairs of a name and what
     `generate_all` takes for it (`neurons`, `factor`, `mitigation`; nothing: undisturbed); `seeds`
     of the pictures; `detection_seeds`, which they must not meet; `looks`, from `networks`, by
-    default the embedded model's, as is `training`; `options`, for all pictures (`steps`,
-    `guidance`).
+    default the embedded model's, as is `training`; `median` over seeds, "lower middle" as in the
+    released metrics; `options`, for all pictures (`steps`, `guidance`).
     Raises ValueError for shared seeds, and what `generate_all` raises.
     Source: paper, section 4 and table 1.
     """
@@ -107,9 +108,10 @@ def measured(
     before, parts, repeats = draw(), [], Counter[str]()
     for name, how in settings:
         after = draw(**how) if how else before
-        part = _measures(rows, before, after, looks, training or TrainingImages())
+        part = _measures(rows, before, after, looks, training or TrainingImages(), median)
         part.insert(0, "setting", name)
         part.insert(1, "repeat", repeats[name])
+        part["mitigation_protocol"] = getattr(how.get("mitigation"), "protocol", "")
         repeats[name] += 1
         parts.append(part)
     return pd.concat(parts, ignore_index=True)
@@ -121,13 +123,14 @@ def _measures(
     after: pd.DataFrame,
     looks: Looks,
     training: TrainingImages,
+    median: metrics.Median,
 ) -> pd.DataFrame:
     """Of the prompts that have both pictures: one that failed was named in a warning."""
     kept = effects.with_pictures(rows, before, after)
     first, second = (effects.pictures(made, kept["prompt"]) for made in (before, after))
     known = [training.one(prompt) for prompt in kept["prompt"]]
     embedder, clip = looks
-    return metrics.copying_table(kept, second, embedder, known, first, clip)
+    return metrics.copying_table(kept, second, embedder, known, first, clip, kind=median)
 
 
 def over_prompts(frame: pd.DataFrame, measures: Sequence[str] = MEASURES) -> pd.DataFrame:

@@ -96,10 +96,11 @@ def settings(
 
 
 def sources(chosen: Sequence[tuple[str, Mitigation]]) -> pd.DataFrame:
-    """What each row is: `setting`, `draws` (how often it was repeated), `permanent`, `source`."""
+    """What each row is: `setting`, `draws` (how often it was repeated), `permanent`, `protocol`
+    (what its authors' code does where papers or codes differ), `source`."""
     table = pd.DataFrame(
-        [(name, way.permanent, way.source) for name, way in chosen],
-        columns=["setting", "permanent", "source"],
+        [(name, way.permanent, way.protocol, way.source) for name, way in chosen],
+        columns=["setting", "permanent", "protocol", "source"],
     )
     table.insert(1, "draws", table.groupby("setting")["setting"].transform("size"))
     return table.drop_duplicates("setting", ignore_index=True)

@@ -53,7 +53,7 @@ TABLE_1 = {
 # setting -> median number of neurons of VM and TM prompts
 TABLE_4 = {
     "NeMo": (4, 21),
-    "with guidance": (3, 6),
+    "with guidance, swapped": (3, 6),  # the halves of guidance swapped, as in the released code
     "τ = μ − σ": (10.5, 32),
     "τ = μ": (6, 30),
     "τ = μ + 2σ": (3, 7),

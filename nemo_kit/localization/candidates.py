@@ -87,7 +87,23 @@ def candidates(
 ) -> NeuronSet:
     """The neurons with |z| > θ, and the k largest activations of each layer.
 
-    Returns a `NeuronSet` over the layers of `z`.
+    Returns a `NeuronSet` over the layers of `z`; parameters and errors as `candidate_lists`.
+    Source: Algorithm 2.
+    """
+    return NeuronSet(candidate_lists(activations, z, theta, k, two_sided))
+
+
+def candidate_lists(
+    activations: Mapping[int, Tensor],
+    z: Mapping[int, Tensor],
+    theta: float,
+    k: int,
+    two_sided: bool = True,
+) -> dict[int, list[int]]:
+    """The candidates as the released code lists them.
+
+    Returns layer -> indices: those with |z| > θ by index, then those of the k largest activations,
+    largest first; a neuron that is both stands there twice (difference 9).
     Parameters: `activations`, `z`, layer -> [width]; `theta` ≥ 0; `k` ≥ 0, cut to the width;
     `two_sided`, False for z > θ alone.
     Raises ValueError for NaN, other shapes, negative θ or k.
@@ -109,7 +125,7 @@ def candidates(
         outlying = (scores.abs() if two_sided else scores) > theta
         largest = activation.topk(min(k, len(activation))).indices
         found[layer] = [*outlying.nonzero().flatten().tolist(), *largest.tolist()]
-    return NeuronSet(found)
+    return found
 
 
 def _check_finite(name: str, layer: int, values: Tensor) -> None:

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from nemo_kit.checks import check_number, check_seeds, check_texts, check_whole
+from nemo_kit.initial_noise import initial_noise
 from nemo_kit.localization.differences import Differences, Progress, detection_settings
 from nemo_kit.settings import DetectionSettings
 from nemo_kit.similarity import SimilaritySettings, pairwise
@@ -65,7 +66,7 @@ def score_pairs(
     texts = check_texts(prompts)
     check_whole("batch_size", batch_size, 1)
     similarity.check(*model.latent_shape[1:])
-    draw, noise = Differences(model, detection), model.noise(seeds)
+    draw, noise = Differences(model, detection), initial_noise(model, seeds, detection.noise)
     at_once = max(1, batch_size // len(seeds))
     for start in range(0, len(texts), at_once):
         group = texts[start : start + at_once]

@@ -16,6 +16,7 @@ from torch import Tensor
 from nemo_kit.checks import check_choice, check_number, check_seeds, check_texts
 from nemo_kit.compilation import scale_compiled
 from nemo_kit.hooks import scale_neurons
+from nemo_kit.initial_noise import initial_noise
 from nemo_kit.memory import BatchSize
 from nemo_kit.neurons import NeuronSet
 from nemo_kit.settings import DetectionSettings, Halves, Precision
@@ -151,7 +152,7 @@ def prompt_differences(
     """
     texts, numbers = check_texts(prompts), check_seeds(seeds)
     draw = Differences(model, settings or detection_settings(model), factor)
-    noise = model.noise(numbers).repeat(len(texts), 1, 1, 1)  # [prompts · seeds, C, H, W]
+    noise = initial_noise(model, numbers, draw.settings.noise).repeat(len(texts), 1, 1, 1)
     embeddings = model.embed(texts).repeat_interleave(len(numbers), dim=0)
     sets = None if neurons is None else [neurons] * len(noise)
     drawn = draw.in_batches(noise, embeddings, sets, batch_size)

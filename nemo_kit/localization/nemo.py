@@ -10,14 +10,16 @@ import time
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
+from functools import partial
 from typing import TYPE_CHECKING
 
 import torch
 
 from nemo_kit.calibration import ActivationStatistics
 from nemo_kit.checks import check_seeds, check_text
+from nemo_kit.initial_noise import initial_noise
 from nemo_kit.localization.attribution import first_order_effects
-from nemo_kit.localization.candidates import candidates, text_activations, z_scores
+from nemo_kit.localization.candidates import candidate_lists, text_activations, z_scores
 from nemo_kit.localization.detection import check_threshold, kept, resolve, upper
 from nemo_kit.localization.differences import Differences, Progress
 from nemo_kit.localization.result import STAGES, Localization, outcome
@@ -102,7 +104,8 @@ class Run:
     def detect(self, threshold: float) -> float:
         """Algorithm 1: the memorization score; keeps the seeds that memorize."""
         with self._stage("detect"):
-            noise, text = self.model.noise(self.seeds), self.model.embed(self.prompt)
+            noise = initial_noise(self.model, self.seeds, self.detection.noise)
+            text = self.model.embed(self.prompt)
             rows = text.expand(len(noise), -1, -1)
             drawn = self.draw.in_batches(noise, rows, None, self.batch)
             pairs = pairwise(drawn, self.similarity).cpu()
@@ -118,8 +121,8 @@ class Run:
             found = text_activations(self.model, [self.prompt])
             activations = {layer: values[0] for layer, values in found.items()}
             z = z_scores(activations, statistics)
-        two_sided = self.settings.two_sided
-        return lambda theta, k: candidates(activations, z, theta, k, two_sided)
+        self.lists = partial(candidate_lists, activations, z, two_sided=self.settings.two_sided)
+        return lambda theta, k: NeuronSet(self.lists(theta, k))
 
     def score(self) -> Score:
         """What the search modes ask, over the kept seeds."""
@@ -144,7 +147,10 @@ class Run:
         with self._stage("refine"):
             if not self.settings.refine:
                 return Refinement(selection.candidates, reached, 0)
-            return self.mode.refine(ask, selection.candidates, threshold, report, reached)
+            order = None
+            if self.settings.order == "released":
+                order = self.lists(selection.theta, selection.k)
+            return self.mode.refine(ask, selection.candidates, threshold, report, reached, order)
 
     def _blocked(self, places: list[int], sets: list[NeuronSet]) -> torch.Tensor:
         return self.draw(self.noise[places], self.text.expand(len(places), -1, -1), sets)

@@ -24,11 +24,13 @@ from nemo_kit.metrics.embedders import (
     sscd,
 )
 from nemo_kit.metrics.images import (
+    Median,
     alignment,
     clip_embeddings,
     clip_pixels,
     copy_similarities,
     diversity,
+    median,
     sscd_gen,
     sscd_orig,
 )
@@ -49,6 +51,7 @@ __all__ = [
     "Clip",
     "Embedder",
     "FeatureDistance",
+    "Median",
     "Summary",
     "alignment",
     "as_embedder",
@@ -67,6 +70,7 @@ __all__ = [
     "lab_descriptor",
     "load_clip",
     "localization_quality",
+    "median",
     "near_duplicates",
     "over_groups",
     "real_features",

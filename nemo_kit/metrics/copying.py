@@ -17,7 +17,7 @@ from nemo_kit.metrics._checks import check_images
 from nemo_kit.metrics.clip import Clip
 from nemo_kit.metrics.duplicates import SAME, distinct
 from nemo_kit.metrics.embedders import as_embedder
-from nemo_kit.metrics.images import between_seeds, same_seed
+from nemo_kit.metrics.images import Median, between_seeds, median, same_seed
 from nemo_kit.metrics.scores import COPY_THRESHOLD, share_above, summarize
 
 ALL, DISTINCT = "all", "without near duplicates"
@@ -33,19 +33,20 @@ def copying_table(
     unmitigated: Sequence[np.ndarray] | None = None,
     clip: Clip | None = None,
     threshold: float = COPY_THRESHOLD,
+    kind: Median = "middle two",
 ) -> pd.DataFrame:
     """SSCD_orig, SSCD_gen, D_SSCD, share of copies and A_CLIP of each prompt.
 
     Returns a frame with the columns of `rows`, `images` (how many), `orig` (median cosine to the
     training image), `orig_max`, `above` (share of pictures above the threshold), `gen` (median
     cosine to the undisturbed picture of the same seed), `diversity` (median over pairs),
-    `alignment`, `threshold`, `embedder`, `protocol`, `clip_model`; NaN or empty where what it
-    needs is not there.
+    `alignment`, `threshold`, `seed_median` (which median of an even number), `embedder`,
+    `protocol`, `clip_model`; NaN or empty where what it needs is not there.
 
     Parameters: `rows`, with `prompt`; `images`, for each row uint8 [N, H, W, 3]; `embedder`, see
     `as_embedder`; `training`, for each row uint8 [H, W, 3] or None; `unmitigated`, pictures of the
     same seeds; `clip`, see `load_clip`; `threshold`, of a copy: 0.7 in the paper, others 0.5 or
-    0.75.
+    0.75; `kind` of `median`, "lower middle" as in the released metrics.
     Raises ValueError for wrong shapes, or other numbers of pictures than rows.
     Source: paper, section 4 and table 1.
     """
@@ -59,24 +60,27 @@ def copying_table(
         pictures = check_images("images", images[place])
         vectors = look(pictures)
         one: dict[str, Any] = {"images": len(pictures)}
-        one |= _original(vectors, None if training is None else training[place], look, threshold)
-        one["gen"] = np.nan if unmitigated is None else same_seed(vectors, look(unmitigated[place]))
-        one["diversity"] = between_seeds(vectors) if len(vectors) > 1 else np.nan
-        one["alignment"] = np.nan if clip is None else np.median(clip.align(pictures, prompt))
+        known = None if training is None else training[place]
+        one |= _original(vectors, known, look, threshold, kind)
+        before = None if unmitigated is None else look(unmitigated[place])
+        one["gen"] = np.nan if before is None else same_seed(vectors, before, kind)
+        one["diversity"] = between_seeds(vectors, kind) if len(vectors) > 1 else np.nan
+        one["alignment"] = np.nan if clip is None else median(clip.align(pictures, prompt), kind)
         found.append(one)
     names = look.labels | {"clip_model": "" if clip is None else clip.name}
-    table = pd.DataFrame(found, index=rows.index).assign(threshold=threshold, **names)
+    table = pd.DataFrame(found, index=rows.index)
+    table = table.assign(threshold=threshold, seed_median=kind, **names)
     return pd.concat([rows, table], axis=1)
 
 
 def _original(
-    vectors: np.ndarray, training: np.ndarray | None, look: Callable, threshold: float
+    vectors: np.ndarray, training: np.ndarray | None, look: Callable, threshold: float, kind: Median
 ) -> dict[str, float]:
     if training is None:
         return dict.fromkeys(("orig", "orig_max", "above"), np.nan)
     cosines = vectors @ look(check_images("training", np.asarray(training)[None]))[0]
     above = share_above(cosines, threshold)
-    return {"orig": float(np.median(cosines)), "orig_max": float(cosines.max()), "above": above}
+    return {"orig": median(cosines, kind), "orig_max": float(cosines.max()), "above": above}
 
 
 def over_groups(

@@ -140,8 +140,9 @@ def sscd(
     Returns an `Embedder` named after the file, with its protocol and SHA-256.
 
     Parameters: `path`, e.g. of `sscd_disc_mixup.torchscript.pt`; `protocol`, "320" (square,
-    ImageNet statistics: this method's) or "224" (256, centre 224, mean and deviation 0.5: other
-    works', with `sscd_disc_large`); `sha256`, of a file that `KNOWN_FILES` doesn't have; `device`.
+    ImageNet statistics: this method's) or "224" (256, centre 224, mean and deviation 0.5: DCR's
+    with `sscd_disc_mixup`, Wen et al.'s and SAIL's with `sscd_disc_large`); `sha256`, of a file
+    that `KNOWN_FILES` doesn't have; `device`.
     Raises ValueError for another protocol or SHA-256, FileNotFoundError where there is no file.
     Source: paper, section 4; the two protocols' numbers can't be compared.
     """
@@ -157,11 +158,13 @@ def inception(path: str | Path, sha256: str | None = None, device: str = "cpu") 
 
     Returns an `Embedder` of the family "Inception".
 
-    Parameters: `path`, of a script uint8 [N, 3, H, W] -> features that resizes by itself, such as
-    the published `inception-2015-12-05.pt` (asked for `return_features` where it has that
-    option); `sha256` and `device` as in `sscd`.
+    Pictures are resized to 299 square before: bicubic by Pillow, channel by channel in float, as
+    in clean-fid. The network's own resizing is then none.
+    Parameters: `path`, of a script [N, 3, 299, 299] in 0 … 255 -> features, such as the published
+    `inception-2015-12-05.pt` (asked for `return_features` where it has that option); `sha256` and
+    `device` as in `sscd`.
     Raises as `sscd`.
-    Source: Heusel et al. 2017.
+    Source: Heusel et al. 2017; Parmar et al., CVPR 2022 (clean-fid).
     """
     script, name, digest = load_script(path, sha256, device)
     names = {one.name for one in script.forward.schema.arguments}
@@ -170,9 +173,20 @@ def inception(path: str | Path, sha256: str | None = None, device: str = "cpu") 
     def look(images: np.ndarray) -> Any:
         import torch
 
-        return _run(script, torch.from_numpy(images.transpose(0, 3, 1, 2).copy()), device, options)
+        return _run(script, torch.from_numpy(in_float(images, 299)), device, options)
 
-    return Embedder(name, "resized by the network itself", look, "Inception", digest)
+    return Embedder(name, "299 square, bicubic by Pillow in float", look, "Inception", digest)
+
+
+def in_float(images: np.ndarray, side: int) -> np.ndarray:
+    """Pictures resized by bicubic interpolation, unrounded: float32 [N, 3, side, side], 0 … 255."""
+    from PIL import Image
+
+    def resized(channel: np.ndarray) -> np.ndarray:
+        whole = Image.fromarray(channel.astype(np.float32))
+        return np.asarray(whole.resize((side, side), Image.Resampling.BICUBIC)).clip(0, 255)
+
+    return np.stack([[resized(image[..., c]) for c in range(3)] for image in images])
 
 
 def load_script(

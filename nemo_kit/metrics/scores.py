@@ -15,6 +15,7 @@ from nemo_kit.metrics._checks import finite, interval
 from nemo_kit.neurons import NeuronSet
 
 COPY_THRESHOLD = 0.7  # SSCD above it counts as a verbatim copy (paper, section 4)
+TPR_RULE = "FPR at most 0.01"  # others: below 0.01 (Wen et al.), nearest to it (Ren, Jeon)
 
 
 @dataclass(frozen=True)
@@ -91,9 +92,11 @@ def detection_metrics(
 ) -> pd.DataFrame:
     """AUROC, TPR at 1 % FPR and accuracy at a threshold, each with a bootstrap interval.
 
-    Returns a frame with `metric`, `value`, `low`, `high`, all in [0, 1]. The bootstrap resamples
-    each class by itself. TPR at 1 % FPR is the highest TPR whose FPR is at most 0.01, without
-    interpolation: below 100 negatives that means no false alarm at all.
+    Returns a frame with `metric`, `value`, `low`, `high`, all in [0, 1], and `rule`, at which
+    threshold. The bootstrap resamples each class by itself. TPR at 1 % FPR is the highest TPR
+    whose FPR is at most 0.01, without interpolation: below 100 negatives that means no false alarm
+    at all. Other codes take an FPR below 0.01 (Wen et al.) or the nearest to it, which may lie
+    above (Ren et al., Jeon et al.).
 
     Parameters: `scores`, higher means memorized; `labels`, True for memorized; `threshold`, a
     score above it counts as memorized; `level`, `resamples` and `seed` of the interval.
@@ -112,7 +115,8 @@ def detection_metrics(
     low, high = interval(np.array(draws), level)
     value = _detection(positive, negative, threshold)
     names = ["AUROC", "TPR@1%FPR", "accuracy"]
-    return pd.DataFrame({"metric": names, "value": value, "low": low, "high": high})
+    rules = ["", TPR_RULE, f"score above {threshold:.4g}"]
+    return pd.DataFrame({"metric": names, "value": value, "low": low, "high": high, "rule": rules})
 
 
 def localization_quality(found: NeuronSet, truth: NeuronSet) -> dict[str, float]:

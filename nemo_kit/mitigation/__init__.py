@@ -1,11 +1,11 @@
 """Mitigations of memorization behind one interface, NeMo among those it is compared with.
 
-Scope: each is a frozen dataclass with `.name`, `.source` and `.permanent`, applied by
+Scope: each is a frozen dataclass with `.name`, `.source`, `.protocol` and `.permanent`, applied by
 `generate(model, prompts, seeds, mitigation=m)` and nothing left behind.
 - `nemo`: NeMo, its candidates, random neurons
 - `prompts`: random tokens, random numbers, word repetition
 - `embedding`: prompt embedding adjustment, embedding noise
-- `attention`: attention scaling, attention masking
+- `attention`: attention scaling, attention masking, both together
 - `noise`: initial-noise optimisation
 - `wanda`: pruning of feed-forward weights
 - `rows`: the rows of the paper's table 1, and others
@@ -13,7 +13,11 @@ Scope: each is a frozen dataclass with `.name`, `.source` and `.permanent`, appl
 Source: "Finding NeMo" (arXiv 2406.02366), section 4; every mitigation names its own.
 """
 
-from nemo_kit.mitigation.attention import AttentionMasking, AttentionScaling
+from nemo_kit.mitigation.attention import (
+    AttentionMasking,
+    AttentionMaskingAndScaling,
+    AttentionScaling,
+)
 from nemo_kit.mitigation.base import Mitigation, NoMitigation
 from nemo_kit.mitigation.embedding import EmbeddingAdjustment, EmbeddingNoise
 from nemo_kit.mitigation.export import export
@@ -27,6 +31,7 @@ from nemo_kit.mitigation.wanda import WandaPruning
 __all__ = [
     "MITIGATIONS",
     "AttentionMasking",
+    "AttentionMaskingAndScaling",
     "AttentionScaling",
     "EmbeddingAdjustment",
     "EmbeddingNoise",

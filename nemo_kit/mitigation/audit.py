@@ -215,7 +215,7 @@ def _loss(run: Run, clean: Tensor, noise: Tensor, draw: np.random.Generator, y: 
 
 def _run(model: DiffusionModel, prompt: str, count: int, way: Mitigation) -> Run:
     """A batch of one prompt without the empty one's half; each sample sees the mitigation as its
-    images would, so the guidance is theirs: what Wanda prunes depends on it.
+    images would.
     """
     seeds = tuple(range(count))
     texts = (way.rewrite(model, prompt, 0),) * count
@@ -228,9 +228,9 @@ def _run(model: DiffusionModel, prompt: str, count: int, way: Mitigation) -> Run
 
 @contextmanager
 def _kept_embedding(way: Mitigation, run: Run) -> Iterator[Run]:
-    """The mitigation without what it would do to the embedding: that is the attacker's."""
+    """The mitigation without what it would do to embeddings: they are the attacker's."""
     with way.apply(run) as changed:
-        yield replace(changed, embeddings=run.embeddings)
+        yield replace(changed, embeddings=run.embeddings, empty=run.empty)
 
 
 def _start(run: Run, settings: AuditSettings) -> Tensor:

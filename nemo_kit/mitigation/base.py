@@ -25,13 +25,15 @@ class Mitigation:
 
     A mitigation is a frozen dataclass of plain values and neuron sets, so that equal ones have
     equal digests (`files.value_digest`). What it does to an image depends on that image's prompt
-    and seed alone, never on the rest of the batch.
-    Attributes: `name`, as tables call it; `source`, who proposed it; `permanent`, whether it can
-    be written into the weights (`mitigation.export`).
+    and seed, and where its protocol says so on all seeds of the prompt, never on the batch.
+    Attributes: `name`, as tables call it; `source`, who proposed it; `protocol`, what its authors'
+    code does where papers or codes differ, in words for results; `permanent`, whether it can be
+    written into the weights (`mitigation.export`).
     """
 
     name: str = field(init=False, default="none")
     source: ClassVar[str] = "the model as it is"
+    protocol: ClassVar[str] = ""
     permanent: ClassVar[bool] = False
 
     def rewrite(self, model: DiffusionModel, prompt: str, seed: int) -> str:

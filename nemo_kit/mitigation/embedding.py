@@ -6,6 +6,7 @@ ICLR 2024 (arXiv 2407.21720), and their `local_sd_pipeline.py`; Somepalli et al.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
@@ -29,12 +30,14 @@ _SD_TARGET = 3 / 4**0.5  # released: 3 for one norm over a batch of 4 images
 class EmbeddingAdjustment(Mitigation):
     """Adjust the prompt's embedding until the text makes little difference to the first step.
 
-    AdamW on the embedding of each image, the first token (BOS) left as it is, at the image's own
-    noise and the first timestep; minimises ‖Δε‖₂ and stops where it is at most `target`.
+    One embedding for all images of a prompt: AdamW, the first token's (BOS) gradient zeroed, at the
+    images' own noise and the first timestep; minimises one norm ‖Δε‖₂ over all of them and stops
+    where it is at most `target`, which is told for one image: the norm over n images is held
+    against target · √n. So an image depends on which seeds are drawn with it.
 
-    The released target is 3 for one norm over a whole batch of 4 images; for the norm of one
-    image that is 3/√4 = 1.5 on latents of 4×64×64, and √(numbers/16384) times as much on others.
-    Parameters: `target`, of ‖Δε‖₂ of one image, by default as above; `steps`, at most; `rate`, the
+    The released target is 3 over 4 images; for one that is 3/√4 = 1.5 on latents of 4×64×64, and
+    √(numbers/16384) times as much on others.
+    Parameters: `target`, of ‖Δε‖₂ an image, by default as above; `steps`, at most; `rate`, the
     learning rate.
     Raises ValueError for negative numbers, FloatingPointError, on use, where Δε overflows.
     Source: Wen et al., section 5.1; released defaults 3, 10, 0.05.
@@ -45,6 +48,7 @@ class EmbeddingAdjustment(Mitigation):
     steps: int = 10
     rate: float = 0.05
     source: ClassVar[str] = "Wen et al., ICLR 2024 (arXiv 2407.21720)"
+    protocol: ClassVar[str] = "one embedding for all images of a prompt"
 
     def __post_init__(self) -> None:
         if self.target is not None:
@@ -54,34 +58,41 @@ class EmbeddingAdjustment(Mitigation):
 
     @contextmanager
     def apply(self, run: Run) -> Iterator[Run]:
-        """Adjust each sample's embedding, then leave the model alone."""
-        size = SAMPLES_AT_ONCE
-        parts = [self._adjusted(run, slice(i, i + size)) for i in range(0, len(run.noise), size)]
-        yield replace(run, embeddings=torch.cat(parts))
+        """Adjust each prompt's embedding, then leave the model alone."""
+        known = run.memo.setdefault(self, {})
+        for place, prompt in enumerate(run.prompts):
+            if prompt not in known:
+                own = run.every
+                if own is None:
+                    own = run.noise[[one == prompt for one in run.prompts]]
+                known[prompt] = self._adjusted(run, own, run.embeddings[place : place + 1])
+        yield replace(run, embeddings=torch.cat([known[prompt] for prompt in run.prompts]))
 
     @torch.enable_grad()
-    def _adjusted(self, run: Run, part: slice) -> Tensor:
-        text = run.embeddings[part].detach().float()
-        rest = text[:, 1:].clone().requires_grad_()  # all but BOS
-        optimizer = torch.optim.AdamW([rest], lr=self.rate)
+    def _adjusted(self, run: Run, noise: Tensor, embedding: Tensor) -> Tensor:
+        """[1, tokens, dim]: the embedding adjusted at the noise of all images, [n, C, H, W]."""
+        text = embedding.detach().float().clone().requires_grad_()
+        optimizer = torch.optim.AdamW([text], lr=self.rate)
+        limit = self._target(run) * len(noise) ** 0.5
         for _ in range(self.steps):
-            size = norms(self._gap(run, part, torch.cat([text[:, :1], rest], dim=1)))  # [n]
-            active = size > self._target(run)
-            if not active.any():
+            sizes, slopes = [], []
+            for part in noise.split(SAMPLES_AT_ONCE):
+                size = norms(self._gap(run, part, text)).norm()
+                sizes.append(size.item())
+                slopes.append(torch.autograd.grad(size, text)[0])
+            whole = math.hypot(*sizes)
+            if whole <= limit:
                 break
-            before = rest.detach().clone()
-            optimizer.zero_grad()
-            size.sum().backward()
+            text.grad = sum(s / whole * slope for s, slope in zip(sizes, slopes, strict=True))
+            text.grad[:, 0] = 0
             optimizer.step()
-            with torch.no_grad():
-                rest.copy_(torch.where(active[:, None, None], rest, before))
-        return torch.cat([text[:, :1], rest.detach()], dim=1).to(run.embeddings.dtype)
+        return text.detach().to(run.embeddings.dtype)
 
-    def _gap(self, run: Run, part: slice, text: Tensor) -> Tensor:
+    def _gap(self, run: Run, noise: Tensor, text: Tensor) -> Tensor:
         model = run.model
         timestep = model.timesteps(run.steps)[0]
         empty = model.embed("") if run.empty is None else run.empty
-        return predicted_gap(model, run.noise[part], timestep, text, empty)
+        return predicted_gap(model, noise, timestep, text.expand(len(noise), -1, -1), empty)
 
     def _target(self, run: Run) -> float:
         return _SD_TARGET * relative_size(run.model) if self.target is None else self.target
@@ -89,8 +100,9 @@ class EmbeddingAdjustment(Mitigation):
 
 @dataclass(frozen=True)
 class EmbeddingNoise(Mitigation):
-    """Add normal noise to the prompt's embedding, another draw for each image.
+    """Add normal noise to the embeddings of the prompt and the empty prompt, anew for each image.
 
+    Both guidance halves get a draw of their own, whatever the run's `halves`.
     Parameters: `scale`, of the noise; `seed`, of the draws. Raises ValueError for bad numbers.
     Source: Somepalli et al., Gaussian noise in the embedding, 0.1 times N(0, 1).
     """
@@ -99,6 +111,7 @@ class EmbeddingNoise(Mitigation):
     scale: float = 0.1
     seed: int = 0
     source: ClassVar[str] = "Somepalli et al., NeurIPS 2023 (arXiv 2305.20086)"
+    protocol: ClassVar[str] = "noise on both guidance halves"
 
     def __post_init__(self) -> None:
         check_number("scale", self.scale, 0.0)
@@ -107,7 +120,13 @@ class EmbeddingNoise(Mitigation):
     @contextmanager
     def apply(self, run: Run) -> Iterator[Run]:
         """Add each sample's own noise."""
-        shape = tuple(run.embeddings.shape[1:])
+        empty = run.empty
+        if empty is not None:
+            empty = self._noised(run, empty.expand_as(run.embeddings), "empty")
+        yield replace(run, embeddings=self._noised(run, run.embeddings), empty=empty)
+
+    def _noised(self, run: Run, embeddings: Tensor, *half: str) -> Tensor:
+        shape = tuple(embeddings.shape[1:])
         places = zip(run.prompts, run.seeds, strict=True)
-        noise = torch.stack([normal(shape, self.name, self.seed, *place) for place in places])
-        yield replace(run, embeddings=run.embeddings + self.scale * noise.to(run.embeddings))
+        noise = [normal(shape, self.name, self.seed, *place, *half) for place in places]
+        return embeddings + self.scale * torch.stack(noise).to(embeddings)

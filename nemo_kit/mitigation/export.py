@@ -113,12 +113,12 @@ def _gains(
 
 
 def named_prompts(mitigation: Mitigation, prompts: Sequence[str]) -> list[str]:
-    """The prompts given, else those that the mitigation has neurons for.
+    """The prompts given, else those that the mitigation has neurons for, or pools.
 
     Raises ValueError where there is neither; one set for all prompts needs none.
     """
     neurons = getattr(mitigation, "neurons", None)
-    if prompts:
+    if prompts or (prompts := getattr(mitigation, "group", ())):
         return check_texts(prompts)
     if isinstance(neurons, Mapping):
         return list(neurons)

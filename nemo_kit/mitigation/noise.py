@@ -9,12 +9,12 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING, ClassVar
+from typing import TYPE_CHECKING, ClassVar, Literal, get_args
 
 import torch
 from torch import Tensor
 
-from nemo_kit.checks import check_number, check_whole
+from nemo_kit.checks import check_choice, check_number, check_whole
 from nemo_kit.mitigation.base import Mitigation
 from nemo_kit.mitigation.draws import normal
 from nemo_kit.mitigation.gap import SAMPLES_AT_ONCE, is_sd2, norms, predicted_gap, relative_size
@@ -23,7 +23,8 @@ if TYPE_CHECKING:
     from nemo_kit.generation import Run
     from nemo_kit.models import DiffusionModel
 
-_SD_ACCEPTED = 8.2
+_SD_ACCEPTED, _SD_RISE = 8.2, 0.1
+Form = Literal["code", "paper"]
 
 
 @dataclass(frozen=True)
@@ -32,13 +33,18 @@ class NoiseOptimisation(Mitigation):
 
     Adam on x_T, minimising ‖Δε(x + Δε/‖Δε‖)‖ + weight · ‖x‖ at the first timestep. An image's
     candidates are its own noise and others drawn for it, taken in turn until the loss of one is
-    accepted; else the one with the lowest loss is used. The step Δε/‖Δε‖ is a constant of the
-    gradient, as in sharpness-aware minimisation.
+    accepted; else the one with the lowest loss is used.
+    Two forms. "code": the step Δε/‖Δε‖ is that at the candidate's start throughout, and part of the
+    gradient; `steps` losses; where none of the candidates is accepted, others are drawn and the
+    accepted loss rises by 0.1, `rounds` times in all (the released code goes on without end, and
+    looks at each draw three times, to the same result; it takes a prompt's images from one pool of
+    8 candidates, here each image has its own). "paper": the step is that at the current x and a
+    constant of the gradient, as in sharpness-aware minimisation; `steps` + 1 losses; one round.
     Parameters: `accept`, the loss to stop at, by default 8.2 · √(numbers in a latent / 16384),
-    since both terms are norms; `weight`, by default 0.05, for SD 2.x 0.01; `steps`, at most, for
-    each of `candidates`; `rate`, the learning rate.
-    Raises ValueError for bad numbers, FloatingPointError, on use, where Δε overflows.
-    Source: Jeon et al., with their defaults.
+    since both terms are norms, as is the rise; `weight`, by default 0.05, for SD 2.x 0.01; `steps`,
+    at most, for each of `candidates`; `rate`, the learning rate; `form`; `rounds`, of "code".
+    Raises ValueError for bad numbers and forms, FloatingPointError, on use, where Δε overflows.
+    Source: Jeon et al., Algorithm 2, and their released code, with its defaults.
     """
 
     name: str = field(init=False, default="initial-noise optimisation")
@@ -47,6 +53,8 @@ class NoiseOptimisation(Mitigation):
     steps: int = 10
     candidates: int = 8
     rate: float = 0.05
+    form: Form = "code"
+    rounds: int = 2
     source: ClassVar[str] = "Jeon et al., ICML 2025 (arXiv 2412.04140)"
 
     def __post_init__(self) -> None:
@@ -54,8 +62,14 @@ class NoiseOptimisation(Mitigation):
             if getattr(self, key) is not None:
                 check_number(key, getattr(self, key), 0.0)
         check_number("rate", self.rate, 0.0)
-        check_whole("steps", self.steps, 1)
-        check_whole("candidates", self.candidates, 1)
+        for key in ("steps", "candidates", "rounds"):
+            check_whole(key, getattr(self, key), 1)
+        check_choice("form", self.form, get_args(Form))
+
+    @property
+    def protocol(self) -> str:  # type: ignore[override]
+        """Which form it has."""
+        return f"the {self.form}'s form"
 
     @contextmanager
     def apply(self, run: Run) -> Iterator[Run]:
@@ -66,17 +80,19 @@ class NoiseOptimisation(Mitigation):
 
     def _found(self, run: Run, part: slice) -> Tensor:
         """[n, C, H, W]: the first accepted noise of each sample, or its best."""
-        accept = self._accepted(run.model)
         best = run.noise[part].clone()
         least = torch.full((len(best),), torch.inf, device=best.device)
-        for candidate in range(self.candidates):
-            places = (least > accept).nonzero().flatten().tolist()
+        places = list(range(len(best)))  # of those without an accepted one
+        for candidate in range(self.candidates * (self.rounds if self.form == "code" else 1)):
             if not places:
                 break
+            accept = self._accepted(run.model, candidate // self.candidates)
             start = torch.stack([_candidate(run, part.start + i, candidate) for i in places])
             noise, loss = self._optimised(run, part.start, places, start, accept)
-            for place, one, value in zip(places, noise, loss, strict=True):
-                if value < least[place]:
+            for place, one, value in zip(list(places), noise, loss, strict=True):
+                if value <= accept:
+                    places.remove(place)
+                if value <= accept or value < least[place]:
                     best[place], least[place] = one, value
         return best
 
@@ -86,33 +102,48 @@ class NoiseOptimisation(Mitigation):
     ) -> tuple[Tensor, Tensor]:
         """Noise of the lowest loss on each sample's way, [n, C, H, W], and that loss, [n]."""
         text = run.embeddings[[first + place for place in places]]
-        x = start.clone().requires_grad_()
+        x, origin = (start.clone().requires_grad_() for _ in range(2))
+        ahead = self._ahead(run, origin, text) if self.form == "code" else None
         optimizer = torch.optim.Adam([x], lr=self.rate)
         best, least = start.clone(), torch.full((len(start),), torch.inf, device=start.device)
-        for step in range(self.steps + 1):
-            loss = self._loss(run, x, text)
+        last = self.steps - (self.form == "code")
+        for step in range(last + 1):
+            loss = self._loss(run, x, text, ahead)
             better = (loss.detach() < least) & (least > accept)  # an accepted one is final
             best = torch.where(better[:, None, None, None], x.detach(), best)
             least = torch.where(better, loss.detach(), least)
-            if step == self.steps or (least <= accept).all():
+            if step == last or (least <= accept).all():
                 break
             optimizer.zero_grad()
-            loss.sum().backward()
+            origin.grad = None
+            loss.sum().backward(retain_graph=ahead is not None)
+            if origin.grad is not None:
+                x.grad += origin.grad
             optimizer.step()
         return best, least
 
-    def _loss(self, run: Run, x: Tensor, text: Tensor) -> Tensor:
-        """[n]: the size of Δε one unit along itself, and that of the noise."""
-        model, timestep = run.model, run.model.timesteps(run.steps)[0]
-        empty = model.embed("") if run.empty is None else run.empty
-        with torch.no_grad():
-            gap = predicted_gap(model, x, timestep, text, empty)
-            step = gap / norms(gap).clamp(min=1e-12)[:, None, None, None]
-        ahead = predicted_gap(model, x + step, timestep, text, empty)
-        return norms(ahead) + self._weight(model) * x.flatten(1).norm(dim=1)
+    def _ahead(self, run: Run, x: Tensor, text: Tensor) -> Tensor:
+        """Δε/‖Δε‖ at x: [n, C, H, W]."""
+        gap = self._gap(run, x, text)
+        return gap / norms(gap).clamp(min=1e-12)[:, None, None, None]
 
-    def _accepted(self, model: DiffusionModel) -> float:
-        return _SD_ACCEPTED * relative_size(model) if self.accept is None else self.accept
+    def _loss(self, run: Run, x: Tensor, text: Tensor, ahead: Tensor | None) -> Tensor:
+        """[n]: the size of Δε at x + `ahead` (None: the step at x), and that of the noise."""
+        if ahead is None:
+            with torch.no_grad():
+                ahead = self._ahead(run, x, text)
+        gap = self._gap(run, x + ahead, text)
+        return norms(gap) + self._weight(run.model) * x.flatten(1).norm(dim=1)
+
+    def _gap(self, run: Run, x: Tensor, text: Tensor) -> Tensor:
+        model = run.model
+        empty = model.embed("") if run.empty is None else run.empty
+        return predicted_gap(model, x, model.timesteps(run.steps)[0], text, empty)
+
+    def _accepted(self, model: DiffusionModel, round_: int = 0) -> float:
+        size = relative_size(model)
+        first = _SD_ACCEPTED * size if self.accept is None else self.accept
+        return first + round_ * _SD_RISE * size
 
     def _weight(self, model: DiffusionModel) -> float:
         if self.weight is not None:

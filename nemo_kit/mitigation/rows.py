@@ -5,7 +5,11 @@ Source: "Finding NeMo" (arXiv 2406.02366), table 1.
 
 from __future__ import annotations
 
-from nemo_kit.mitigation.attention import AttentionMasking, AttentionScaling
+from nemo_kit.mitigation.attention import (
+    AttentionMasking,
+    AttentionMaskingAndScaling,
+    AttentionScaling,
+)
 from nemo_kit.mitigation.base import Mitigation, NoMitigation
 from nemo_kit.mitigation.embedding import EmbeddingAdjustment, EmbeddingNoise
 from nemo_kit.mitigation.nemo import InitialCandidates, NeMo, Neurons, RandomNeurons
@@ -22,6 +26,7 @@ _KINDS: tuple[type[Mitigation], ...] = (
     NeMo,
     InitialCandidates,
     AttentionMasking,
+    AttentionMaskingAndScaling,
     RandomNumbers,
     WordRepetition,
     EmbeddingNoise,
@@ -64,6 +69,7 @@ def further_rows(initial: Neurons | None = None, seed: int = 0) -> dict[str, Mit
     return {
         **first,
         "attention masking": AttentionMasking(),
+        "attention masking and scaling": AttentionMaskingAndScaling(),
         "random numbers": RandomNumbers(seed=seed),
         "word repetition": WordRepetition(seed=seed),
         "embedding noise": EmbeddingNoise(seed=seed),

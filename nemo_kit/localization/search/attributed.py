@@ -17,7 +17,7 @@ import math
 from collections.abc import Sequence
 
 from nemo_kit.localization.search.halving import Halving, doubled, halved, select
-from nemo_kit.localization.search.steps import Refinement, Report, Walk, joined
+from nemo_kit.localization.search.steps import Order, Refinement, Report, Walk, joined
 from nemo_kit.localization.search.verification import unnecessary, verified
 from nemo_kit.localization.verdicts import ScoreFunction, Verdicts, finite, verdicts
 from nemo_kit.neurons import NeuronSet
@@ -33,11 +33,13 @@ def refine(
     threshold: float,
     report: Report | None = None,
     initial_score: float = math.nan,
+    order: Order | None = None,
 ) -> Refinement:
     """Keep the fewest of the strongest candidates that suffice, then drop what is not needed.
 
-    Returns, takes and raises what `sequential.refine` does; its `verified` is True. `score` must
-    have `effects(neurons, seeds)`, as `Score` has: ValueError otherwise.
+    Returns, takes and raises what `sequential.refine` does; its `verified` is True; `order` is
+    not followed, as this mode has its own. `score` must have `effects(neurons, seeds)`, as `Score`
+    has: ValueError otherwise.
     Source: ours.
     """
     ask, limit = verdicts(score), finite("threshold", threshold)

@@ -16,6 +16,7 @@ from collections.abc import Callable, Sequence
 
 from nemo_kit.localization.search.speculative import ended
 from nemo_kit.localization.search.steps import (
+    Order,
     Propose,
     Refinement,
     Report,
@@ -24,7 +25,6 @@ from nemo_kit.localization.search.steps import (
     above_threshold,
     joined,
     layer_parts,
-    neuron_parts,
     schedule,
 )
 from nemo_kit.localization.search.verification import verified
@@ -96,6 +96,7 @@ def refine(
     threshold: float,
     report: Report | None = None,
     initial_score: float = math.nan,
+    order: Order | None = None,
 ) -> Refinement:
     """Re-activate layers, then neurons, in runs found by doubling and halving; then verify.
 
@@ -106,7 +107,7 @@ def refine(
     before = ask.asked
     walk = Halving(ask, candidates, finite("threshold", threshold), report)
     walk.through(layer_parts(candidates))
-    walk.through(neuron_parts(walk.neurons))
+    walk.neurons_through(order)
     return verified(ask, walk, candidates, initial_score, before)
 
 

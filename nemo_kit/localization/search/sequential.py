@@ -7,8 +7,10 @@ Source: "Finding NeMo" (arXiv 2406.02366), Algorithms 3 and 4, and the authors' 
 from __future__ import annotations
 
 import math
+from collections import Counter
 
 from nemo_kit.localization.search.steps import (
+    Order,
     Propose,
     Refinement,
     Report,
@@ -57,12 +59,15 @@ def refine(
     threshold: float,
     report: Report | None = None,
     initial_score: float = math.nan,
+    order: Order | None = None,
 ) -> Refinement:
     """Re-activate layers, then single neurons, and drop them where the score stays below.
 
     Returns a `Refinement`; its neurons are a subset of the candidates.
     Parameters: `score`, [sets] scores; `threshold`, of refinement; `initial_score`, that of all
-    candidates, returned where none is dropped; `report`, called with (done, total).
+    candidates, returned where none is dropped; `report`, called with (done, total); `order`, the
+    released code's lists (`candidate_lists`), in place of by index: one entry is taken out at a
+    time, so a neuron that stands there twice is tried at its second place.
     Raises ValueError for a score or threshold that is not finite.
     Source: Algorithm 4: layers last to first, then the neurons of those left, again last layer
     first; inside a layer by index.
@@ -73,8 +78,11 @@ def refine(
     for part in layers:
         walk.drop(part)
     walk.total = len(layers) + len(walk.neurons)
-    for part in neuron_parts(walk.neurons):
-        walk.drop(part)
+    if order is None:
+        for part in neuron_parts(walk.neurons):
+            walk.drop(part)
+    else:
+        walk.drop_entries(order)
     return Refinement(walk.neurons, walk.score, walk.checks)
 
 
@@ -93,15 +101,31 @@ class _OneByOne:
         self.neurons, self.score = neurons, initial_score
         self.checks = self.total = 0
 
-    def drop(self, part: NeuronSet) -> None:
-        """Re-activate `part`, for good where the score stays below the threshold."""
+    def drop_entries(self, order: Order) -> None:
+        """Take out one entry of the lists at a time, for good where the score stays below."""
+        left = Counter(
+            (layer, index)
+            for layer, indices in order.items()
+            for index in indices
+            if (layer, index) in self.neurons
+        )
+        self.total = self.checks + left.total()
+        for layer in reversed(self.neurons.layers):
+            for entry in ((layer, index) for index in order[layer]):
+                last = NeuronSet.of([entry] if left[entry] == 1 else [])
+                left[entry] -= self.drop(last)
+
+    def drop(self, part: NeuronSet) -> bool:
+        """Re-activate `part`, for good where the score stays below; returns whether it did."""
         trial = self.neurons - part
         reached = score_one(self._score, trial)
-        if reached < self._threshold:
+        below = reached < self._threshold
+        if below:
             self.neurons, self.score = trial, reached
         self.checks += 1
         if self._report:
             self._report(self.checks, self.total)
+        return below
 
 
 def score_one(score: ScoreFunction, neurons: NeuronSet) -> float:

@@ -19,6 +19,7 @@ import math
 from collections.abc import Sequence
 
 from nemo_kit.localization.search.steps import (
+    Order,
     Propose,
     Refinement,
     Report,
@@ -27,7 +28,6 @@ from nemo_kit.localization.search.steps import (
     above_threshold,
     joined,
     layer_parts,
-    neuron_parts,
     schedule,
 )
 from nemo_kit.localization.verdicts import ScoreFunction, Verdicts, finite, verdicts
@@ -77,6 +77,7 @@ def refine(
     threshold: float,
     report: Report | None = None,
     initial_score: float = math.nan,
+    order: Order | None = None,
 ) -> Refinement:
     """Re-activate layers, then neurons, with the verdicts of `sequential`, in batches.
 
@@ -87,7 +88,7 @@ def refine(
     before = ask.asked
     walk = Chain(ask, candidates, finite("threshold", threshold), report)
     walk.through(layer_parts(candidates))
-    walk.through(neuron_parts(walk.neurons))
+    walk.neurons_through(order)
     reached = initial_score if walk.neurons == candidates else ask.exact(walk.neurons)
     return Refinement(walk.neurons, reached, ask.asked - before)
 

@@ -9,15 +9,18 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Sequence
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from nemo_kit.localization.verdicts import Verdicts
-from nemo_kit.neurons import NeuronSet
+from nemo_kit.neurons import Neuron, NeuronSet
 from nemo_kit.settings import LocalizationSettings
 
 Propose = Callable[[float, int], NeuronSet]
 Report = Callable[[int, int | None], None]
+Order = Mapping[int, Sequence[int]]  # layer -> indices, as `candidate_lists` gives them
+_RELEASED_K = 1280
 
 
 @dataclass(frozen=True)
@@ -58,7 +61,8 @@ def schedule(settings: LocalizationSettings, widest: int) -> list[tuple[float, i
     """Every (θ, k) the initial selection may try, in order; at least one.
 
     Parameters: `widest`, neurons of the widest layer: a larger k adds nothing.
-    Source: Algorithm 3; difference 6: the code stops before it scores θ_min.
+    Source: Algorithm 3; difference 6: the code stops before it scores θ_min, and at k = 1280, the
+    widest layer of Stable Diffusion.
     """
     pairs, step = [], 0
     while True:
@@ -66,7 +70,7 @@ def schedule(settings: LocalizationSettings, widest: int) -> list[tuple[float, i
         k = settings.k + step * settings.k_step
         over = theta < settings.theta_min or k > widest
         if not settings.score_theta_min:
-            over = theta <= settings.theta_min or k >= widest
+            over = theta <= settings.theta_min or k >= _RELEASED_K
         if over and pairs:
             return pairs
         pairs.append((theta, min(k, widest)))
@@ -82,6 +86,45 @@ def neuron_parts(neurons: NeuronSet) -> list[NeuronSet]:
     """Its neurons, last layer first, inside a layer by index."""
     layers = neurons.layers
     return [NeuronSet({layer: [i]}) for layer in reversed(layers) for i in layers[layer]]
+
+
+def released_walk(
+    ask: Verdicts, neurons: NeuronSet, limit: float, order: Order
+) -> tuple[NeuronSet, list[NeuronSet]]:
+    """What the released code walks of lists with doubles: (neurons still off, parts to try).
+
+    Its walk removes one copy of a list's entry at a time. The first copy of a double changes
+    nothing, so it goes exactly where the score is below the limit already, and the neuron is then
+    tried at its second place; where the score still is at the limit (as it is when θ ran out),
+    the copy stays, and so does the neuron. The score is below from the first drop on.
+    Parameters: `neurons`, what is left of the lists; `order`, the lists.
+    Source: the released code (difference 9).
+    """
+    entries = [
+        (layer, index)
+        for layer in reversed(neurons.layers)
+        for index in order[layer]
+        if (layer, index) in neurons
+    ]
+    seen: set[Neuron] = set()
+    if ask.exact(neurons) >= limit:
+        start = _first_drop(ask, neurons, limit, entries)
+        neurons, seen = neurons - NeuronSet.of(entries[start - 1 : start]), set(entries[:start])
+    last = [entry for entry in dict.fromkeys(reversed(entries)) if entry not in seen]
+    return neurons, [NeuronSet.of([entry]) for entry in reversed(last)]
+
+
+def _first_drop(ask: Verdicts, neurons: NeuronSet, limit: float, entries: list[Neuron]) -> int:
+    """How many entries come up to the first that, alone, brings the score below; else past all."""
+    count = Counter(entries)
+    singles = [place for place, entry in enumerate(entries) if count[entry] == 1]
+    for begin in range(0, len(singles), Walk.most):
+        part = singles[begin : begin + Walk.most]
+        alone = [neurons - NeuronSet.of([entries[place]]) for place in part]
+        first = ask.first_below(alone, limit)
+        if first < len(part):
+            return part[first] + 1
+    return len(entries) + 1
 
 
 def joined(parts: Sequence[NeuronSet]) -> NeuronSet:
@@ -114,6 +157,16 @@ class Walk(ABC):
         self.watch: list[int] = []
         self.done = self.total = 0
         self._dropping, self._ahead = True, self.first
+
+    def neurons_through(self, order: Order | None) -> None:
+        """Walk over the neurons that are left, one by one.
+
+        Parameters: `order`, lists that the released code's walk follows, None: by index.
+        """
+        parts = neuron_parts(self.neurons)
+        if order is not None:
+            self.neurons, parts = released_walk(self.ask, self.neurons, self.limit, order)
+        self.through(parts)
 
     def through(self, parts: Sequence[NeuronSet]) -> None:
         """Walk over these parts, in their order."""
