@@ -5,11 +5,13 @@ each says what it cost in denoiser samples and seconds. All are taken of the pre
 model trained to predict v (or x_0) is converted first, so that its ‖Δε‖ is √ᾱ_t·‖Δv‖; at one
 timestep this is a fixed factor, over several it gives later steps more weight than Δv would.
 Δε is the conditional minus the unconditional prediction.
+Where Δε is 0 throughout, a score would be 0 for any prompt, and is refused.
 Source: each function names its own; restated from the methods' published formulas.
 """
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
@@ -22,7 +24,8 @@ from torch.nn import functional as F
 
 from nemo_kit.checks import HALF_PRECISION, check_number, check_seeds, check_text, check_whole
 from nemo_kit.hooks import capture
-from nemo_kit.mitigation.gap import is_sd2, relative_size
+from nemo_kit.mitigation.attention import plain_keys
+from nemo_kit.mitigation.gap import check_gap, is_sd2, relative_size
 
 if TYPE_CHECKING:
     from nemo_kit.layers import Projection
@@ -110,6 +113,7 @@ def noise_magnitude(
     check_whole("first", used, 1)
     run = islice(_trajectory(count, steps, guidance), used)
     norms = torch.stack([(text - empty).flatten(1).norm(dim=1) for text, empty in run])
+    check_gap(norms, math.prod(model.latent_shape))
     name = "noise magnitude" if used >= steps else f"noise magnitude, {used} of {steps} steps"
     return count.result(name, norms.mean(dim=0))
 
@@ -184,7 +188,7 @@ def sharpness(
     check_whole("batch_size", batch_size, 1)
     timestep = model.timesteps(50)[0]
     spread = (1 - model.scheduler.alphas_cumprod[int(timestep)].item()) ** 0.5
-    norms = []
+    norms, gaps = [], []
     for noise in model.noise(count.seeds).split(max(1, batch_size // 2)):
         pairs = _pairs(model, count.prompt, len(noise))
 
@@ -192,8 +196,11 @@ def sharpness(
             text, empty = model.predict_noise(torch.cat([x, x]), timestep, pairs).chunk(2)
             return text - empty
 
-        change = _product(model, gap, noise, -gap(noise) / spread)
+        along = gap(noise)
+        gaps.append(along.flatten(1).norm(dim=1))
+        change = _product(model, gap, noise, -along / spread)
         norms.append((change / spread).flatten(1).norm(dim=1))
+    check_gap(torch.cat(gaps), math.prod(model.latent_shape))
     return count.result("sharpness", torch.cat(norms))
 
 
@@ -223,6 +230,7 @@ def anisotropy(
     both = torch.cat([noise, noise])
     text, empty = model.predict_noise(both, timesteps[0], pairs).chunk(2)
     norm = (text - empty).flatten(1).norm(dim=1)
+    check_gap(norm, math.prod(model.latent_shape))
     text, empty = model.predict_noise(both, timesteps[-3], pairs).chunk(2)
     cosine = F.cosine_similarity(empty, text - empty, dim=1).mean(dim=(1, 2))
     return count.result("anisotropy", of_norm * norm + of_cosine * cosine)
@@ -278,7 +286,7 @@ def _product(
 
 def _queries_and_keys(model: DiffusionModel) -> list[Projection]:
     """Each layer's key projection under its number, its query projection under minus that."""
-    keys = list(model.key_layers)
+    keys = list(plain_keys(model))
     return keys + [replace(k, index=-k.index, name=k.name[: -len("to_k")] + "to_q") for k in keys]
 
 
