@@ -153,7 +153,9 @@ def test_a_weak_voice_is_heard_in_any_number_type(
     model = echo(own_model, dtype, says=says, size=0.02)
     settings: dict[str, Any] = {"settings": AT_T, "similarity": TOY_SIMILARITY}
     found = detect(model, ["a red cup", "cat 0"], SEEDS, 0.5, **settings)
-    assert found["score"].between(0, 1).all()
+    assert found["score"].between(-1e-3, 1 + 1e-3).all()
+    if (says, dtype) == ("a picture", torch.float32):
+        assert (found["score"] > 0.99).all()  # the same whatever the seed: a copy
 
 
 def test_another_timestep_helps_where_there_is_no_signal_at_the_end(

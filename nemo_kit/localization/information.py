@@ -51,7 +51,7 @@ def check_informative(
         model.samples_evaluated = counted
     if not torch.isfinite(torch.stack([empty, text])).all():
         return  # refused by name where differences are taken
-    size = _size(noise)
+    size = max(_size(noise), _size(text))
     spread = (text - noise).flatten(2).std(dim=2).amax().item()
     passed = model.scheduler.config.prediction_type == "epsilon"  # then rounded as the noise is
     about = None
