@@ -63,7 +63,8 @@ def generate(
     `batch_size`, images at once, by default 16; `progress`, called with (stage, done, total);
     `mitigation`, one for all prompts or one for each, in place of `neurons` and `factor`.
     Raises TypeError or ValueError for bad prompts, seeds, neurons, mitigations and numbers,
-    FloatingPointError where the model's numbers overflow.
+    FloatingPointError where the model's numbers overflow, InterventionError where a layer that is
+    to be changed does not run.
     Source: section 4.
     """
     texts, numbers = check_texts(prompts), check_seeds(seeds)

@@ -203,6 +203,11 @@ def test_infinities_are_told_as_such(own_model: DiffusionModel) -> None:
         detect(own_model, "a red cup", SEEDS)
 
 
-def test_hold_out_scores_without_spread_are_refused(toy_model: DiffusionModel) -> None:
-    with pytest.raises(ValueError, match=r"prompts: all their scores are .* no spread"):
-        calibrate(toy_model, ["a red cup", "a red cup"], [1, 2])
+def test_hold_out_prompts_without_spread_are_refused(own_model: DiffusionModel) -> None:
+    with pytest.raises(ValueError, match="prompts: the 3 hold-out prompts have one and the same"):
+        calibrate(own_model, ["a red cup"] * 3, SEEDS)
+    zeroed(own_model, "denoiser", "conv_in")  # the noise is not read, so every seed gives a copy
+    with torch.no_grad():
+        own_model.denoiser.conv_out.weight *= 1e5
+    with pytest.raises(ValueError, match=r"prompts: all their scores are 1\.0+ .* no spread"):
+        calibrate(own_model, TOY_PROMPTS, SEEDS)

@@ -41,7 +41,8 @@ def calibrate(
     `settings`, by default unguided, with the mean over all pairwise scores (the released code's
     side of differences 1 and 4, the text's of 3); `similarity`, by default Stable Diffusion's.
     Raises TypeError or ValueError for bad prompts and seeds, latents too small to compare, and
-    scores that do not vary; UninformativeError where predictions can't tell prompts apart.
+    scores or activations that do not vary, UninformativeError where the model's predictions can't
+    tell prompts apart.
     Source: section 3.1.
     """
     texts, numbers = check_texts(prompts), check_seeds(seeds, least=2, distinct=True)
@@ -58,13 +59,25 @@ def calibrate(
         mean=mean,
         std=std,
         threshold=mean + detection.deviations * std,
-        statistics=ActivationStatistics.from_activations(text_activations(model, texts)),
+        statistics=_statistics(model, texts),
         similarity=compared,
         detection=detection,
         prompts=len(texts),
         source=f"calibrate({model.name!r}), {len(texts)} prompts",
         seeds=tuple(numbers),
     )
+
+
+def _statistics(model: DiffusionModel, texts: Sequence[str]) -> ActivationStatistics:
+    found = ActivationStatistics.from_activations(text_activations(model, texts))
+    sides = zip(found.means, found.stds, strict=True)
+    if all((std <= ROUNDING * mean).all() for mean, std in sides):
+        raise ValueError(
+            f"prompts: the {len(texts)} hold-out prompts have one and the same activations, so no "
+            f"neuron could stand out; are they one text ({texts[0]!r:.40}), or is the text encoder "
+            "without its weights?"
+        )
+    return found
 
 
 def _moments(pairs: Tensor, detection: DetectionSettings) -> tuple[float, float]:
