@@ -10,11 +10,16 @@ import math
 import operator
 from collections.abc import Iterable, Sequence
 
+ROUNDING = 1e-6  # of a quantity's size: what float32 arithmetic leaves where nothing is said
 HALF_PRECISION = 'in half precision? then dtype="float32" (--dtype float32) helps'
 
 
 class MachineError(RuntimeError):
     """This process can't do its work, whatever it is given: no fault of the input."""
+
+
+class UninformativeError(MachineError, ValueError):
+    """The model's prediction can't tell prompts apart, so no score of it means anything."""
 
 
 def check_texts(prompts: object, empty_allowed: bool = False) -> list[str]:

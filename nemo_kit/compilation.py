@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from nemo_kit.checks import MachineError
-from nemo_kit.hooks import Hook, hooked, sample_gains
+from nemo_kit.hooks import Block, Hook, sample_gains
 from nemo_kit.neurons import NeuronSet
 
 if TYPE_CHECKING:
@@ -42,7 +42,7 @@ def scale_compiled(
     code = _code(model)
     made = sample_gains(model.value_layers, sets, factor)
     code.gains = {layer: gain.to(model.device, model.dtype) for layer, gain in made.items()}
-    with hooked(model.denoiser, {p.name: code.hook(p.index) for p in model.value_layers}):
+    with code.block.open(by_hooks=False):
         model.compiled = code
         try:
             yield
@@ -54,26 +54,24 @@ def _code(model: DiffusionModel) -> _Compiled:
     """The model's compiled code, made anew where it has another denoiser by now."""
     found = _compiled.get(model)
     if found is None or found.denoiser is not model.denoiser:
-        found = _compiled[model] = _Compiled(model.denoiser)
+        found = _compiled[model] = _Compiled(model)
     return found
 
 
 class _Compiled:
     """A denoiser as compiled code, with the hooks it was compiled with."""
 
-    def __init__(self, denoiser: nn.Module) -> None:
+    def __init__(self, model: DiffusionModel) -> None:
         self.gains: dict[int, Tensor] = {}
-        self.denoiser = denoiser
+        self.denoiser = model.denoiser
+        self.block = Block(self.denoiser, {p.name: self._hook(p.index) for p in model.value_layers})
         self._run = torch.compile(self._scaled)
-        self._hooks: dict[int, Hook] = {}
 
-    def hook(self, layer: int) -> Hook:
-        """The one hook of a layer."""
-
+    def _hook(self, layer: int) -> Hook:
         def scale(_module: nn.Module, _inputs: tuple, output: Tensor) -> Tensor:
             return output * self.gains[layer].to(output.dtype)
 
-        return self._hooks.setdefault(layer, scale)
+        return scale
 
     def __call__(self, latents: Tensor, *others: Any, **named: Any) -> Any:
         held = len(next(iter(self.gains.values())))
@@ -85,8 +83,11 @@ class _Compiled:
         gains = {layer: _batched(gain) for layer, gain in self.gains.items()}
         named = {name: _batched(value) for name, value in named.items()}
         try:
+            self.block.begin()
             with torch._dynamo.config.patch(skip_nnmodule_hook_guards=False):
-                return self._run(gains, _batched(latents), *others, **named)
+                output = self._run(gains, _batched(latents), *others, **named)
+            self.block.end()
+            return output
         except torch._dynamo.exc.BackendCompilerFailed as error:
             raise MachineError(
                 "compile: torch.compile does not work here; on a CPU it needs a C++ compiler, on a "

@@ -6,11 +6,13 @@ own code computes. All but the anisotropy's cosine are taken of the predicted no
 trained to predict v (or x_0) is converted first, so that its ‖Δε‖ is √ᾱ_t·‖Δv‖; at one timestep
 this is a fixed factor, over several it gives later steps more weight than Δv would.
 Δε is the conditional minus the unconditional prediction.
+Where Δε is 0 throughout, a score would be 0 for any prompt, and is refused.
 Source: each function names its own; restated from the methods' published formulas and code.
 """
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
@@ -23,7 +25,8 @@ from torch.nn import functional as F
 
 from nemo_kit.checks import HALF_PRECISION, check_number, check_seeds, check_text, check_whole
 from nemo_kit.hooks import capture
-from nemo_kit.mitigation.gap import relative_size
+from nemo_kit.mitigation.attention import plain_keys
+from nemo_kit.mitigation.gap import check_gap, relative_size
 
 if TYPE_CHECKING:
     from nemo_kit.layers import Projection
@@ -123,6 +126,7 @@ def noise_magnitude(
     check_whole("first", used, 1)
     run = islice(_trajectory(count, steps, guidance), used)
     norms = torch.stack([(text - empty).flatten(1).norm(dim=1) for text, empty in run])
+    check_gap(norms, math.prod(model.latent_shape))
     name = "noise magnitude" if used >= steps else f"noise magnitude, {used} of {steps} steps"
     said = f"mean over {min(used, steps)} of {steps} steps, guidance {guidance:g}"
     return count.result(name, norms.mean(dim=0), said)
@@ -213,7 +217,7 @@ def sharpness(
     check_whole("batch_size", batch_size, 1)
     timestep = model.timesteps(50)[0]
     spread = (1 - model.scheduler.alphas_cumprod[int(timestep)].item()) ** 0.5
-    norms = []
+    norms, gaps = [], []
     for noise in model.noise(count.seeds).split(max(1, batch_size // 2)):
         pairs = _pairs(model, count.prompt, len(noise))
 
@@ -221,8 +225,11 @@ def sharpness(
             text, empty = model.predict_noise(torch.cat([x, x]), timestep, pairs).chunk(2)
             return text - empty
 
-        change = _product(model, gap, noise, -gap(noise) / spread)
+        along = gap(noise)
+        gaps.append(along.flatten(1).norm(dim=1))
+        change = _product(model, gap, noise, -along / spread)
         norms.append((change / spread).flatten(1).norm(dim=1))
+    check_gap(torch.cat(gaps), math.prod(model.latent_shape))
     return count.result("sharpness", torch.cat(norms), "first step")
 
 
@@ -253,6 +260,7 @@ def anisotropy(
     both = torch.cat([noise, noise])
     text, empty = model.predict_noise(both, timesteps[0], pairs).chunk(2)
     norm = (text - empty).flatten(1).norm(dim=1)
+    check_gap(norm, math.prod(model.latent_shape))
     if _predicts_v(model):
         norm = norm / (1 - model.scheduler.alphas_cumprod[int(timesteps[0])].item())
     text, empty = model.predict(both, timesteps[-3], pairs).chunk(2)
@@ -315,7 +323,7 @@ def _product(
 
 def _queries_and_keys(model: DiffusionModel) -> list[Projection]:
     """Each layer's key projection under its number, its query projection under minus that."""
-    keys = list(model.key_layers)
+    keys = list(plain_keys(model))
     return keys + [replace(k, index=-k.index, name=k.name[: -len("to_k")] + "to_q") for k in keys]
 
 

@@ -66,7 +66,8 @@ def generate(
     `mitigation`, one for all prompts or one for each, in place of `neurons` and `factor`; `noise`,
     "one generator" as the released code draws it (see `initial_noise`; its pictures have seed 2).
     Raises TypeError or ValueError for bad prompts, seeds, neurons, mitigations and numbers,
-    FloatingPointError where the model's numbers overflow.
+    FloatingPointError where the model's numbers overflow, InterventionError where a layer that is
+    to be changed does not run.
     Source: section 4.
     """
     texts, numbers = check_texts(prompts), check_seeds(seeds)

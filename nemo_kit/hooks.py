@@ -3,24 +3,34 @@
 Scope: projections of the attention, channels of convolutions, and `hooked` for what others hook.
 One context manager an intent; hooks are registered on entering and removed on leaving, whatever
 raises. Outputs are never written in place. Nothing of the method lives here.
+
+Nothing acts silently: at the end of each call of the denoiser every hooked module must have run
+once, else `InterventionError` is raised.
 Source: "Finding NeMo" (arXiv 2406.02366), section 3: deactivating a neuron multiplies its output
 by 0, scaling by any factor.
 """
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from nemo_kit.checks import check_number
+from nemo_kit.checks import MachineError, check_number
 from nemo_kit.layers import Convolution, Projection
 from nemo_kit.neurons import NeuronSet
 
 Hook = Callable[[nn.Module, tuple, Tensor], Tensor | None]
+Before = Callable[[nn.Module, tuple, dict[str, Any]], tuple[tuple, dict[str, Any]]]
 Place = Projection | Convolution
+
+
+class InterventionError(MachineError):
+    """A layer that was to be read or changed did not run, once, in a call of the denoiser."""
 
 
 @contextmanager
@@ -172,28 +182,153 @@ def _scaler(gains: Tensor, for_all: bool) -> Hook:
     return scale
 
 
-@contextmanager
-def hooked(denoiser: nn.Module, hooks: Mapping[str, Hook]) -> Iterator[None]:
-    """Call a function after each run of a module inside the block.
+class Block:
+    """What is hooked to a denoiser, and whether each of it ran once in every call.
 
-    Parameters: `hooks`, module name -> function of (module, inputs, output), whose result, unless
-    None, takes the output's place.
-    Raises ValueError where the denoiser lacks a module.
+    Parameters: `hooks`, module name -> function of (module, inputs, output), called after it,
+    whose result, unless None, takes the output's place; `before`, module name -> function of
+    (module, inputs, named inputs), called before it, that returns what it gets instead.
     """
-    handles = []
-    try:
-        for name, hook in hooks.items():
-            handles.append(_module(denoiser, name).register_forward_hook(hook))
+
+    def __init__(
+        self,
+        denoiser: nn.Module,
+        hooks: Mapping[str, Hook],
+        before: Mapping[str, Before] | None = None,
+    ) -> None:
+        self.denoiser = denoiser
+        self.hooks = {name: self._noting(name, hook) for name, hook in hooks.items()}
+        self.before = {name: self._noting(name, hook) for name, hook in (before or {}).items()}
+        self.names = (*self.hooks, *self.before)
+        self.ran: list[str] = []  # in the present call
+        self.called, self.other = False, ""
+
+    def _noting(self, name: str, hook: Callable) -> Callable:
+        def noted(*given: Any) -> Any:
+            self.ran.append(name)
+            return hook(*given)
+
+        return noted
+
+    def begin(self, *_: Any) -> None:
+        """A call begins; what ran in one that failed is forgotten."""
+        self.ran = []
+
+    def end(self, *_: Any) -> None:
+        """A call is complete. Raises InterventionError where a module did not run once in it."""
+        self.called = True
+        wrong = [name for name in self.names if self.ran.count(name) != 1]
+        if wrong:
+            times = self.ran.count(wrong[0])
+            raise _idle(wrong, f"ran {times} times" if times else "did not run")
+
+    @contextmanager
+    def open(self, by_hooks: bool = True) -> Iterator[None]:
+        """Hooks are there inside the block.
+
+        Parameters: `by_hooks`, whether calls are noticed by hooks on the denoiser, beside
+        `calling`; else someone must tell `begin` and `end`.
+        Raises ValueError where the denoiser lacks a module, InterventionError where one is
+        compiled, did not run once, or only another denoiser was called.
+        """
+        handles, root, blocks = [], self.denoiser, _open.blocks
+        self.called, self.other = False, ""
+        if not self.names:
+            yield
+            return
+        try:
+            if by_hooks:
+                handles.append(root.register_forward_pre_hook(self.begin))
+            for name, hook in self.before.items():
+                module = _module(root, name)
+                handles.append(module.register_forward_pre_hook(hook, with_kwargs=True))
+            for name, hook in self.hooks.items():
+                handles.append(_module(root, name).register_forward_hook(hook))
+            if by_hooks:
+                handles.append(root.register_forward_hook(self.end))
+            blocks.append(self)
+            yield
+        finally:
+            for handle in handles:
+                handle.remove()
+            if self in blocks:
+                blocks.remove(self)
+        if self.other and not self.called:
+            raise _idle(self.names, f"did not run, but {self.other} did")
+
+
+class _Open(threading.local):
+    """The blocks that are open in this thread."""
+
+    def __init__(self) -> None:
+        self.blocks: list[Block] = []
+
+
+_open = _Open()
+
+
+@contextmanager
+def hooked(
+    denoiser: nn.Module, hooks: Mapping[str, Hook], before: Mapping[str, Before] | None = None
+) -> Iterator[None]:
+    """Call functions after (or before) each run of modules inside the block.
+
+    Parameters and errors: as `Block` and its `open`.
+    """
+    with Block(denoiser, hooks, before).open():
         yield
-    finally:
-        for handle in handles:
-            handle.remove()
+
+
+@contextmanager
+def calling(denoiser: nn.Module) -> Iterator[None]:
+    """Tell the blocks open in this thread that a call of this denoiser is made inside.
+
+    Compiled code runs no hook that came later, so a model says when it calls its denoiser.
+    Raises InterventionError where this denoiser holds a block's inside it, or a layer of its own
+    blocks did not run once.
+    """
+    own = [block for block in _open.blocks if block.denoiser is denoiser]
+    for block in _open.blocks:
+        if block.denoiser is denoiser:
+            block.begin()
+        elif any(module is block.denoiser for module in denoiser.modules()):
+            raise _idle(block.names, f"would run inside {type(denoiser).__name__}")
+        else:
+            block.other = f"another denoiser ({type(denoiser).__name__})"
+    yield
+    for block in own:
+        block.end()
+
+
+def intervened() -> bool:
+    """Whether a block is open in this thread."""
+    return bool(_open.blocks)
+
+
+def _idle(names: Sequence[str], what: str) -> InterventionError:
+    more = f" and {len(names) - 3} more" if len(names) > 3 else ""
+    return InterventionError(
+        f"{', '.join(names[:3])}{more} {what}: a layer that is hooked must run once in each call "
+        "of the denoiser; likely causes: fused projections (unfuse_qkv_projections()), a compiled "
+        "module, a replaced attention processor (set_default_attn_processor()), a replaced denoiser"
+    )
 
 
 def _module(denoiser: nn.Module, name: str) -> nn.Module:
     try:
-        return denoiser.get_submodule(name)
+        found = denoiser.get_submodule(name)
     except AttributeError as error:
         raise ValueError(
             f"this denoiser has no module {name!r}; nemo_kit.layers finds those it has"
         ) from error
+    place = denoiser
+    for part in ("", *name.split(".")):
+        place = getattr(place, part) if part else place
+        forward = vars(place).get("forward")
+        if place._compiled_call_impl is not None or hasattr(forward, "_torchdynamo_orig_callable"):
+            raise InterventionError(
+                f"{name} lies in a compiled module, which runs no hook that comes later and keeps "
+                "those of its first call; use the denoiser as it was before torch.compile (its "
+                "_orig_mod), or let localize compile: LocalizationSettings(compile=True)"
+            )
+    return found

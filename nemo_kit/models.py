@@ -24,6 +24,7 @@ from torch import Tensor, nn
 from nemo_kit import hub
 from nemo_kit.calibration import CALIBRATION_FILE, Calibration, published
 from nemo_kit.checks import HALF_PRECISION, check_choice, check_seeds, check_texts
+from nemo_kit.hooks import calling
 from nemo_kit.layers import Projection, key_layers, searched, value_layers
 
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
@@ -138,12 +139,13 @@ class DiffusionModel:
                 f"got {list(latents.shape)} for {len(embeddings)}"
             )
         scaled = self.scheduler.scale_model_input(latents, timestep)
-        output = (self.compiled or self.denoiser)(
-            scaled.to(self.dtype),
-            torch.as_tensor(timestep, device=self.device),
-            encoder_hidden_states=embeddings.to(self.dtype),
-            return_dict=False,
-        )[0]
+        with calling(self.denoiser):
+            output = (self.compiled or self.denoiser)(
+                scaled.to(self.dtype),
+                torch.as_tensor(timestep, device=self.device),
+                encoder_hidden_states=embeddings.to(self.dtype),
+                return_dict=False,
+            )[0]
         self.samples_evaluated += len(latents)
         return output.float()
 

@@ -2,12 +2,19 @@
 
 from __future__ import annotations
 
+import threading
+from collections.abc import Callable
+from contextlib import nullcontext
+from typing import Any
+
 import pytest
 import torch
-from torch import Tensor
-from toys import ToyDenoiser, count_hooks
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torch.utils.checkpoint import checkpoint
+from toys import ToyDenoiser, count_hooks, trace_only
 
-from nemo_kit.hooks import capture, scale_neurons
+from nemo_kit.hooks import InterventionError, calling, capture, gate_neurons, scale_neurons
 from nemo_kit.layers import Projection, value_layers
 from nemo_kit.neurons import NeuronSet
 
@@ -84,10 +91,10 @@ def test_hooks_before_inside_and_after(toy_denoiser: ToyDenoiser) -> None:
     manager = scale_neurons(toy_denoiser, layers, neurons)
     assert count_hooks(toy_denoiser) == 0  # registered on entering only
     with manager:
-        assert count_hooks(toy_denoiser) == 2
+        assert count_hooks(toy_denoiser) == 2 + 2  # its layers', and the denoiser's own
         with capture(toy_denoiser, layers), scale_neurons(toy_denoiser, layers, neurons):
-            assert count_hooks(toy_denoiser) == 7
-        assert count_hooks(toy_denoiser) == 2
+            assert count_hooks(toy_denoiser) == 7 + 6
+        assert count_hooks(toy_denoiser) == 2 + 2
     assert count_hooks(toy_denoiser) == 0
 
 
@@ -161,3 +168,178 @@ def test_bad_interventions(
     with pytest.raises(error, match=text), scale_neurons(toy_denoiser, layers, sets, factor):  # type: ignore
         pass
     assert count_hooks(toy_denoiser) == 0
+
+
+# What can't act
+
+
+class Bypassing(ToyDenoiser):
+    """Computes with the layers' weights, and never runs the layers of `passed`."""
+
+    passed: tuple[int, ...] = (1,)
+
+    def forward(self, text: Tensor) -> Tensor:
+        """text [N, tokens, 3] -> [N, 3]."""
+        parts = self.attentions()
+        return torch.stack([
+            F.linear(text, one.to_v.weight).mean(1) if number in self.passed else one(text)
+            for number, one in enumerate(parts)
+        ]).sum(0)  # fmt: skip
+
+
+ALL = NeuronSet({1: [0], 2: [0], 3: [0]})
+BLOCKS: dict[str, Callable[[nn.Module], Any]] = {
+    "scale": lambda model: scale_neurons(model, value_layers(model), ALL),
+    "scale each": lambda model: scale_neurons(model, value_layers(model), [ALL, ALL]),
+    "capture": lambda model: capture(model, value_layers(model)),
+    "gate": lambda model: gate_neurons(
+        model, value_layers(model), {layer: torch.zeros(1, 1, 3) for layer in (1, 2, 3)}
+    ),
+}
+
+
+@pytest.mark.parametrize("block", BLOCKS.values(), ids=BLOCKS)
+def test_a_layer_that_never_runs_is_named(block: Callable[[nn.Module], Any]) -> None:
+    model = Bypassing()
+    names = [layer.name for layer in value_layers(model)]
+    names_by_place = [
+        name for one in model.attentions() for name in names
+        if model.get_submodule(name) is one.to_v
+    ]  # fmt: skip
+    for passed in ((), (0,), (1,), (0, 1, 2)):
+        model.passed = passed
+        told = (
+            pytest.raises(InterventionError, match=r"did not run.*fused projections.*compiled")
+            if passed
+            else nullcontext()
+        )
+        with told as caught, block(model):
+            run(model)
+        if passed:
+            said = str(caught.value).split(" did not run")[0]
+            assert {name for name in names if name in said} == {names_by_place[i] for i in passed}
+        assert count_hooks(model) == 0
+
+
+def test_it_is_told_at_the_first_call_and_an_untouched_layer_is_none_of_it() -> None:
+    model = Bypassing()
+    layers = {model.get_submodule(layer.name): layer.index for layer in value_layers(model)}
+    passed = layers[model.attentions()[1].to_v]
+    for layer in layers.values():
+        calls = 0
+        told = pytest.raises(InterventionError) if layer == passed else nullcontext()
+        with told, scale_neurons(model, value_layers(model), NeuronSet({layer: [0]})):
+            for _ in range(3):
+                run(model)
+                calls += 1
+        assert calls == (0 if layer == passed else 3)
+
+
+def test_a_layer_that_runs_twice_a_call_is_refused(toy_denoiser: ToyDenoiser) -> None:
+    first, *_, last = toy_denoiser.attentions()
+    plain = last.forward
+    last.forward = lambda text: plain(text) + first.to_v(text).mean(dim=1)  # shares its weights
+    with pytest.raises(InterventionError, match="ran 2 times"), BLOCKS["capture"](toy_denoiser):
+        run(toy_denoiser)
+
+
+def test_without_a_call_nothing_is_said() -> None:
+    model = Bypassing()
+    for block in BLOCKS.values():
+        with block(model):
+            pass
+
+
+def test_errors_inside_stay_what_they_are() -> None:
+    model = Bypassing()
+    with pytest.raises(KeyError, match="mine"), BLOCKS["scale"](model):
+        raise KeyError("mine")
+    with (
+        pytest.raises(InterventionError),
+        BLOCKS["capture"](ToyDenoiser()),
+        BLOCKS["scale"](model),
+    ):
+        run(model)
+
+
+def test_calls_that_fail_half_way_do_not_count(toy_denoiser: ToyDenoiser) -> None:
+    """As where memory runs out and half the batch is tried."""
+    last = toy_denoiser.attentions()[-1].to_v
+    with BLOCKS["scale"](toy_denoiser):
+        handle = last.register_forward_pre_hook(lambda *_: 1 / 0)
+        for _ in range(2):
+            with pytest.raises(ZeroDivisionError):
+                run(toy_denoiser)
+        handle.remove()
+        torch.testing.assert_close(run(toy_denoiser)[:, 0], torch.zeros(2))
+
+
+def test_checkpointing_runs_layers_again_in_the_backward_pass(toy_denoiser: ToyDenoiser) -> None:
+    first = toy_denoiser.attentions()[0]
+    plain = first.forward
+    first.forward = lambda text: checkpoint(plain, text, use_reentrant=False)
+    text = TEXT.clone().requires_grad_()
+    with scale_neurons(toy_denoiser, value_layers(toy_denoiser), ALL, 0.5):
+        for _ in range(2):
+            text.grad = None
+            toy_denoiser(text).sum().backward()
+    torch.testing.assert_close(text.grad[0, 0], torch.tensor([1.5, 3.0, 3.0]) / 2)
+
+
+@pytest.mark.parametrize("way", ["wrapped", "in place", "inner", "forward"])
+def test_compiled_modules_are_refused_before_and_after_their_first_call(
+    toy_denoiser: ToyDenoiser, monkeypatch: pytest.MonkeyPatch, way: str
+) -> None:
+    trace_only(monkeypatch)
+    names, model = value_layers(toy_denoiser), toy_denoiser
+    if way == "wrapped":
+        model = torch.compile(toy_denoiser)
+    elif way == "in place":
+        model.compile()
+    elif way == "inner":
+        model.mid_block.compile()
+    else:
+        model.forward = torch.compile(model.forward)
+    for _ in range(2):
+        with pytest.raises(InterventionError, match="compiled module"), capture(model, names):
+            pass
+        torch.testing.assert_close(run(model), 3 * MEAN)
+
+
+def announced(model: nn.Module, called: Callable[[Tensor], Tensor]) -> None:
+    with calling(model):
+        called(TEXT)
+
+
+def test_a_call_is_noticed_where_the_denoiser_does_not_say_it() -> None:
+    """`calling` is what a model's `predict` says; code compiled by others is like this one."""
+    model, other = Bypassing(), ToyDenoiser()
+    with pytest.raises(InterventionError, match="did not run"), BLOCKS["capture"](model):
+        announced(model, model.forward)
+    around = nn.Sequential(other)
+    with pytest.raises(InterventionError, match="inside Sequential"), BLOCKS["capture"](other):
+        announced(around, around)
+    with pytest.raises(InterventionError, match="another denoiser"), BLOCKS["capture"](model):
+        announced(other, other)
+    mine = ToyDenoiser()
+    with BLOCKS["capture"](mine), BLOCKS["scale"](other):  # two models, each with its own
+        announced(other, other)
+        announced(mine, mine)
+
+
+def test_blocks_of_other_threads_are_none_of_ours(toy_denoiser: ToyDenoiser) -> None:
+    failed: list[BaseException] = []
+
+    def elsewhere() -> None:
+        other = ToyDenoiser()
+        try:
+            with BLOCKS["scale"](other), calling(other):
+                run(other)
+        except BaseException as error:
+            failed.append(error)
+
+    with BLOCKS["capture"](toy_denoiser):
+        thread = threading.Thread(target=elsewhere)
+        thread.start()
+        thread.join()
+    assert not failed

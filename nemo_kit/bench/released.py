@@ -23,6 +23,7 @@ from nemo_kit.hooks import capture, scale_neurons
 from nemo_kit.initial_noise import initial_noise
 from nemo_kit.localization.candidates import candidates, mean_activations, z_scores
 from nemo_kit.localization.detection import check_threshold, kept, resolve, upper
+from nemo_kit.localization.differences import Differences
 from nemo_kit.localization.result import STAGES, Localization, outcome
 from nemo_kit.localization.search import Refinement, Selection, refine, select_initial
 from nemo_kit.neurons import NeuronSet
@@ -64,6 +65,7 @@ class _Released:
 
     def result(self) -> Localization:
         """Run all four algorithms."""
+        Differences(self.model, self.detection).check()
         with self._stage("detect"):
             self.noise = initial_noise(self.model, self.seeds, self.detection.noise)
             self.text = self.model.embed(self.prompt).expand(len(self.noise), -1, -1)

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from nemo_kit.calibration import ActivationStatistics, Calibration
-from nemo_kit.checks import check_seeds, check_texts
+from nemo_kit.checks import ROUNDING, check_seeds, check_texts
 from nemo_kit.localization.candidates import text_activations
 from nemo_kit.localization.detection import resolve, score_pairs, upper
 from nemo_kit.localization.differences import Progress
@@ -40,7 +40,9 @@ def calibrate(
     Parameters: `prompts`, at least 2 that the model does not memorize (the paper: 50,000);
     `settings`, by default unguided, with the mean over all pairwise scores (the released code's
     side of differences 1 and 4, the text's of 3); `similarity`, by default Stable Diffusion's.
-    Raises TypeError or ValueError for bad prompts and seeds, or latents too small to compare.
+    Raises TypeError or ValueError for bad prompts and seeds, latents too small to compare, and
+    scores or activations that do not vary, UninformativeError where the model's predictions can't
+    tell prompts apart.
     Source: section 3.1.
     """
     texts, numbers = check_texts(prompts), check_seeds(seeds, least=2, distinct=True)
@@ -57,7 +59,7 @@ def calibrate(
         mean=mean,
         std=std,
         threshold=mean + detection.deviations * std,
-        statistics=ActivationStatistics.from_activations(text_activations(model, texts)),
+        statistics=_statistics(model, texts),
         similarity=compared,
         detection=detection,
         prompts=len(texts),
@@ -66,9 +68,28 @@ def calibrate(
     )
 
 
+def _statistics(model: DiffusionModel, texts: Sequence[str]) -> ActivationStatistics:
+    found = ActivationStatistics.from_activations(text_activations(model, texts))
+    sides = zip(found.means, found.stds, strict=True)
+    if all((std <= ROUNDING * mean).all() for mean, std in sides):
+        raise ValueError(
+            f"prompts: the {len(texts)} hold-out prompts have one and the same activations, so no "
+            f"neuron could stand out; are they one text ({texts[0]!r:.40}), or is the text encoder "
+            "without its weights?"
+        )
+    return found
+
+
 def _moments(pairs: Tensor, detection: DetectionSettings) -> tuple[float, float]:
     """Mean and deviation of all pairwise scores, or of each prompt's maximum."""
     values = pairs.amax(dim=1) if detection.threshold_from == "maxima" else pairs.flatten()
     if len(values) < 2:
         raise ValueError("prompts and seeds give a single score; a deviation needs at least 2")
-    return values.mean().item(), values.std().item()
+    mean, std = values.mean().item(), values.std().item()
+    if std <= ROUNDING:
+        raise ValueError(
+            f"prompts: all their scores are {mean:.6f} (deviation {std:.1e}), no spread to set a "
+            "threshold by; give different hold-out prompts, or look whether every prediction of "
+            "this model is alike (schedule, prediction_type, timestep_index, weights)"
+        )
+    return mean, std

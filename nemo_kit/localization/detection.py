@@ -41,7 +41,8 @@ def detect(
     pair is above it), mean_score (mean over pairs), threshold, pairwise (list: every pair i < j).
     Parameters: `threshold`, `settings`, `similarity`, by default the model's calibration's;
     `batch_size`, denoiser samples a call; `progress`, called with (stage, done, total).
-    Raises TypeError or ValueError for bad prompts or seeds, and without any threshold.
+    Raises TypeError or ValueError for bad prompts or seeds, and without any threshold,
+    UninformativeError where the model's predictions can't tell prompts apart.
     Source: Algorithm 1; default: the code's timesteps[1] on the unchanged x_T and MS-SSIM, which
     the published threshold 0.428 belongs to.
     """

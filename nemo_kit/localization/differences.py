@@ -15,8 +15,9 @@ from torch import Tensor
 
 from nemo_kit.checks import check_choice, check_number, check_seeds, check_texts
 from nemo_kit.compilation import scale_compiled
-from nemo_kit.hooks import scale_neurons
+from nemo_kit.hooks import intervened, scale_neurons
 from nemo_kit.initial_noise import initial_noise
+from nemo_kit.localization.information import check_informative
 from nemo_kit.memory import BatchSize
 from nemo_kit.neurons import NeuronSet
 from nemo_kit.settings import DetectionSettings, Halves, Precision
@@ -33,7 +34,8 @@ class Differences:
 
     Called with `noise` [N, C, H, W] and `embeddings` [N, tokens, dim], and optionally one
     `NeuronSet` for each sample, it returns [N, C, H, W] in [0, 1] from one denoiser call (of 2N
-    samples where there is guidance, N otherwise).
+    samples where there is guidance, N otherwise). Without sets and outside of interventions it
+    raises UninformativeError where the model's prediction can't tell prompts apart.
     Parameters: `settings`, steps and guidance; `factor` and `halves`, how neurons are scaled and
     in which halves of a guided batch; `precision`, of the denoiser's operations (autocast; "model"
     and "float32" leave them in the model's own); `compile`, whether calls with sets run as compiled
@@ -63,7 +65,15 @@ class Differences:
     def __call__(
         self, noise: Tensor, embeddings: Tensor, sets: Sequence[NeuronSet] | None = None
     ) -> Tensor:
+        if sets is None and not intervened():
+            self.check()
         return noise_differences(self.predict(noise, embeddings, sets), noise)
+
+    def check(self) -> None:
+        """Raise UninformativeError where predictions can't tell prompts apart (looked at once)."""
+        kind = self.model.dtype if self.precision == "model" else getattr(torch, self.precision)
+        settings = (self.settings, self.precision)
+        check_informative(self.model, self.predict, settings, float(self.timestep), kind)
 
     def predict(
         self, noise: Tensor, embeddings: Tensor, sets: Sequence[NeuronSet] | None = None

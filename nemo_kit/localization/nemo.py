@@ -55,7 +55,8 @@ def localize(
     code's behaviour where it fixes the published threshold, the paper's elsewhere; `progress`,
     called with (stage, done, total or None), may raise to cancel.
     Raises TypeError or ValueError for a bad prompt, seed, search or settings, and where the model
-    has no statistics or threshold and none was given.
+    has no statistics or threshold and none was given; UninformativeError where the model's
+    predictions can't tell prompts apart, InterventionError where a value layer can't be reached.
     Source: Algorithms 1 to 4; default timesteps[1] on the unchanged x_T, MS-SSIM, |z|.
     """
     run = Run(model, check_text(prompt), seeds, search, settings, progress)

@@ -20,6 +20,7 @@ from nemo_kit.mitigation.tokens import mask_tokens, scale_tokens
 
 if TYPE_CHECKING:
     from nemo_kit.generation import Run
+    from nemo_kit.layers import Projection
     from nemo_kit.models import DiffusionModel
 
 _SOURCE = "Ren et al., ECCV 2024 (arXiv 2403.11052)"
@@ -46,7 +47,7 @@ class AttentionScaling(Mitigation):
     @contextmanager
     def apply(self, run: Run) -> Iterator[Run]:
         """Scale each layer's key of the first token, and so its logit."""
-        keys = _keys(run.model)
+        keys = [layer.name for layer in plain_keys(run.model)]
         plain = torch.ones(run.embeddings.shape[1])
         scaled = torch.cat([plain.new_tensor([self.factor]), plain[1:]])
         gains = torch.stack(run.rows([scaled] * len(run.prompts), plain)).to(run.model.device)
@@ -108,10 +109,13 @@ def kept_tokens(model: DiffusionModel, text: str, tokens: int) -> Tensor:
     return torch.arange(tokens) < length
 
 
-def _keys(model: DiffusionModel) -> list[str]:
-    """Names of the key projections; a normalization behind one would undo the scaling."""
+def plain_keys(model: DiffusionModel) -> tuple[Projection, ...]:
+    """The key projections, which attention takes as they are.
+
+    Raises ValueError where queries or keys are normalized: logits are not what they give then.
+    """
     for layer in model.key_layers:
         attention = model.denoiser.get_submodule(layer.name.rsplit(".", 1)[0])
-        if getattr(attention, "norm_k", None) is not None:
-            raise ValueError(f"model: {layer.name} is normalized, so its logits can't be scaled")
-    return [layer.name for layer in model.key_layers]
+        if getattr(attention, "norm_k", None) or getattr(attention, "norm_q", None):
+            raise ValueError(f"model: {layer.name} is normalized, so its logits can't be had")
+    return model.key_layers

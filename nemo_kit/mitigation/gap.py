@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from nemo_kit.checks import HALF_PRECISION
+from nemo_kit.checks import HALF_PRECISION, ROUNDING
 
 if TYPE_CHECKING:
     from nemo_kit.models import DiffusionModel
@@ -34,11 +34,25 @@ def predicted_gap(
 
 
 def norms(gap: Tensor) -> Tensor:
-    """‖Δε‖₂ of each sample, [N]; raises FloatingPointError where one is not finite."""
+    """‖Δε‖₂ of each sample, [N].
+
+    Raises FloatingPointError where one is not finite, ValueError where none differs from 0.
+    """
     found = gap.flatten(1).norm(dim=1)
     if not torch.isfinite(found).all():
         raise FloatingPointError(f"the predicted noise became NaN or infinite ({HALF_PRECISION})")
+    check_gap(found, gap[0].numel())
     return found
+
+
+def check_gap(norms: Tensor, numbers: int) -> None:
+    """Raise ValueError where no norm of Δε, of so many numbers, is more than rounding leaves."""
+    if norms.max() <= ROUNDING * math.sqrt(numbers):
+        raise ValueError(
+            "prompt: the text makes no difference at all to the predicted noise, so nothing can be "
+            "told from it; is the schedule (prediction_type, first timestep) the model's own, and "
+            "do its weights and text embeddings vary?"
+        )
 
 
 def is_sd2(model: DiffusionModel) -> bool:

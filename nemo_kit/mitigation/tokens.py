@@ -11,7 +11,9 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from nemo_kit.hooks import hooked
+from nemo_kit.hooks import InterventionError, hooked
+
+_NEVER = -10_000.0  # a logit that the softmax makes 0, in float16 too; as in diffusers
 
 
 @contextmanager
@@ -39,9 +41,9 @@ def scale_tokens(denoiser: nn.Module, projections: list[str], gains: Tensor) -> 
 def mask_tokens(denoiser: nn.Module, keep: Tensor) -> Iterator[None]:
     """Give tokens no cross-attention weight inside the block: their logits become −∞ in effect.
 
-    Parameters: `keep`, bool [batch, tokens], at least one True in each row; the denoiser must
-    take diffusers' `encoder_attention_mask`.
-    Raises ValueError where a row keeps no token or, at the denoiser's call, the batch is another.
+    Parameters: `keep`, bool [batch, tokens], at least one True in each row.
+    Raises ValueError where a row keeps no token or, at the denoiser's call, the batch is another;
+    InterventionError where an attention processor is not one of diffusers', which heed masks.
     """
     if keep.ndim != 2 or not keep.any(dim=1).all():
         raise ValueError(
@@ -50,13 +52,17 @@ def mask_tokens(denoiser: nn.Module, keep: Tensor) -> Iterator[None]:
         )
 
     def mask(_module: nn.Module, inputs: tuple, named: dict[str, Any]) -> tuple[tuple, dict]:
-        sample = inputs[0] if inputs else named["sample"]
-        if len(sample) != len(keep):
-            raise ValueError(f"keep holds {len(keep)} rows, but the batch has {len(sample)}")
-        return inputs, {**named, "encoder_attention_mask": keep.to(sample.device)}
+        if len(inputs[0]) != len(keep):
+            raise ValueError(f"keep holds {len(keep)} rows, but the batch has {len(inputs[0])}")
+        logits = (1 - keep.to(inputs[0])[:, None]) * _NEVER  # [batch, 1, tokens]
+        return inputs, {**named, "attention_mask": logits}
 
-    handle = denoiser.register_forward_pre_hook(mask, with_kwargs=True)
-    try:
+    attentions = {n: m for n, m in denoiser.named_modules() if n.endswith(".attn2")}
+    for name, attention in attentions.items():
+        if not type(attention.processor).__module__.startswith("diffusers."):
+            raise InterventionError(
+                f"{name} has the attention processor {type(attention.processor).__name__}, of "
+                "which it isn't known whether it heeds masks; set_default_attn_processor() helps"
+            )
+    with hooked(denoiser, {}, dict.fromkeys(attentions, mask)):
         yield
-    finally:
-        handle.remove()
