@@ -15,7 +15,7 @@ from typing import Annotated, Any, NoReturn
 import typer
 
 from nemo_kit import __version__
-from nemo_kit.cli import bench, calibrate, convert, export, figures, lab, method, plan
+from nemo_kit.cli import calibrate, export, figures, method
 
 app = typer.Typer(
     help="Find and switch off the neurons by which a diffusion model memorizes training images.",
@@ -38,15 +38,20 @@ def _root(
         print(context.get_help())
 
 
-for module in (figures, method, calibrate, plan, convert, bench, lab, export):
+for module in (figures, method, calibrate, export):
     module.register(app)
 
 
 def main() -> NoReturn:
-    """Run the command; bad input ends with exit code 2, a failed run with 1, each in one line."""
+    """Run ``nemo-kit``."""
+    run(app)
+
+
+def run(app: Any, name: str = "nemo-kit") -> NoReturn:
+    """Run an app; bad input ends with exit code 2, a failed run with 1, each in one line."""
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that notebooks are ended too
     try:
-        code = app(standalone_mode=False, prog_name="nemo-kit")
+        code = app(standalone_mode=False, prog_name=name)
     except (KeyboardInterrupt, typer.Abort):
         _fail("interrupted", 130)
     except (ValueError, TypeError, OSError) as error:

@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from nemo_kit.course.exercise import Exercise, Mistake, Wrong
+from checks.exercise import Exercise, Mistake, Wrong
 
 Score = Callable[[frozenset[int]], float]
 Proposal = Callable[[float, int], frozenset[int]]

@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterable
 
 import numpy as np
 
-from nemo_kit.course.exercise import Exercise, Mistake
+from checks.exercise import Exercise, Mistake
 
 Score = Callable[[frozenset], float]
 

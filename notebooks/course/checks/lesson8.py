@@ -10,7 +10,7 @@ from itertools import combinations
 
 import numpy as np
 
-from nemo_kit.course.exercise import Exercise, Mistake
+from checks.exercise import Exercise, Mistake
 
 
 def _quality(found: set[int], truth: set[int]) -> tuple[float, float]:

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from nemo_kit.course.exercise import Exercise, Mistake
+from checks.exercise import Exercise, Mistake
 
 
 def _rescale(delta: Tensor, dims: tuple[int, ...] = (2, 3)) -> Tensor:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from nemo_kit.course.exercise import Exercise, Mistake
+from checks.exercise import Exercise, Mistake
 
 
 def _unit(rows: np.ndarray) -> np.ndarray:

@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from nemo_kit.course.exercise import Exercise, Mistake
+from checks.exercise import Exercise, Mistake
 
 
 def _latents(rng: np.random.Generator, count: int) -> list[Tensor]:

@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from nemo_kit.course.exercise import Exercise, Mistake, same
+from checks.exercise import Exercise, Mistake, same
 
 Zeroed = Callable[[nn.Module, list[int]], AbstractContextManager]
 
