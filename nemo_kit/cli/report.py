@@ -36,7 +36,7 @@ img { max-width: 100% }
 </style>
 </head>
 <body>
-{{ body }}
+{{ body | safe }}
 </body>
 </html>
 """
@@ -72,12 +72,11 @@ def run(name: str, title: str, page: Path, parameters: Mapping[str, Any]) -> Non
 def html(executed: Path, title: str) -> str:
     """An executed notebook as one page: what its cells show, and its words."""
     from jinja2 import Environment
-    from markupsafe import Markup
     from nbconvert import HTMLExporter
 
     exporter = HTMLExporter(template_name="basic", exclude_input=True, exclude_anchor_links=True)
     body, _ = exporter.from_filename(str(executed))
-    return Environment(autoescape=True).from_string(_PAGE).render(title=title, body=Markup(body))
+    return Environment(autoescape=True).from_string(_PAGE).render(title=title, body=body)
 
 
 def _main(folder: str) -> None:
