@@ -8,6 +8,7 @@ from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
 
+import nbformat
 import numpy as np
 import pytest
 from cells import run_cells
@@ -180,12 +181,29 @@ def test_the_command_writes_folder_and_report(
     assert not re.search(r"https?://", text)
     assert "import" not in text, "the page holds no code"
 
-    (tmp_path / "control.txt").write_text("Öl\n", "utf-8")
-    arguments[arguments.index("--out") + 1] = str(tmp_path / "other")
-    assert call(monkeypatch, *arguments) == 2
-    told = capsys.readouterr().err.splitlines()[-1]
-    assert told.startswith("nemo-kit: the report failed: control_files must hold at least 2")
-    assert not (tmp_path / "other").exists()
+
+@pytest.mark.parametrize(("error", "code"), [("ValueError", 2), ("RuntimeError", 1)])
+def test_a_report_that_fails_is_told_in_one_line_and_nothing_is_written(
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: Any,
+    toy_folder: Path,
+    tmp_path: Path,
+    error: str,
+    code: int,
+) -> None:
+    cells = [nbformat.v4.new_code_cell("after = 1", metadata={"tags": ["parameters"]})]
+    cells.append(nbformat.v4.new_code_cell(f"raise {error}('it broke')"))
+    nbformat.write(nbformat.v4.new_notebook(cells=cells), tmp_path / "removal.ipynb")
+    monkeypatch.setattr("nemo_kit.cli.report._PLACES", (tmp_path,))
+    monkeypatch.setattr("nemo_kit.figures.runner.root", lambda: tmp_path)
+    for name in ("prompts", "control"):
+        (tmp_path / f"{name}.txt").write_text("a\nb\n")
+    words = ["export", "--model", toy_folder, "--neurons", '{"2": [1]}', "--prompts",
+             tmp_path / "prompts.txt", "--control", tmp_path / "control.txt", "--device", "cpu",
+             "--out", tmp_path / "out"]  # fmt: skip
+    assert call(monkeypatch, *map(str, words)) == code
+    assert capsys.readouterr().err.splitlines()[-1] == "nemo-kit: the report failed: it broke"
+    assert not (tmp_path / "out").exists()
 
 
 @pytest.mark.parametrize(

@@ -70,13 +70,24 @@ def run(name: str, title: str, page: Path, parameters: Mapping[str, Any]) -> Non
 
 
 def html(executed: Path, title: str) -> str:
-    """An executed notebook as one page: what its cells show, and its words."""
+    """An executed notebook as one page: its words, and what its cells show but for progress."""
+    import nbformat
     from jinja2 import Environment
     from nbconvert import HTMLExporter
 
+    content = nbformat.read(executed, as_version=4)
+    for cell in content.cells:
+        if cell.cell_type == "code":
+            cell.outputs = [one for one in cell.outputs if not _progress(one)]
     exporter = HTMLExporter(template_name="basic", exclude_input=True, exclude_anchor_links=True)
-    body, _ = exporter.from_filename(str(executed))
+    body, _ = exporter.from_notebook_node(content)
     return Environment(autoescape=True).from_string(_PAGE).render(title=title, body=body)
+
+
+def _progress(output: Any) -> bool:
+    """Whether an output is a bar, as text or as a widget, that says nothing once it is over."""
+    widget = "application/vnd.jupyter.widget-view+json"
+    return output.get("name") == "stderr" or widget in output.get("data", {})
 
 
 def _main(folder: str) -> None:
