@@ -26,11 +26,6 @@ if TYPE_CHECKING:
     from nemo_kit.mitigation import Mitigation
 
 
-def register(app: typer.Typer) -> None:
-    """Add these commands to the app."""
-    app.command(short_help="Write a model without these neurons, with a report.")(export)
-
-
 def export(
     out: Annotated[Path, typer.Option("--out", metavar="FOLDER",
                                       help="Folder to write; must not exist yet.")],
