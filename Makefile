@@ -5,7 +5,6 @@
 # make lab-up                JupyterLab, opened on the explorer
 # make book                  course, notebooks and guides as a site in runs/book
 # make lab                   train the embedded model again from its corpus
-# make lab-report            what the embedded model reaches, measured
 # make bench                 what localization costs, beside the released algorithm
 # make clean                 remove what runs left behind; make distclean: .venv too
 #
@@ -22,7 +21,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-.PHONY: figures test test-browser chromium lab-up book lint lab lab-report bench clean distclean
+.PHONY: figures test test-browser chromium lab-up book lint lab bench clean distclean
 .DELETE_ON_ERROR:
 
 figures: $(STAMP)
@@ -52,15 +51,12 @@ lint: $(STAMP)
 lab: $(STAMP)
 	$(BIN)/python -m training.build $(ARGS)
 
-lab-report: $(STAMP)
-	@$(BIN)/nemo-kit lab-report $(ARGS)
-
 bench: $(STAMP)
-	@$(BIN)/nemo-kit bench $(ARGS)
+	@$(BIN)/python -m benchmarks $(ARGS)
 
 clean:
 	rm -rf runs figures/*-quick .pytest_cache .ruff_cache .hypothesis
-	find nemo_kit tests -name __pycache__ -type d -prune -exec rm -rf {} +
+	find nemo_kit benchmarks notebooks tests -name __pycache__ -type d -prune -exec rm -rf {} +
 
 distclean: clean
 	rm -rf $(VENV)

@@ -22,6 +22,7 @@ root_doc = "docs/index"
 include_patterns = ["docs/**", "notebooks/**", "nemo_kit/lab/CARD.md"]
 exclude_patterns = [
     "notebooks/course/solutions",
+    "notebooks/course/checks",
     "notebooks/explorer.ipynb",
     "**/.ipynb_checkpoints",
 ]

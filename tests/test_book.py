@@ -11,7 +11,7 @@ from urllib.parse import unquote, urlsplit
 import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
-SOURCES = ["docs/*.md", "notebooks/[0-9]*.ipynb", "notebooks/course/*.ipynb"]
+SOURCES = ["docs/*.md", "notebooks/[0-9pr]*.ipynb", "notebooks/course/*.ipynb"]
 
 
 class Page(HTMLParser):

@@ -11,9 +11,8 @@ import pytest
 from test_cli import call
 
 from nemo_kit import NeuronSet, localize
-from nemo_kit.experiments import read_released
+from nemo_kit.experiments import read_released, write_released
 from nemo_kit.models import DiffusionModel
-from nemo_kit.presets import preset
 
 RELEASED = ''';Caption;URL;type
 0;"a cat; ""quoted""";https://a;VM
@@ -88,28 +87,6 @@ def test_no_threshold_is_computed_while_the_gpus_are_the_workers(
         assert call(monkeypatch, command, *words[:-2], *more, "--device", "cuda") == 2
         told = capsys.readouterr().err
         assert "write it once with `nemo-kit calibrate --hold-out FILE`" in told
-
-
-def test_a_plan_is_of_the_sweep_with_the_same_settings(
-    monkeypatch: pytest.MonkeyPatch,
-    capsys: pytest.CaptureFixture[str],
-    tmp_path: Path,
-    toy_model: DiffusionModel,
-    words: list[str],
-) -> None:
-    seen = []
-
-    def measure(*_: Any, **options: Any) -> Any:
-        seen.append(options)
-        raise ValueError("enough")
-
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr("nemo_kit.experiments.plan.measure", measure)
-    given = ["plan", "--model", "m", "--sample", words[1], "--prompts", "9", *words[4:]]
-    assert call(monkeypatch, *given, "--settings", "paper") == 2
-    assert seen[0]["settings"] == preset("paper", toy_model)
-    assert call(monkeypatch, *given, "--hold-out", words[1]) == 2
-    assert "--hold-out computes the threshold that --threshold gives" in capsys.readouterr().err
 
 
 def test_the_search_mode_is_chosen_and_recorded(
@@ -231,34 +208,19 @@ def test_two_workers_give_the_same(
     pd.testing.assert_frame_equal(one, other)
 
 
-def test_results_are_converted_both_ways(
+def test_results_go_to_the_released_form_and_back(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path, words: list[str]
 ) -> None:
-    ours, theirs = str(tmp_path / "o.parquet"), str(tmp_path / "t.csv")
-    assert call(monkeypatch, "localize", *words, "--out", ours) == 0
-    assert call(monkeypatch, "convert", ours, "--out", theirs, "--released") == 0
-    back = str(tmp_path / "b.parquet")
-    assert call(monkeypatch, "convert", theirs, "--out", back) == 0
+    """The two lines of docs/cluster.md."""
+    ours = tmp_path / "o.parquet"
+    assert call(monkeypatch, "localize", *words, "--out", str(ours)) == 0
+    frame = pd.read_parquet(ours)
+    write_released(tmp_path / "t.csv", frame)
+    back = read_released(tmp_path / "t.csv")
+    sets = {name: [one.to_json() for one in back[name]] for name in ("initial", "refined")}
     shared = ["prompt", "memorized", "initial", "refined", "n_initial", "n_refined",
               "initial_score", "refined_score"]  # fmt: skip
-    pd.testing.assert_frame_equal(
-        pd.read_parquet(back)[shared], pd.read_parquet(ours)[shared], check_dtype=False
-    )
-
-
-def test_a_csv_that_localize_wrote_comes_back_as_it_was(
-    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
-) -> None:
-    prompts = ["@home, a dog", "None", "=red cup", "'tis"]
-    (tmp_path / "p.txt").write_text("\n".join(prompts))
-    words = ["--prompts", str(tmp_path / "p.txt"), "--store", str(tmp_path / "store"), "--seeds",
-             "2", "--threshold", "2"]  # fmt: skip
-    ours, theirs, back = (str(tmp_path / name) for name in ("o.csv", "t.csv", "b.parquet"))
-    assert call(monkeypatch, "localize", *words, "--out", ours) == 0
-    assert call(monkeypatch, "convert", ours, "--out", back) == 0
-    assert list(pd.read_parquet(back)["prompt"]) == prompts
-    assert call(monkeypatch, "convert", ours, "--out", theirs, "--released") == 0
-    assert list(read_released(theirs)["prompt"]) == prompts
+    pd.testing.assert_frame_equal(back.assign(**sets)[shared], frame[shared], check_dtype=False)
 
 
 def test_hold_out_serves_a_model_without_calibration(
@@ -283,29 +245,6 @@ def test_hold_out_serves_a_model_without_calibration(
     assert toy_model.calibration.prompts == 3
 
 
-@pytest.mark.parametrize("command", ["plan", "bench"])
-def test_plan_and_bench_end_in_one_line_when_all_prompts_fail(
-    monkeypatch: pytest.MonkeyPatch,
-    capsys: pytest.CaptureFixture[str],
-    tmp_path: Path,
-    command: str,
-    words: list[str],
-) -> None:
-    def fail(*_: Any, **__: Any) -> None:
-        raise MemoryError("no room")
-
-    monkeypatch.setattr("nemo_kit.localization.detect", fail)
-    monkeypatch.setattr("nemo_kit.bench.compare._row", fail)
-    of = {
-        "plan": ["--sample", words[1], "--prompts", "9", *words[4:]],
-        "bench": [*words[:-2], "--out", str(tmp_path / "out")],
-    }
-    assert call(monkeypatch, command, "--model", "m", *of[command]) == 1
-    told = capsys.readouterr().err.splitlines()[-1]
-    assert told.startswith("nemo-kit: all ")
-    assert told.endswith("prompts failed; the first with MemoryError: no room")
-
-
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
@@ -319,15 +258,6 @@ def test_plan_and_bench_end_in_one_line_when_all_prompts_fail(
         (["detect", "x", "--threshold", "1", "--hold-out", "P"],
          "--hold-out computes the threshold that --threshold gives: one of them, got both"),
         (["detect", "x", "--dtype", "half"], "'half' is not one of 'auto', 'float32', 'float16'"),
-        (["convert", "/no.csv", "--out", "x.csv"], "there is no file /no.csv"),
-        (["convert", "P", "--out", "x.txt"], "--out must end in .csv or .parquet"),
-        (["convert", "P", "--out", "x.csv", "--released"], "P is no table of results: it lacks"),
-        (["plan"], "--prompts N is needed"),
-        (["plan", "--prompts", "9", "--model", "a/b"], "--sample FILE is needed"),
-        (["plan", "--prompts", "0"], "--prompts"),
-        (["plan", "--prompts", "9", "--memorized-share", "2"], "--memorized-share"),
-        (["plan", "--prompts", "9", "--search", "magic"], "search must be one of"),
-        (["plan", "--check", "--devices", "2"], "--check is of this device alone: --devices must"),
         (["detect", "x", "--scheduler", "tcp://x:1", "--device", "cuda"],
          "--scheduler tcp://x:1 needs --prompts FILE"),
         (["detect", "x", "--workers", "2"], "--workers 2 needs --prompts FILE"),
@@ -347,19 +277,3 @@ def test_bad_input_is_told_in_one_line(
     last = capsys.readouterr().err.splitlines()[-1]
     assert last.startswith("nemo-kit: ")
     assert message in last
-
-
-def test_plan_says_hours_memory_disk_and_cost(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], words: list[str]
-) -> None:
-    words = ["plan", "--sample", words[1], *words[4:], "--model", "any", "--localizations", "1"]
-    ten_million = ["--prompts", "10000000", "--devices", "8", "--memorized-share", "0.001"]
-    assert call(monkeypatch, *words, *ten_million, "--price-per-hour", "2") == 0
-    text = capsys.readouterr().out
-    assert "10,000,000 prompts on 8 devices, 0.10% memorized" in text
-    for line in ("detection ", "localization ", "together ", "disk ", "memory ", "cost "):
-        assert line in text
-    assert call(monkeypatch, *words, "--check", "--json") == 0
-    result = json.loads(capsys.readouterr().out)
-    assert result["prompts"] == 2
-    assert result["actual_by_predicted"] > 0

@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 import re
+import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import nbformat
 import pytest
+from jupyter_client.manager import KernelManager, start_new_kernel
 from nbclient import NotebookClient
 from nbclient.exceptions import CellExecutionError
 
-from nemo_kit import course
-from nemo_kit.figures.runner import root
+import checks as course
 
-FOLDER = root() / "notebooks" / "course"
+FOLDER = Path(__file__).resolve().parents[1] / "notebooks" / "course"
 LESSONS = sorted(FOLDER.glob("0*.ipynb"))
 
 
@@ -31,8 +33,19 @@ def exercise_cells(notebook: Any) -> dict[str, Any]:
     return {found[1]: cell for cell, found in tags if "exercise" in found}
 
 
-def run(notebook: Any) -> None:
-    NotebookClient(notebook, timeout=300, resources={"metadata": {"path": str(FOLDER)}}).execute()
+@pytest.fixture(scope="module")
+def kernel() -> Iterator[KernelManager]:
+    """One kernel for all lessons: each then begins without a name of the one before."""
+    manager, client = start_new_kernel(kernel_name="python3", cwd=str(FOLDER))
+    client.stop_channels()
+    yield manager
+    manager.shutdown_kernel(now=True)
+
+
+def run(notebook: Any, kernel: KernelManager) -> None:
+    clean = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell("%reset -f")])
+    for each in (clean, notebook):
+        NotebookClient(each, kernel, timeout=300).execute()
 
 
 def test_there_is_a_notebook_a_lesson() -> None:
@@ -123,6 +136,21 @@ def test_grading_goes_on_after_an_error_and_after_an_endless_loop(
     assert capsys.readouterr().out == "2 exercises right\n"
 
 
+@pytest.mark.parametrize("lesson", LESSONS, ids=lambda path: path.stem)
+def test_a_lesson_finds_its_checkers_from_any_folder(
+    lesson: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first = next(c for c in nbformat.read(lesson, as_version=4).cells if c.cell_type == "code")
+    monkeypatch.chdir(tmp_path)
+    elsewhere = [path for path in sys.path if Path(path).resolve() != FOLDER]
+    monkeypatch.setattr(sys, "path", elsewhere)
+    for name in [n for n in sys.modules if n.partition(".")[0] == "checks"]:
+        monkeypatch.delitem(sys.modules, name)
+    names: dict[str, Any] = {}
+    exec(first.source, names)
+    assert Path(names["check"].__code__.co_filename) == FOLDER / "checks" / "__init__.py"
+
+
 def test_the_lesson_on_guidance_says_what_guidance_0_means_to_the_package() -> None:
     notebook = nbformat.read(LESSONS[0], as_version=4)
     [text] = [c.source for c in notebook.cells if "### Exercise 1.5" in c.source]
@@ -131,12 +159,12 @@ def test_the_lesson_on_guidance_says_what_guidance_0_means_to_the_package() -> N
 
 @pytest.mark.slow
 @pytest.mark.parametrize("lesson", LESSONS, ids=lambda path: path.stem)
-def test_a_lesson_runs_with_its_solutions(lesson: Path) -> None:
+def test_a_lesson_runs_with_its_solutions(lesson: Path, kernel: KernelManager) -> None:
     notebook = nbformat.read(lesson, as_version=4)
     answers = solutions(lesson)
     for name, cell in exercise_cells(notebook).items():
         cell.source = answers[name]
-    run(notebook)
+    run(notebook, kernel)
     printed = "".join(
         output.text for cell in notebook.cells for output in cell.get("outputs", [])
         if output.output_type == "stream"
@@ -145,10 +173,12 @@ def test_a_lesson_runs_with_its_solutions(lesson: Path) -> None:
 
 
 @pytest.mark.slow
-def test_a_lesson_without_answers_stops_at_its_first_exercise_with_a_friendly_word() -> None:
+def test_a_lesson_without_answers_stops_at_its_first_exercise_with_a_friendly_word(
+    kernel: KernelManager,
+) -> None:
     notebook = nbformat.read(LESSONS[2], as_version=4)
     with pytest.raises(CellExecutionError) as caught:
-        run(notebook)
+        run(notebook, kernel)
     assert caught.value.ename == "Open"
     assert "put your answer where the … is" in caught.value.evalue
     [failed] = [o for c in notebook.cells for o in c.get("outputs", []) if o.output_type == "error"]

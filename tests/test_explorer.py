@@ -803,7 +803,7 @@ def test_bad_arguments_are_refused(toy_model: DiffusionModel) -> None:
 def test_the_benchmark_reports_every_request(
     toy_model: DiffusionModel, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from nemo_kit.explorer import bench
+    from benchmarks import explorer as bench
 
     monkeypatch.setattr(bench, "load", lambda name: toy_model)
     report = bench.run("toy", repeats=2, steps=1)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+from html import unescape
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
@@ -72,7 +73,7 @@ def test_the_page_shows_what_is_there_with_number_data_and_provenance(folder: Pa
     assert "Figure 2a: density of the pairwise score" in text
     for name in ("F2a.csv", "F2a.png", "F2a.pdf", "detection.csv"):
         assert name in page.values("a", "href")
-    assert "nemo-kit figures --only F2a --preset lab --model &#x27;owner/&lt;script" in text
+    assert "nemo-kit figures --only F2a --preset lab --model &#39;owner/&lt;script" in text
     for fact in ("abc123", "c0ffee", "memorized all, seeds 10", "python 3.11"):
         assert fact in text, fact
     assert all(page.values("img", "alt"))
@@ -123,11 +124,11 @@ def test_the_command_of_another_model_names_all_that_it_was_drawn_from(folder: P
     }  # fmt: skip
     options = gallery._options("01_detection", manifest)
     assert options == (
-        " --preset lab --model owner/model --revision abc123 --prompts &#x27;/my data/p.csv&#x27; "
+        " --preset lab --model owner/model --revision abc123 --prompts '/my data/p.csv' "
         "--prompts /q.csv --training-images /images --set seeds=4 --set bootstrap=200"
     )
     write_json(path, manifest)
-    assert f"--only F2a{options}</code>" in gallery.page(folder)
+    assert f"--only F2a{options}</code>" in unescape(gallery.page(folder))
 
 
 def test_a_setting_is_written_as_the_command_reads_it() -> None:

@@ -1,56 +1,81 @@
-"""Plans: what is measured and how it is scaled, with numbers that can be worked out on paper."""
+"""The notebook ``plan``: what it measures, and how it scales that, with numbers worked out anew."""
 
 from __future__ import annotations
 
 from dataclasses import replace
+from functools import partial
+from pathlib import Path
 from typing import Any
 
+import nbformat
+import papermill
 import pytest
+from cells import NOTEBOOKS, run_cells
 
-from nemo_kit.experiments.plan import Measurement, check, draw, measure, plan
+from nemo_kit import lab
 from nemo_kit.localization import detect
 from nemo_kit.models import DiffusionModel
 
-MEASURED = Measurement(
-    detect_seconds=(1.0,) * 10, localize_seconds=(10.0, 12.0), flagged=2, bytes_skipped=1000.0,
-    bytes_found=3000.0, row_bytes=500.0, worker_bytes=10**9, gpu_bytes=0,
-)  # fmt: skip
+plan = partial(run_cells, "plan", seeds=2, threshold=0.5, minutes=0.0)
 
 
-def test_hours_disk_and_cost_follow_from_the_measurement() -> None:
-    found = plan(MEASURED, 3600, price_per_hour=2.5)
-    assert found.memorized_share == 0.2
-    assert found.detect_hours == pytest.approx(1.0)
-    assert found.localize_hours == pytest.approx(0.2 * (11 - 1))  # it contains its own detection
-    assert found.hours == pytest.approx(3.0)
-    assert found.low < found.hours < found.high
-    assert found.cost == pytest.approx(7.5)
-    assert found.disk_bytes == pytest.approx(3600 * (0.8 * 1000 + 0.2 * 3000))
-    assert found.runner_bytes == 3 * 500 * 3600
+@pytest.fixture(autouse=True)
+def _toy(monkeypatch: pytest.MonkeyPatch, toy_model: DiffusionModel) -> None:
+    """Whatever model the notebook names, it gets the toy."""
+    monkeypatch.setattr("nemo_kit.models.load", lambda *_, **__: toy_model)
 
 
-def test_a_sample_without_memorized_prompts_leaves_room_for_some() -> None:
-    found = plan(replace(MEASURED, flagged=0), 3600)
-    assert found.hours == pytest.approx(1.0)
-    assert found.low == pytest.approx(1.0, abs=0.01)
-    assert found.high > 1.0 + 0.1 * (11 - 1)  # 0 of 10: above a tenth is possible
-    sure = plan(replace(MEASURED, flagged=0), 3600, memorized_share=0.0)
-    assert sure.high == pytest.approx(1.0)
+@pytest.fixture
+def sample(tmp_path: Path) -> list[str]:
+    (tmp_path / "sample.txt").write_text("cat 0\ncat 1\ncat 0\n")
+    return [str(tmp_path / "sample.txt")]
 
 
-def test_more_devices_take_fewer_hours_and_cost_the_same() -> None:
-    one, four = plan(MEASURED, 1000, price_per_hour=1), plan(MEASURED, 1000, 4, price_per_hour=1)
-    assert four.hours == pytest.approx(one.hours / 4)
-    assert four.cost == pytest.approx(one.cost)
-    assert four.worker_bytes == one.worker_bytes
+def test_hours_disk_and_cost_follow_from_the_measurement(sample: list[str]) -> None:
+    found = plan(prompt_files=sample, prompts=3600, price_per_hour=2.5, devices=2)
+    made, each = found["plan"], found["detected"]["seconds"].mean()
+    assert len(found["detected"]) == 2  # each prompt once
+    assert len(found["localized"]) == 1  # the time is over, but one is timed
+    assert made["share memorized"] == 1.0
+    assert made["hours of detection"] == pytest.approx(each / 2)
+    longer = found["localized"]["seconds"].mean() - each  # it contains its own detection
+    assert made["hours of localization"] == pytest.approx(longer / 2)
+    together = made["hours of detection"] + made["hours of localization"]
+    assert made["hours together"] == pytest.approx(together)
+    assert made["hours together, low"] < made["hours together"]
+    assert made["device hours"] == pytest.approx(2 * together)
+    assert made["cost"] == pytest.approx(5 * together)
+    assert made["disk, GB"] == pytest.approx(3600 * found["localized"]["bytes"].mean() / 1e9)
+    assert found["skipped"]["bytes"] > 0
+    assert made["memory of a worker, GB"] > 0.01
+    assert not Path(found["temporary"].name).exists()
 
 
-def test_an_expected_share_takes_the_place_of_the_sample_s() -> None:
-    none, all_ = (plan(MEASURED, 3600, memorized_share=share) for share in (0.0, 1.0))
-    assert (none.localize_hours, none.hours) == (0.0, pytest.approx(1.0))
-    assert all_.hours == pytest.approx(11.0)
-    assert none.low == pytest.approx(none.high)  # all detections took the same
-    assert none.cost is None
+def test_an_expected_share_takes_the_place_of_the_sample_s(sample: list[str]) -> None:
+    made = plan(prompt_files=sample, memorized_share=0.0, minutes=1.0, localizations=1)["plan"]
+    assert made["hours of localization"] == 0
+    assert made["hours together, low"] <= made["hours together"] <= made["hours together, high"]
+    assert made["hours together"] == pytest.approx(made["hours of detection"])
+
+
+def test_prompts_given_as_memorized_count_only_where_detection_flags_them(
+    toy_model: DiffusionModel, tmp_path: Path
+) -> None:
+    prompts = ["cat 0", "cat 1", "red cup 0", "red cup 1"]
+    scores = detect(toy_model, prompts, [1, 2]).sort_values("score")
+    ranked, middle = list(scores["prompt"]), scores["score"].iloc[[0, -1]].mean()
+    for name, texts in (("low", ranked[:1]), ("both", [ranked[0], ranked[-1]])):
+        (tmp_path / f"{name}.txt").write_text("\n".join(texts))
+    low, both = ([str(tmp_path / f"{name}.txt")] for name in ("low", "both"))
+    found = plan(prompt_files=low, memorized_files=both, threshold=middle)
+    assert (found["hits"], len(found["localized"])) == (0, 1)
+    none = found["plan"]
+    assert none["share memorized"] == 0
+    assert none["hours together, high"] > none["hours together"]  # 0 of 1 leaves room for some
+    with pytest.raises(ValueError, match="memorized_files: detection flags none of the 2 prompts"):
+        plan(prompt_files=low, memorized_files=both, threshold=2.0)
+    with pytest.raises(ValueError, match="none of the 1 prompts of the sample is memorized"):
+        plan(prompt_files=low, threshold=2.0)
 
 
 @pytest.mark.parametrize(
@@ -59,81 +84,39 @@ def test_an_expected_share_takes_the_place_of_the_sample_s() -> None:
         ({"prompts": 0}, "prompts must be an integer of at least 1, got 0"),
         ({"devices": 0}, "devices must be an integer of at least 1, got 0"),
         ({"memorized_share": 1.5}, "memorized_share must be from 0 to 1, got 1.5"),
-        ({"memorized_share": -1}, "memorized_share must be a finite number of at least 0"),
-        ({"price_per_hour": -1}, "price_per_hour must be a finite number of at least 0"),
+        ({"memorized_share": -1}, "memorized_share must be from 0 to 1, got -1"),
     ],
 )
 def test_bad_numbers_are_refused(options: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
-        plan(MEASURED, **({"prompts": 10} | options))
-
-
-def test_a_draw_is_repeatable_and_in_order() -> None:
-    texts = [str(i) for i in range(100)]
-    assert draw(texts, 200) == texts
-    some = draw(texts, 10)
-    assert some == draw(texts, 10) == sorted(some, key=int)
-    assert len(set(some)) == 10
-    assert some != draw(texts, 10, seed=1)
-    with pytest.raises(ValueError, match="count must be an integer of at least 1"):
-        draw(texts, 0)
-
-
-def test_a_measurement_counts_what_it_did(toy_model: DiffusionModel) -> None:
-    found = measure(toy_model, ["cat 0", "cat 1", "cat 0"], [1, 2], threshold=0.5,
-                    localizations=1)  # fmt: skip
-    assert (len(found.detect_seconds), found.flagged, len(found.localize_seconds)) == (2, 2, 1)
-    assert found.share == 1.0
-    assert found.bytes_skipped > 0
-    assert found.bytes_found > 0
-    assert found.worker_bytes > 10**7
-
-
-def test_time_ends_a_measurement_but_one_localization_is_timed(toy_model: DiffusionModel) -> None:
-    prompts = ["cat 0", "cat 1", "cat 2"]
-    options: dict[str, Any] = {"seeds": [1, 2], "threshold": 0.5}
-    short = measure(toy_model, prompts, seconds=0.0, **options)
-    assert (short.flagged, len(short.localize_seconds)) == (3, 1)
-    assert len(measure(toy_model, prompts, **options).localize_seconds) == 3
-
-
-def test_without_memorized_prompts_there_is_nothing_to_time(toy_model: DiffusionModel) -> None:
-    options: dict[str, Any] = {"seeds": [1, 2], "threshold": 2.0}
-    with pytest.raises(ValueError, match="none of the 1 prompts of the sample is memorized"):
-        measure(toy_model, ["cat 0"], **options)
-
-
-def test_prompts_given_as_memorized_count_only_where_detection_flags_them(
-    toy_model: DiffusionModel,
-) -> None:
-    prompts = ["cat 0", "cat 1", "red cup 0", "red cup 1"]
-    low, *_, high = sorted(detect(toy_model, prompts, [1, 2])["score"])
-    ranked = list(detect(toy_model, prompts, [1, 2]).sort_values("score")["prompt"])
-    options: dict[str, Any] = {"seeds": [1, 2], "threshold": (low + high) / 2}
-    found = measure(toy_model, ranked[:1], memorized=[ranked[0], ranked[-1]], **options)
-    assert (found.flagged, len(found.localize_seconds), found.dropped) == (0, 1, 1)
-    late = measure(toy_model, ranked[:1], memorized=ranked, localizations=1, seconds=0.0, **options)
-    assert len(late.localize_seconds) == 1  # however many are not flagged before it
-    with pytest.raises(ValueError, match="memorized: detection flags none of the 2 prompts given"):
-        measure(toy_model, ["cat 0"], memorized=["cat 1", "cat 2"], seeds=[1, 2], threshold=2.0)
+        plan(**options)
 
 
 def test_what_is_lacking_is_told_before_anything_is_measured(
-    toy_model: DiffusionModel, monkeypatch: pytest.MonkeyPatch
+    toy_model: DiffusionModel, monkeypatch: pytest.MonkeyPatch, sample: list[str]
 ) -> None:
-    monkeypatch.setattr("nemo_kit.experiments.plan._timed", pytest.fail)
+    monkeypatch.setattr("nemo_kit.experiments.detect_all", pytest.fail)
     bare = replace(toy_model.calibration, statistics=None)
     monkeypatch.setattr(toy_model, "calibration", bare)
-    with pytest.raises(ValueError, match=r"statistics: the model .* has none"):
-        measure(toy_model, ["cat 0"], [1, 2], threshold=0.5)
+    with pytest.raises((ValueError, RuntimeError), match=r"statistics: the model .* has none"):
+        plan(prompt_files=sample)
     monkeypatch.setattr(toy_model, "calibration", None)
-    with pytest.raises(ValueError, match=r"threshold: the model .* has none"):
-        measure(toy_model, ["cat 0"], [1, 2])
-    assert toy_model.samples_evaluated == 0
+    with pytest.raises(ValueError, match="has no threshold"):
+        plan(prompt_files=sample, threshold=None)
 
 
-def test_a_check_is_of_the_plan_for_these_prompts(toy_model: DiffusionModel) -> None:
-    with pytest.raises(ValueError, match="predicted must be for 2 prompts on 1 device, got 3 on 1"):
-        check(toy_model, ["a", "b"], plan(MEASURED, 3), [1, 2])
-    ratio = check(toy_model, ["a", "b"], plan(MEASURED, 2), [1, 2], progress=False, threshold=2.0)
-    assert 0 < ratio < 1  # nobody needs 6 seconds for these
+@pytest.mark.slow
+def test_it_runs_through_papermill_from_another_folder(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("some.txt").write_text("\n".join(lab.prompts("verbatim")["prompt"][:2]))
+    files = {"prompt_files": ["some.txt"], "memorized_files": ["some.txt"]}
+    given = files | {"prompts": 10_000_000, "localizations": 1}
+    papermill.execute_notebook(
+        NOTEBOOKS / "plan.ipynb", "out.ipynb", given, kernel_name="python3", progress_bar=False
+    )
+    text = Path("out.ipynb").read_text(encoding="utf-8")
+    assert "10,000,000 prompts on 1 device(s)" in text
+    cells = nbformat.reads(text, as_version=4).cells
+    assert any("image/png" in o.get("data", {}) for c in cells for o in c.get("outputs", []))

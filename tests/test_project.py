@@ -23,7 +23,8 @@ from nemo_kit.figures import keys, registry
 ROOT = Path(__file__).resolve().parents[1]
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
 EXTRAS = PROJECT["optional-dependencies"]
-MODULES = sorted((ROOT / "nemo_kit").rglob("*.py"))
+ROOMS = ("nemo_kit", "benchmarks", "notebooks/course/checks")
+MODULES = sorted(path for room in ROOMS for path in (ROOT / room).rglob("*.py"))
 NOTEBOOKS = sorted((ROOT / "notebooks").rglob("*.ipynb"))
 TOP = sorted(set(figures.NOTEBOOKS))
 
@@ -134,7 +135,7 @@ def test_ci_runs_the_tests_and_the_linter() -> None:
     script = ROOT / ".ci" / "run"
     assert script.stat().st_mode & 0o111
     assert {"make test", "make lint"} <= set(script.read_text().splitlines())
-    for target in ("figures", "test", "lint", "lab", "lab-report", "lab-up", "chromium",
+    for target in ("figures", "test", "lint", "lab", "lab-up", "chromium", "bench",
                    "test-browser", "clean"):  # fmt: skip
         done = subprocess.run(["make", "-n", target], cwd=ROOT, capture_output=True, check=False)
         assert done.returncode == 0, target
@@ -213,7 +214,7 @@ def test_every_import_is_a_declared_dependency() -> None:
         allowed = {"lab": training, "experiments": cluster}.get(room, always)
         for module in imported(ast.parse(path.read_text(encoding="utf-8"))):
             top = module.split(".")[0]
-            if top in sys.stdlib_module_names or top == "nemo_kit":
+            if top in sys.stdlib_module_names or top in {"nemo_kit", "benchmarks", "checks"}:
                 continue
             found = {canonicalize_name(name) for name in distributions.get(top, [top])}
             assert found & allowed, f"{relative(path)} imports {module}"

@@ -4,58 +4,128 @@ from __future__ import annotations
 
 import json
 import re
-import sys
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
 
+import nbformat
 import numpy as np
 import pytest
+from cells import run_cells
+from test_cli import call
 
-from nemo_kit import cli, removal
 from nemo_kit.disentanglement import disentanglement
 from nemo_kit.mitigation import NeMo, RandomNeurons, WandaPruning, export
-from nemo_kit.models import DiffusionModel, load
+from nemo_kit.models import DiffusionModel
 from nemo_kit.neurons import NeuronSet
-from nemo_kit.removal_page import write_report
 
 PROMPT = "<b>=a & b"
 FOUND = NeuronSet({layer: range(8) for layer in range(1, 8)})
 OTHERS = ["Öl", "red cup"]
 
 
-@pytest.fixture(scope="module")
-def exported(_toy: DiffusionModel, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return export(_toy, NeMo({PROMPT: FOUND}), tmp_path_factory.mktemp("export") / "out")
+@pytest.fixture
+def report(
+    toy_model: DiffusionModel, toy_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> Any:
+    """What the notebook leaves behind for an export of the toy; the model before is calibrated."""
+    from nemo_kit import models
+
+    real = models.load
+    before = str(toy_folder)
+
+    def load(name: str, *rest: Any) -> DiffusionModel:
+        return toy_model if name == before else real(name, *rest)
+
+    def made(mitigation: Any, prompts: Any = (), others: Any = OTHERS, **options: Any) -> Any:
+        folder = export(toy_model, mitigation, tmp_path / "out", prompts)
+        (tmp_path / "control.txt").write_text("\n".join(others), "utf-8")
+        given = {"pictures": 2, "steps": 1, "store": str(tmp_path / "store")} | options
+        files = [str(tmp_path / "control.txt")]
+        return run_cells("removal", after=str(folder), control_files=files, **given)
+
+    monkeypatch.setattr(models, "load", load)
+    return made
 
 
-@pytest.fixture(scope="module")
-def measured(_toy: DiffusionModel, exported: Path) -> removal.Removal:
-    return removal.measure(
-        _toy, load(str(exported), device="cpu"), NeMo({PROMPT: FOUND}), [PROMPT], OTHERS,
-        store=exported.parent / "store", seeds=(101, 102), steps=2,
-    )  # fmt: skip
-
-
-def test_before_and_after_side_by_side(measured: removal.Removal) -> None:
-    row = measured.memorized.iloc[0]
+def test_before_and_after_side_by_side(report: Any, tmp_path: Path) -> None:
+    found = report(NeMo({PROMPT: FOUND}), steps=2)
+    assert found["removed"] == FOUND
+    row = found["own"].iloc[0]
     assert row["prompt"] == PROMPT
     assert NeuronSet.from_json(row["neurons"]) == FOUND
     assert row["score_after"] < row["score_before"]
     assert -1 <= row["gen"] < 0.999
     assert np.isnan(row["orig_before"]), "the toy has no training images"
-    assert list(measured.others["prompt"]) == OTHERS
-    assert "neurons" not in measured.others
-    assert measured.layers["cosine"].between(-1, 1).all()
-    assert len(measured.layers) == 16
-    assert measured.layers["cosine"].iloc[0] < 1
-    assert set(measured.quality["against"]) == {"pictures before"}
-    assert measured.quality["deviation"].notna().tolist() == [False, True]  # of the kernel distance
-    assert measured.quality["references"].tolist() == [4, 4]
-    assert {"memorized", "others"} == set(measured.medians["group"])
-    training, before, after = measured.pictures[PROMPT]
-    assert training is None
-    assert before.shape == after.shape == (2, 32, 32, 3)
+    assert list(found["rest"]["prompt"]) == OTHERS
+    assert "neurons" not in found["rest"]
+    layers, quality = found["layers"], found["quality"]
+    assert layers["cosine"].between(-1, 1).all()
+    assert len(layers) == 16
+    assert layers["cosine"].iloc[0] < 1
+    assert set(quality["against"]) == {"pictures before"}
+    assert quality["deviation"].notna().tolist() == [False, True]  # of the kernel distance
+    assert quality["references"].tolist() == [4, 4]
+    assert {"memorized", "others"} == set(found["medians"]["group"])
+    assert found["drawn"]["before"][PROMPT].shape == (2, 32, 32, 3)
+    data = json.loads((tmp_path / "out" / "removal.json").read_text("utf-8"))
+    assert data["memorized"][0]["prompt"] == PROMPT
+    assert data["memorized"][0]["orig_before"] is None
+    assert data["about"]["seeds"] == [101, 102]
+    assert data["about"]["unet_after"] == found["record"]["unet_after"]
+    assert {"torch", "diffusers", "nemo_kit"} <= set(data["about"]["versions"])
+
+
+def test_other_weights_have_no_neurons(report: Any) -> None:
+    found = report(WandaPruning(), ["a"])
+    assert NeuronSet.from_json(found["own"]["neurons"][0]) == NeuronSet()
+    assert found["layers"].empty
+
+
+def test_the_neurons_are_those_that_were_removed(report: Any, toy_model: DiffusionModel) -> None:
+    """Of a random control the drawn ones, not those it is a control for; of the prompts alone."""
+    sets = {PROMPT: NeuronSet({1: [0]}), "other": NeuronSet({1: [1, 2]})}
+    way = RandomNeurons(sets, seed=1)
+    drawn = way.chosen(toy_model, PROMPT)
+    found = report(way, [PROMPT])
+    assert found["removed"] == NeuronSet.from_json(found["own"]["neurons"][0]) == drawn
+    wanted = disentanglement(toy_model, OTHERS, drawn)
+    assert found["layers"]["cosine"].tolist() == wanted["cosine"].tolist()
+
+
+@pytest.mark.parametrize(
+    ("others", "options", "text"),
+    [
+        (["a"], {}, r"2 prompts that are not memorized .* got 1"),
+        ([PROMPT, "b", "b"], {}, r"2 prompts that are not memorized .* got 1"),
+        (OTHERS, {"first_seed": 10}, "but 10 is in both; start the pictures above 10"),
+    ],
+)
+def test_the_report_refuses(report: Any, others: list[str], options: dict, text: str) -> None:
+    with pytest.raises(ValueError, match=text):
+        report(NeMo({PROMPT: FOUND}), others=others, **options)
+
+
+def test_a_set_for_all_prompts_needs_the_prompts(report: Any) -> None:
+    with pytest.raises(ValueError, match="names no prompts"):
+        report(NeMo(FOUND))
+
+
+def test_a_prompt_whose_pictures_failed_is_left_out(
+    report: Any, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    real = DiffusionModel.embed
+
+    def embed(model: DiffusionModel, prompts: Any) -> Any:
+        if "cat" in prompts:
+            raise MemoryError("no room")
+        return real(model, prompts)
+
+    monkeypatch.setattr(DiffusionModel, "embed", embed)
+    with pytest.warns(UserWarning, match="1 prompts failed"):
+        found = report(NeMo({PROMPT: FOUND}), others=[*OTHERS, "cat"])
+    assert list(found["rest"]["prompt"]) == OTHERS
+    assert "left out, as their pictures failed:\ncat" in capsys.readouterr().out
 
 
 class Outside(HTMLParser):
@@ -75,99 +145,65 @@ class Outside(HTMLParser):
             assert found["alt"]
 
 
-def test_the_page_needs_nothing_else_and_escapes(
-    measured: removal.Removal, exported: Path, tmp_path: Path
-) -> None:
-    record = json.loads((exported / "nemo/export.json").read_text("utf-8"))
-    page = write_report(measured, record, tmp_path)
-    text = page.read_text("utf-8")
-    seen = Outside()
-    seen.feed(text)
-    assert seen.images == 4
-    assert all(link.startswith("data:image/png;base64,") for link in seen.links)
-    assert "&lt;b&gt;=a &amp; b" in text
-    assert not re.search(r"https?://", text)
-    data = json.loads((tmp_path / "removal.json").read_text("utf-8"))
-    assert data["memorized"][0]["prompt"] == PROMPT
-    assert data["memorized"][0]["orig_before"] is None
-    assert data["about"]["seeds"] == [101, 102]
-    assert data["about"]["unet_after"] == record["unet_after"]
-    assert {"torch", "diffusers", "nemo_kit"} <= set(data["about"]["versions"])
-
-
-def test_other_weights_have_no_neurons(toy_model: DiffusionModel) -> None:
-    assert removal._neurons(WandaPruning(), toy_model, "a") == ""
-    assert removal._layers(toy_model, WandaPruning(), ["a"], OTHERS).empty
-
-
-def test_the_neurons_are_those_that_were_removed(toy_model: DiffusionModel) -> None:
-    """Of a random control the drawn ones, not those it is a control for; of the prompts alone."""
-    sets = {PROMPT: NeuronSet({1: [0]}), "other": NeuronSet({1: [1, 2]})}
-    way = RandomNeurons(sets, seed=1)
-    drawn = way.chosen(toy_model, PROMPT)
-    assert NeuronSet.from_json(removal._neurons(way, toy_model, PROMPT)) == drawn
-    found = removal._layers(toy_model, way, [PROMPT], OTHERS)
-    wanted = disentanglement(toy_model, OTHERS, drawn)
-    assert found["cosine"].tolist() == wanted["cosine"].tolist()
-
-
-def test_a_prompt_of_both_groups_is_no_collateral(
-    toy_model: DiffusionModel, tmp_path: Path
-) -> None:
-    options: dict[str, Any] = {"store": tmp_path, "seeds": (101,), "steps": 1}
-    with pytest.raises(ValueError, match=r"2 prompts that are not memorized .* got 1"):
-        removal.measure(toy_model, toy_model, NeMo(FOUND), ["a"], ["a", "b", "b"], **options)
-
-
-@pytest.mark.parametrize(
-    ("change", "text"),
-    [
-        ({"others": ["a"]}, "others must hold at least 2 prompts that are not memorized .* got 1"),
-        ({"seeds": (10, 101)}, "but 10 is in both; start the pictures above 10"),
-        ({"memorized": []}, "prompts must hold at least one prompt"),
-    ],
-)
-def test_measure_refuses(
-    toy_model: DiffusionModel, tmp_path: Path, change: dict, text: str
-) -> None:
-    options: dict[str, Any] = {"memorized": [PROMPT], "others": OTHERS, "seeds": (101,)} | change
-    with pytest.raises(ValueError, match=text):
-        removal.measure(toy_model, toy_model, NeMo(FOUND), store=tmp_path, **options)
-
-
 # -- the command --
-
-
-def call(monkeypatch: pytest.MonkeyPatch, *arguments: str) -> int:
-    monkeypatch.setattr(sys, "argv", ["nemo-kit", "export", *arguments])
-    monkeypatch.setattr(cli.signal, "signal", lambda *_: None)
-    with pytest.raises(SystemExit) as ended:
-        cli.main()
-    return int(ended.value.code or 0)
 
 
 def test_the_command_writes_folder_and_report(
     monkeypatch: pytest.MonkeyPatch, capsys: Any, toy_folder: Path, tmp_path: Path
 ) -> None:
-    (tmp_path / "sets.json").write_text(json.dumps({"a b": {"1": [0]}}))
+    (tmp_path / "sets.json").write_text(json.dumps({PROMPT: {"1": [0]}}))
     (tmp_path / "control.txt").write_text("Öl\nred cup\n", "utf-8")
+    (tmp_path / "prompts.txt").write_text(f"{PROMPT}\n")
     monkeypatch.setattr("nemo_kit.figures.runner.root", lambda: tmp_path)
     arguments = [
-        "--model", str(toy_folder), "--neurons", str(tmp_path / "sets.json"), "--neurons",
-        '{"2": [1]}', "--prompts", str(tmp_path / "prompts.txt"), "--pictures", "2", "--steps", "1",
-        "--control", str(tmp_path / "control.txt"), "--clip", "lab",
+        "export", "--model", str(toy_folder), "--neurons", str(tmp_path / "sets.json"),
+        "--neurons", '{"2": [1]}', "--prompts", str(tmp_path / "prompts.txt"), "--pictures", "2",
+        "--steps", "1", "--control", str(tmp_path / "control.txt"), "--clip", "lab",
         "--out", str(tmp_path / "out"), "--device", "cpu",
     ]  # fmt: skip
-    (tmp_path / "prompts.txt").write_text("a b\n")
     assert call(monkeypatch, *arguments) == 0
     assert "removal.html" in capsys.readouterr().out
     files = {path.name for path in (tmp_path / "out").iterdir()}
     assert {"model_index.json", "unet", "nemo", "removal.html", "removal.json"} <= files
     data = json.loads((tmp_path / "out/removal.json").read_text("utf-8"))
     assert data["about"]["mitigation"]["neurons"] == {"1": [0], "2": [1]}
+    assert data["memorized"][0]["neurons"] == '{"1": [0], "2": [1]}'
     assert data["memorized"][0]["score_before"] is None, "this folder has no threshold"
     assert call(monkeypatch, *arguments) == 2
     assert "never overwrites" in capsys.readouterr().err
+
+    text = (tmp_path / "out/removal.html").read_text("utf-8")
+    seen = Outside()
+    seen.feed(text)
+    assert seen.images == 1
+    assert all(link.startswith("data:image/png;base64,") for link in seen.links)
+    assert "&lt;b&gt;=a &amp; b" in text
+    assert not re.search(r"https?://", text)
+    assert "import" not in text, "the page holds no code"
+
+
+@pytest.mark.parametrize(("error", "code"), [("ValueError", 2), ("RuntimeError", 1)])
+def test_a_report_that_fails_is_told_in_one_line_and_nothing_is_written(
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: Any,
+    toy_folder: Path,
+    tmp_path: Path,
+    error: str,
+    code: int,
+) -> None:
+    cells = [nbformat.v4.new_code_cell("after = 1", metadata={"tags": ["parameters"]})]
+    cells.append(nbformat.v4.new_code_cell(f"raise {error}('it broke')"))
+    nbformat.write(nbformat.v4.new_notebook(cells=cells), tmp_path / "removal.ipynb")
+    monkeypatch.setattr("nemo_kit.cli.report._PLACES", (tmp_path,))
+    monkeypatch.setattr("nemo_kit.figures.runner.root", lambda: tmp_path)
+    for name in ("prompts", "control"):
+        (tmp_path / f"{name}.txt").write_text("a\nb\n")
+    words = ["export", "--model", toy_folder, "--neurons", '{"2": [1]}', "--prompts",
+             tmp_path / "prompts.txt", "--control", tmp_path / "control.txt", "--device", "cpu",
+             "--out", tmp_path / "out"]  # fmt: skip
+    assert call(monkeypatch, *map(str, words)) == code
+    assert capsys.readouterr().err.splitlines()[-1] == "nemo-kit: the report failed: it broke"
+    assert not (tmp_path / "out").exists()
 
 
 @pytest.mark.parametrize(
@@ -189,7 +225,7 @@ def test_bad_input_ends_with_one_line(
     monkeypatch: pytest.MonkeyPatch, capsys: Any, tmp_path: Path, arguments: list[str], text: str
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    assert call(monkeypatch, "--out", "out", *arguments) == 2
+    assert call(monkeypatch, "export", "--out", "out", *arguments) == 2
     told = capsys.readouterr().err.strip()
     assert text in told
     assert "\n" not in told

@@ -16,12 +16,13 @@ from typing import Annotated, Any, NoReturn
 import typer
 
 from nemo_kit import __version__
-from nemo_kit.cli import bench, calibrate, convert, export, figures, lab, method, plan
+from nemo_kit.cli import calibrate, export, figures, method
 
 app = typer.Typer(
     help="Find and switch off the neurons by which a diffusion model memorizes training images.",
     epilog="Start with: nemo-kit figures --list, or nemo-kit localize 'A PROMPT'. Exit codes: 0 "
-    "done, 1 a prompt or figure failed, 2 bad input, 130 interrupted.",
+    "done, 1 a prompt or figure failed, 2 bad input, 130 interrupted. "
+    "NEMO_KIT_TRACEBACK=1 shows where an error came from.",
     add_completion=False,
     rich_markup_mode=None,
     pretty_exceptions_enable=False,
@@ -39,28 +40,35 @@ def _root(
         print(context.get_help())
 
 
-for module in (figures, method, calibrate, plan, convert, bench, lab, export):
-    module.register(app)
+for command, words in (
+    (figures.figures, "Draw the figures of the paper."),
+    (method.detect, "Tell which prompts a model memorizes."),
+    (method.localize, "Find the neurons that memorize a prompt's image."),
+    (calibrate.calibrate, "Give a model its threshold and statistics."),
+    (export.export, "Write a model without these neurons, with a report."),
+):
+    app.command(short_help=words)(command)
 
 
 def main() -> NoReturn:
-    """Run the command; bad input ends with exit code 2, a failed run with 1, each in one line."""
-    warnings.formatwarning = lambda message, *_: f"nemo-kit: {' '.join(str(message).split())}\n"
+    """Run ``nemo-kit``."""
+    run(app)
+
+
+def run(app: Any, name: str = "nemo-kit") -> NoReturn:
+    """Run an app; bad input ends with exit code 2, a failed run with 1, each in one line."""
+    warnings.formatwarning = lambda message, *_: f"{name}: {' '.join(str(message).split())}\n"
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that notebooks are ended too
     try:
-        code = app(standalone_mode=False, prog_name="nemo-kit")
+        code = app(standalone_mode=False, prog_name=name)
     except (KeyboardInterrupt, typer.Abort):
         _fail("interrupted", 130)
-    except (ValueError, TypeError, OSError) as error:
-        if os.environ.get("NEMO_KIT_TRACEBACK"):
+    except (ValueError, TypeError, OSError, RuntimeError) as error:
+        bug = isinstance(error, (NotImplementedError, RecursionError))
+        if bug or os.environ.get("NEMO_KIT_TRACEBACK"):
             raise
-        _fail(_one_line(error), 2)
-    except (NotImplementedError, RecursionError):  # bugs, though RuntimeErrors
-        raise
-    except RuntimeError as error:  # of a sweep: all prompts failed, or workers can't work
-        if os.environ.get("NEMO_KIT_TRACEBACK"):
-            raise
-        _fail(_one_line(error), 1)
+        # a sweep's: all prompts failed, or workers can't work
+        _fail(_one_line(error), 1 if isinstance(error, RuntimeError) else 2)
     except Exception as error:
         if not hasattr(error, "format_message"):  # typer's own: unknown options, missing values
             raise

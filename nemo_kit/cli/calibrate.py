@@ -27,11 +27,6 @@ if TYPE_CHECKING:
     from nemo_kit.models import DiffusionModel
 
 
-def register(app: typer.Typer) -> None:
-    """Add this command to the app."""
-    app.command(short_help="Give a model its threshold and statistics.")(calibrate)
-
-
 def calibrate(
     model: Annotated[
         str,

@@ -15,6 +15,7 @@ from nemo_kit.cli.options import (
     DtypeOption,
     ModelOption,
     RevisionOption,
+    absolute,
     existing,
     interruptible,
     load,
@@ -23,12 +24,6 @@ from nemo_kit.cli.options import (
 
 if TYPE_CHECKING:
     from nemo_kit.mitigation import Mitigation
-    from nemo_kit.originals import TrainingImages
-
-
-def register(app: typer.Typer) -> None:
-    """Add these commands to the app."""
-    app.command(short_help="Write a model without these neurons, with a report.")(export)
 
 
 def export(
@@ -114,10 +109,12 @@ def export(
     at all, and is never written over another one. The report's pictures are kept in runs/store: an
     export that was ended goes on where it stopped.
     """
+    from nemo_kit.metrics import PAPER_CLIP
     from nemo_kit.mitigation import export as write
 
     way, named = _mitigation(neurons, factor, wanda, _texts(prompts))
-    others = _control(control, model, most) if report else []
+    if report and model != "lab" and not existing(control or (), "--control"):
+        raise ValueError(f"the report of {model} needs --control FILE, or give --no-report")
     if report and not named:
         raise ValueError("the report needs the prompts: give --prompts FILE, or --no-report")
     existing([sscd] if sscd else [], "--sscd")
@@ -125,12 +122,26 @@ def export(
         raise ValueError("--sscd-sha256 needs --sscd FILE")
     if not out.exists():
         writable(out.resolve().parent, "--out")
+    if training and not prompts:
+        raise ValueError("--training-images needs --prompts FILE with a column image or Index")
+    if training and not training.is_dir():
+        raise FileNotFoundError(f"--training-images: there is no folder {training}")
     loaded = load(model, device, revision, dtype)
-    finish = None
-    if report:
-        options = {"seeds": pictures, "steps": steps, **_networks(model, sscd, sscd_sha256, clip)}
-        options["training"] = _training_images(prompts, training)
-        finish = _reporter(loaded, way, named, others, options)
+    settings = {
+        "before": absolute(model),
+        "device": str(loaded.device),
+        "dtype": str(loaded.dtype).removeprefix("torch."),
+        "control_files": [str(path.resolve()) for path in control or ()],
+        "controls": most,
+        "prompt_files": [str(path.resolve()) for path in prompts or ()],
+        "training_images": training and str(training.resolve()),
+        "pictures": pictures,
+        "steps": steps,
+        "sscd": sscd and str(sscd.resolve()),
+        "sscd_sha256": sscd_sha256,
+        "clip": absolute(clip) if clip else "lab" if model == "lab" else PAPER_CLIP,
+    }
+    finish = _reporter(loaded, settings) if report else None
     with interruptible(f"{out} is not written; the report's pictures so far are in runs/store"):
         folder = write(loaded, way, out, named, finish)
     print(f"wrote {folder}" + (f", report: {folder / 'removal.html'}" if report else ""))
@@ -166,63 +177,17 @@ def _texts(files: Sequence[Path] | None) -> list[str]:
     return list(prompt_table(existing(files, "--prompts"))["prompt"])
 
 
-def _control(files: Sequence[Path] | None, model: str, most: int) -> list[str]:
-    from nemo_kit import lab
-    from nemo_kit.experiments import prompt_table
-
-    if files:
-        return list(prompt_table(existing(files, "--control"))["prompt"])[:most]
-    if model != "lab":
-        raise ValueError(f"the report of {model} needs --control FILE, or give --no-report")
-    return list(lab.prompts("non_memorized")["prompt"])[:most]
-
-
-def _training_images(prompts: Sequence[Path] | None, folder: Path | None) -> TrainingImages | None:
-    from nemo_kit.experiments import prompt_table
-    from nemo_kit.originals import TrainingImages
-
-    if folder is None:
-        return None
-    if not prompts:
-        raise ValueError("--training-images needs --prompts FILE with a column image or Index")
-    return TrainingImages(prompt_table(prompts), folder)
-
-
-def _networks(
-    model: str, sscd: Path | None, sha256: str | None, clip: str | None
-) -> dict[str, Any]:
-    """Those that measure, opened before anything is written."""
-    from nemo_kit import metrics
-
-    name = clip or ("lab" if model == "lab" else metrics.PAPER_CLIP)
-    return {
-        "embedder": metrics.sscd(sscd, sha256=sha256) if sscd else None,
-        "clip": metrics.load_clip(name),
-    }
-
-
-def _reporter(
-    model: Any,
-    way: Mitigation,
-    prompts: list[str],
-    others: list[str],
-    options: dict[str, Any],
-) -> Callable[[Path], None]:
+def _reporter(model: Any, settings: dict[str, Any]) -> Callable[[Path], None]:
     """What measures the written folder and puts the report into it."""
-    import json
-
-    from nemo_kit.effects import picture_seeds
+    from nemo_kit.cli import report
     from nemo_kit.figures.runner import root
-    from nemo_kit.models import load as open_model
-    from nemo_kit.removal import measure
-    from nemo_kit.removal_page import write_report
 
-    store, seeds = root() / "runs" / "store", picture_seeds(options.pop("seeds"))
+    store = str(root() / "runs" / "store")
+    report.notebook("removal")  # that it is there is known before anything is written
 
     def finish(folder: Path) -> None:
-        after = open_model(str(folder), str(model.device), model.dtype)
-        found = measure(model, after, way, prompts, others, store=store, seeds=seeds, **options)
-        record = json.loads((folder / "nemo" / "export.json").read_text("utf-8"))
-        write_report(found, record, folder)
+        here = {"after": str(folder.resolve()), "revision": model.revision, "store": store}
+        title = f"What was removed from {model.name}"
+        report.run("removal", title, folder / "removal.html", settings | here)
 
     return finish

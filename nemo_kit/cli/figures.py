@@ -30,11 +30,6 @@ if TYPE_CHECKING:
 _WITHOUT_STATISTICS = {"06_memorization_types"}  # compares pictures, localizes nothing
 
 
-def register(app: typer.Typer) -> None:
-    """Add these commands to the app."""
-    app.command(short_help="Draw the figures of the paper.")(figures)
-
-
 class Preset(StrEnum):
     """How much the figures are computed from."""
 

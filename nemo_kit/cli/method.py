@@ -71,12 +71,6 @@ PromptArgument = Annotated[
 ]
 
 
-def register(app: typer.Typer) -> None:
-    """Add these commands to the app."""
-    app.command(short_help="Tell which prompts a model memorizes.")(detect)
-    app.command(short_help="Find the neurons that memorize a prompt's image.")(localize)
-
-
 def detect(
     prompt: PromptArgument = None,
     prompts: PromptsOption = None,

@@ -6,7 +6,6 @@ files; whatever is killed, torn or full, the same call goes on where it stopped.
 - `method`: `detect_all`, `localize_all`, `generate_all`
 - `store`: shards; `work`: what is sent to a worker; `executors`: where it runs
 - `released`: the released code's result CSV
-- `plan`: what a sweep over N prompts will take, from a few measured ones
 """
 
 from nemo_kit.experiments.method import detect_all, generate_all, localize_all

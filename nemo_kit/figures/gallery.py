@@ -1,19 +1,20 @@
 """The gallery: one static page over all figures of a folder, ``index.html``.
 
-Scope: HTML from the manifests and CSV files that lie there. The page needs no script, no server and
-no other host: it opens from disk, in light and dark, and can be copied with its folder. What others
-wrote (prompts in tables, names) is escaped.
+Scope: HTML from the manifests and CSV files that lie there, by the template ``gallery.html.j2``,
+which escapes what others wrote (prompts in tables, names). The page needs no script, no server and
+no other host: it opens from disk, in light and dark, and can be copied with its folder.
 """
 
 from __future__ import annotations
 
 import csv
 import json
-from html import escape
 from itertools import islice
 from pathlib import Path
 from shlex import quote
 from typing import Any
+
+from jinja2 import Environment, FileSystemLoader
 
 from nemo_kit.figures.jobs import read_manifest
 from nemo_kit.figures.registry import FIGURES, NOTEBOOKS, Figure, Parameters, parameters
@@ -21,36 +22,11 @@ from nemo_kit.files import write_atomically
 
 PAGE = "index.html"
 ROWS = 12  # of a table that are shown; the rest is in its file
-_STYLE = """
-:root { color-scheme: light dark; --text: #1b1b1b; --soft: #5a5a5a; --page: #fafaf8;
-  --card: #ffffff; --line: #d9d9d4; --link: #00527f; }
-@media (prefers-color-scheme: dark) { :root { --text: #e8e8e4; --soft: #aaaaa4; --page: #17181a;
-  --card: #202225; --line: #3a3c40; --link: #7cc4f0; } }
-* { box-sizing: border-box; }
-body { margin: 0 auto; padding: 1.5rem; max-width: 62rem; background: var(--page);
-  color: var(--text); font: 16px/1.5 system-ui, sans-serif; }
-h1 { margin: 0 0 .3rem; font-size: 1.7rem; line-height: 1.2; }
-h2 { margin: 2.5rem 0 .8rem; font-size: 1.25rem; }
-h3 { margin: 0; font-size: 1.05rem; }
-p { margin: .2rem 0; }
-a { color: var(--link); }
-a:focus-visible, summary:focus-visible { outline: 3px solid var(--link); outline-offset: 2px; }
-.soft { color: var(--soft); font-size: .9rem; }
-nav { display: flex; flex-wrap: wrap; gap: .2rem .9rem; margin-top: 1rem; }
-figure { margin: 0 0 1.5rem; padding: 1rem; background: var(--card); border-radius: .5rem;
-  border: 1px solid var(--line); }
-figure img { display: block; max-width: 100%; height: auto; margin: .8rem 0; padding: .5rem;
-  background: #ffffff; border-radius: .3rem; }
-.scroll { overflow-x: auto; margin: .8rem 0; }
-table { border-collapse: collapse; font-size: .9rem; }
-th, td { padding: .25rem .8rem .25rem 0; border-bottom: 1px solid var(--line); text-align: left;
-  vertical-align: top; }
-td.number { text-align: right; font-variant-numeric: tabular-nums; white-space: nowrap; }
-dl { display: grid; grid-template-columns: max-content 1fr; gap: .1rem 1rem; margin: .5rem 0;
-  font-size: .9rem; }
-dt { color: var(--soft); } dd { margin: 0; overflow-wrap: anywhere; }
-summary { cursor: pointer; font-size: .9rem; color: var(--soft); }
-"""
+_KINDS = {".csv": "data as CSV", ".png": "PNG", ".pdf": "PDF", ".svg": "SVG"}
+_TEMPLATES = Environment(
+    loader=FileSystemLoader(Path(__file__).parent),
+    autoescape=True, trim_blocks=True, lstrip_blocks=True, keep_trailing_newline=True,
+)  # fmt: skip
 
 
 def write(out: Path) -> Path:
@@ -73,20 +49,12 @@ def page(out: Path) -> str:
     manifests = {name: read_manifest(out, name) for name in NOTEBOOKS}
     drawn = {name: found for name, found in manifests.items() if found}
     rows = [row for row in FIGURES if _there(out, row, drawn)]
-    links = "".join(f'<a href="#{row.name}">{escape(row.paper or row.name)}</a>' for row in rows)
-    sections = "".join(
+    sections = [
         _section(out, name, found, [row for row in rows if row.notebook == name])
         for name, found in drawn.items()
-    )
-    return (
-        '<!doctype html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
-        '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
-        f"<title>Figures: {escape(_models(drawn))}</title>\n<style>{_STYLE}</style>\n</head>\n"
-        f"<body>\n<header>\n<h1>Figures: {escape(_models(drawn))}</h1>\n"
-        f'<p class="soft">{escape(_about(rows))}</p>\n'
-        f'<nav aria-label="Figures">{links}</nav>\n</header>\n<main>\n{sections}</main>\n'
-        "</body>\n</html>\n"
-    )
+    ]
+    template = _TEMPLATES.get_template("gallery.html.j2")
+    return template.render(models=_models(drawn), rows=rows, sections=sections)
 
 
 def _there(out: Path, row: Figure, drawn: dict[str, Any]) -> bool:
@@ -99,44 +67,22 @@ def _models(drawn: dict[str, Any]) -> str:
                                    for name in names if name)) or "none yet"  # fmt: skip
 
 
-def _about(rows: list[Figure]) -> str:
-    if not rows:
-        return "No figure is here yet: nemo-kit figures draws them."
-    paper = sum(bool(row.paper) for row in rows)
-    return (
-        f"{len(rows)} figures and tables, {paper} of them with a number in “Finding NeMo” "
-        "(Hintersdorf et al., NeurIPS 2024). Below each: the data behind it, and what it was "
-        "drawn from."
-    )
-
-
-def _section(out: Path, notebook: str, manifest: dict[str, Any], rows: list[Figure]) -> str:
-    cards = "".join(_card(out, row, manifest) for row in rows)
+def _section(out: Path, notebook: str, manifest: dict[str, Any], rows: list[Figure]) -> Any:
     title = (NOTEBOOKS[notebook].parameters.__doc__ or notebook).splitlines()[0].rstrip(".")
-    return f"<section>\n<h2>{escape(title)}</h2>\n{cards}{_provenance(manifest)}</section>\n"
+    cards = [_card(out, row, manifest) for row in rows]
+    options = _options(notebook, manifest)
+    return {"title": title, "cards": cards, "options": options, "facts": _facts(manifest)}
 
 
-def _card(out: Path, row: Figure, manifest: dict[str, Any]) -> str:
-    title = f"{row.paper}: {row.shows}" if row.paper else row.shows[:1].upper() + row.shows[1:]
-    shown = (
-        f'<a href="{row.name}.png"><img src="{row.name}.png" alt="{escape(title)}" '
-        'loading="lazy"></a>'
-        if row.picture
-        else _table(out / f"{row.name}.csv")
-    )
-    files = [name for name in manifest.get("files", {}).get(row.name, ()) if (out / name).is_file()]
-    kinds = {".csv": "data as CSV", ".png": "PNG", ".pdf": "PDF", ".svg": "SVG"}
-    links = " · ".join(
-        f'<a href="{escape(name)}" download>{kinds[Path(name).suffix]}</a>'
-        for name in files
-        if Path(name).suffix in kinds
-    )
-    return (
-        f'<figure id="{row.name}">\n<figcaption><h3>{escape(title)}</h3></figcaption>\n{shown}\n'
-        f'<p class="soft">{links} · drawn by '
-        f"<code>nemo-kit figures --only {row.name}{_options(row.notebook, manifest)}</code></p>\n"
-        "</figure>\n"
-    )
+def _card(out: Path, row: Figure, manifest: dict[str, Any]) -> dict[str, Any]:
+    shows = row.shows[:1].upper() + row.shows[1:]
+    files = [Path(n) for n in manifest.get("files", {}).get(row.name, ()) if (out / n).is_file()]
+    return {
+        "name": row.name,
+        "title": f"{row.paper}: {row.shows}" if row.paper else shows,
+        "table": None if row.picture else _table(out / f"{row.name}.csv"),
+        "files": [(p.name, _KINDS[p.suffix]) for p in files if p.suffix in _KINDS],
+    }
 
 
 def _options(notebook: str, manifest: dict[str, Any]) -> str:
@@ -153,7 +99,7 @@ def _options(notebook: str, manifest: dict[str, Any]) -> str:
     usual = parameters(notebook, preset).model_dump(mode="json")
     own = [name for name in given if name in usual and name not in Parameters.model_fields]
     options += [("set", f"{n}={_typed(given[n])}") for n in own if given[n] != usual[n]]
-    return escape("".join(f" --{name} {quote(str(value))}" for name, value in options))
+    return "".join(f" --{name} {quote(str(value))}" for name, value in options)
 
 
 def _typed(value: Any) -> str:
@@ -165,44 +111,32 @@ def _typed(value: Any) -> str:
     return json.dumps(value, ensure_ascii=False)
 
 
-def _table(path: Path) -> str:
-    """The first rows of a CSV as a table; prompts and names in it are text, never markup."""
+def _table(path: Path) -> dict[str, Any]:
+    """The first rows of a CSV, and whether there are more."""
     with path.open(encoding="utf-8", newline="") as file:
-        lines = list(islice(csv.reader(file), ROWS + 2))
-    head = "".join(f'<th scope="col">{escape(cell)}</th>' for cell in lines[0])
-    body = "".join(f"<tr>{''.join(map(_cell, line))}</tr>\n" for line in lines[1 : ROWS + 1])
-    more = '<p class="soft">More rows are in the file.</p>' if len(lines) > ROWS + 1 else ""
-    return (
-        f'<div class="scroll" tabindex="0"><table>\n<thead><tr>{head}</tr></thead>\n'
-        f"<tbody>\n{body}</tbody>\n</table></div>{more}"
-    )
+        head, *lines = islice(csv.reader(file), ROWS + 2)
+    body = [[_cell(text) for text in line] for line in lines[:ROWS]]
+    return {"head": head, "body": body, "more": len(lines) > ROWS}
 
 
-def _cell(text: str) -> str:
+def _cell(text: str) -> tuple[bool, str]:
+    """Whether it is a number, and the text shown."""
     try:
-        number = float(text)
+        return True, f"{float(text):.4g}"
     except ValueError:
-        return f"<td>{escape(text)}</td>"
-    return f'<td class="number">{number:.4g}</td>'
+        return False, text
 
 
-def _provenance(manifest: dict[str, Any]) -> str:
-    """Parameters, model, versions and commit of a notebook's figures, folded."""
+def _facts(manifest: dict[str, Any]) -> dict[str, Any]:
+    """Parameters, model, versions and commit of a notebook's figures."""
     model = manifest.get("model") or {}
-    facts = {
+    return {
         "model": ", ".join(str(model[k]) for k in ("name", "revision") if model.get(k)),
         "computed on": ", ".join(str(model[k]) for k in ("device", "dtype") if model.get(k)),
-        "preset": manifest.get("preset"),
         "parameters": _pairs(manifest.get("parameters", {})),
         "versions": _pairs(manifest.get("versions", {})),
-        "commit": manifest.get("commit"),
-        "finished": manifest.get("finished"),
-        "seconds": manifest.get("seconds"),
+        **{name: manifest.get(name) for name in ("preset", "commit", "finished", "seconds")},
     }
-    rows = "".join(
-        f"<dt>{name}</dt><dd>{escape(str(value))}</dd>\n" for name, value in facts.items() if value
-    )
-    return f"<details><summary>What these were drawn from</summary><dl>\n{rows}</dl></details>\n"
 
 
 def _pairs(values: dict[str, Any]) -> str:

@@ -7,7 +7,6 @@ show, save or put into a widget. `nemo_kit.plots.style` holds the common look.
 from nemo_kit.plots.ablation import scaling
 from nemo_kit.plots.activations import extreme_neurons, furthest, z_density
 from nemo_kit.plots.atlas import bipartite, layer_shares, neuron_portrait, shared_alone
-from nemo_kit.plots.bench import bench_costs
 from nemo_kit.plots.detection import calibration, noise_differences, pairwise_density, roc
 from nemo_kit.plots.detectors import detector_comparison
 from nemo_kit.plots.dose import dose_response
@@ -27,7 +26,6 @@ from nemo_kit.plots.quality import disentanglement, quality, unseen
 from nemo_kit.plots.tables import results
 
 __all__ = [
-    "bench_costs",
     "bipartite",
     "calibration",
     "detector_comparison",

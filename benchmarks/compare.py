@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any, get_args
 
 import pandas as pd
 
-from nemo_kit.bench.released import localize_released
+from benchmarks.released import localize_released
 from nemo_kit.checks import check_choice, check_seeds, check_texts
 from nemo_kit.localization import SEARCHES, Localization, LocalizationSettings, localize
 from nemo_kit.localization.differences import (

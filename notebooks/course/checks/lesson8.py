@@ -10,7 +10,7 @@ from itertools import combinations
 
 import numpy as np
 
-from nemo_kit.course.exercise import Exercise, Mistake
+from checks.exercise import Exercise, wrong
 
 
 def _quality(found: set[int], truth: set[int]) -> tuple[float, float]:
@@ -64,15 +64,11 @@ EXERCISES = {
     "8.1": Exercise(
         "precision and recall against planted neurons",
         _quality,
-        (
-            Mistake(
-                lambda found, truth: _quality(truth, found),
-                "the two have changed places: precision is the share of what was found.",
-            ),
-            Mistake(
-                lambda found, truth: (len(found & truth) / len(found | truth),) * 2,
-                "that is the Jaccard index; precision and recall have denominators of their own.",
-            ),
+        wrong(
+            lambda found, truth: _quality(truth, found),
+            "the two have changed places: precision is the share of what was found.",
+            lambda found, truth: (len(found & truth) / len(found | truth),) * 2,
+            "that is the Jaccard index; precision and recall have denominators of their own.",
         ),
         _two_sets,
         "a pair (precision, recall)",
@@ -80,15 +76,11 @@ EXERCISES = {
     "8.2": Exercise(
         "how often until half of the pictures are copies",
         _crossing,
-        (
-            Mistake(
-                lambda rates, shares: _crossing(rates, shares, float),
-                "the rates grow by factors: interpolate between their logarithms.",
-            ),
-            Mistake(
-                lambda rates, shares: float(rates[np.flatnonzero(shares >= 0.5)[0]]),
-                "that is the first rung above one half; the crossing lies below it.",
-            ),
+        wrong(
+            lambda rates, shares: _crossing(rates, shares, float),
+            "the rates grow by factors: interpolate between their logarithms.",
+            lambda rates, shares: float(rates[np.flatnonzero(shares >= 0.5)[0]]),
+            "that is the first rung above one half; the crossing lies below it.",
         ),
         _response,
         "one number, in presentations",
@@ -96,12 +88,11 @@ EXERCISES = {
     "8.3": Exercise(
         "how alike the sets of different seeds are",
         _jaccard,
-        (
-            Mistake(
-                _all_at_once,
-                "one seed with a different set would spoil it all: compare the sets in pairs.",
-            ),
-            Mistake(_with_itself, "each set is compared with itself too, which is always 1."),
+        wrong(
+            _all_at_once,
+            "one seed with a different set would spoil it all: compare the sets in pairs.",
+            _with_itself,
+            "each set is compared with itself too, which is always 1.",
         ),
         _sets,
         "one number in [0, 1]",
@@ -109,16 +100,11 @@ EXERCISES = {
     "8.4": Exercise(
         "one step of a search for a prompt that brings the copy back",
         _step,
-        (
-            Mistake(
-                lambda y, a, target, rate: y + rate * _gradient(y, a, target),
-                "uphill: the error grows.",
-            ),
-            Mistake(
-                lambda y, a, target, rate: y - rate * a.T @ (a @ y - target),
-                "the direction is right, the length is not: differentiate the *mean* of the "
-                "*squares*.",
-            ),
+        wrong(
+            lambda y, a, target, rate: y + rate * _gradient(y, a, target),
+            "uphill: the error grows.",
+            lambda y, a, target, rate: y - rate * a.T @ (a @ y - target),
+            "the direction is right, the length is not: differentiate the *mean* of the *squares*.",
         ),
         lambda rng: (rng.normal(size=5), rng.normal(size=(8, 5)), rng.normal(size=8), 0.1),
         "a vector like y",

@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from nemo_kit.course.exercise import Exercise, Mistake
+from checks.exercise import Exercise, wrong
 
 
 def _latents(rng: np.random.Generator, count: int) -> list[Tensor]:
@@ -47,15 +47,11 @@ EXERCISES = {
     "1.1": Exercise(
         "noise a latent to a given level",
         _add_noise,
-        (
-            Mistake(
-                lambda latent, noise, kept: kept * latent + (1 - kept) * noise,
-                "the variances must add up to one, not the factors: where are the roots?",
-            ),
-            Mistake(
-                lambda latent, noise, kept: _add_noise(noise, latent, kept),
-                "latent and noise have changed places: at ᾱ = 1 the latent alone must be left.",
-            ),
+        wrong(
+            lambda latent, noise, kept: kept * latent + (1 - kept) * noise,
+            "the variances must add up to one, not the factors: where are the roots?",
+            lambda latent, noise, kept: _add_noise(noise, latent, kept),
+            "latent and noise have changed places: at ᾱ = 1 the latent alone must be left.",
         ),
         _two_and_level,
         "a latent of the same shape",
@@ -63,15 +59,11 @@ EXERCISES = {
     "1.2": Exercise(
         "the clean latent from a noisy one",
         _clean,
-        (
-            Mistake(
-                lambda noisy, noise, kept: (noisy - (1 - kept) ** 0.5 * noise) / kept,
-                "nearly: the latent was scaled by a root, and that root has to be divided by.",
-            ),
-            Mistake(
-                lambda noisy, noise, kept: noisy - (1 - kept) ** 0.5 * noise,
-                "the noise is gone, but what is left is still scaled down.",
-            ),
+        wrong(
+            lambda noisy, noise, kept: (noisy - (1 - kept) ** 0.5 * noise) / kept,
+            "nearly: the latent was scaled by a root, and that root has to be divided by.",
+            lambda noisy, noise, kept: noisy - (1 - kept) ** 0.5 * noise,
+            "the noise is gone, but what is left is still scaled down.",
         ),
         _two_and_level,
         "the clean latent",
@@ -79,15 +71,11 @@ EXERCISES = {
     "1.3": Exercise(
         "the noise from a velocity prediction",
         _noise_from_v,
-        (
-            Mistake(
-                lambda velocity, noisy, kept: (1 - kept) ** 0.5 * velocity + kept**0.5 * noisy,
-                "the two roots have changed places: at ᾱ = 0 the noisy latent is the noise itself.",
-            ),
-            Mistake(
-                lambda velocity, noisy, kept: velocity,
-                "the velocity is not the noise yet: both unknowns have to be solved for.",
-            ),
+        wrong(
+            lambda velocity, noisy, kept: (1 - kept) ** 0.5 * velocity + kept**0.5 * noisy,
+            "the two roots have changed places: at ᾱ = 0 the noisy latent is the noise itself.",
+            lambda velocity, noisy, kept: velocity,
+            "the velocity is not the noise yet: both unknowns have to be solved for.",
         ),
         _two_and_level,
         "the predicted noise",
@@ -95,17 +83,13 @@ EXERCISES = {
     "1.4": Exercise(
         "one DDIM step",
         _ddim,
-        (
-            Mistake(
-                lambda noisy, noise, kept, kept_next: _add_noise(
-                    _clean(noisy, noise, kept), noise, kept
-                ),
-                "the step ends where it began: which level does the next latent have?",
+        wrong(
+            lambda noisy, noise, kept, kept_next: _add_noise(
+                _clean(noisy, noise, kept), noise, kept
             ),
-            Mistake(
-                lambda noisy, noise, kept, kept_next: _clean(noisy, noise, kept),
-                "that is the clean latent at once; DDIM noises it again, to the next level.",
-            ),
+            "the step ends where it began: which level does the next latent have?",
+            lambda noisy, noise, kept, kept_next: _clean(noisy, noise, kept),
+            "that is the clean latent at once; DDIM noises it again, to the next level.",
         ),
         _ddim_inputs,
         "the latent at the next level",
@@ -113,16 +97,12 @@ EXERCISES = {
     "1.5": Exercise(
         "guidance",
         lambda without, with_text, scale: without + scale * (with_text - without),
-        (
-            Mistake(
-                lambda without, with_text, scale: with_text + scale * (with_text - without),
-                "start from the prediction without text: at scale 1 the result must be the one "
-                "with text.",
-            ),
-            Mistake(
-                lambda without, with_text, scale: without + scale * with_text,
-                "it is the difference between the two predictions that is scaled.",
-            ),
+        wrong(
+            lambda without, with_text, scale: with_text + scale * (with_text - without),
+            "start from the prediction without text: at scale 1 the result must be the one "
+            "with text.",
+            lambda without, with_text, scale: without + scale * with_text,
+            "it is the difference between the two predictions that is scaled.",
         ),
         lambda rng: (*_latents(rng, 2), float(rng.uniform(2, 8))),
         "a prediction of the same shape",

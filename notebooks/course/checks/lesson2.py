@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from nemo_kit.course.exercise import Exercise, Mistake
+from checks.exercise import Exercise, wrong
 
 
 def _unit(rows: np.ndarray) -> np.ndarray:
@@ -45,15 +45,11 @@ EXERCISES = {
     "2.1": Exercise(
         "cosine similarity of all pairs",
         _cosines,
-        (
-            Mistake(
-                lambda a, b: a @ b.T,
-                "that is the dot product: long vectors would count as similar to everything.",
-            ),
-            Mistake(
-                lambda a, b: (a / np.linalg.norm(a)) @ (b / np.linalg.norm(b)).T,
-                "each row needs its own length; a single norm of the whole array mixes them.",
-            ),
+        wrong(
+            lambda a, b: a @ b.T,
+            "that is the dot product: long vectors would count as similar to everything.",
+            lambda a, b: (a / np.linalg.norm(a)) @ (b / np.linalg.norm(b)).T,
+            "each row needs its own length; a single norm of the whole array mixes them.",
         ),
         lambda rng: (rng.normal(size=(4, 6)), rng.normal(size=(5, 6))),
         "an array [N, M]",
@@ -61,16 +57,12 @@ EXERCISES = {
     "2.2": Exercise(
         "the nearest training image of each generation",
         _nearest,
-        (
-            Mistake(
-                lambda v, g: ((v @ g.T).argmin(axis=1), (v @ g.T).min(axis=1)),
-                "these are the least similar ones: a cosine grows with similarity.",
-            ),
-            Mistake(
-                lambda v, g: ((v @ g.T).argmax(axis=0), (v @ g.T).max(axis=0)),
-                "that names the nearest generation of each training image; it is asked the other "
-                "way round.",
-            ),
+        wrong(
+            lambda v, g: ((v @ g.T).argmin(axis=1), (v @ g.T).min(axis=1)),
+            "these are the least similar ones: a cosine grows with similarity.",
+            lambda v, g: ((v @ g.T).argmax(axis=0), (v @ g.T).max(axis=0)),
+            "that names the nearest generation of each training image; it is asked the other "
+            "way round.",
         ),
         lambda rng: (_unit(rng.normal(size=(4, 6))), _unit(rng.normal(size=(7, 6)))),
         "a pair (places [N], cosines [N])",
@@ -78,15 +70,11 @@ EXERCISES = {
     "2.3": Exercise(
         "the share of copies",
         lambda similarities, threshold: float((similarities > threshold).mean()),
-        (
-            Mistake(
-                lambda similarities, threshold: float((similarities > threshold).sum()),
-                "that is their number; a share lies between 0 and 1.",
-            ),
-            Mistake(
-                lambda similarities, threshold: float((similarities < threshold).mean()),
-                "that is the share of pictures that are no copies.",
-            ),
+        wrong(
+            lambda similarities, threshold: float((similarities > threshold).sum()),
+            "that is their number; a share lies between 0 and 1.",
+            lambda similarities, threshold: float((similarities < threshold).mean()),
+            "that is the share of pictures that are no copies.",
         ),
         lambda rng: (rng.uniform(0, 1, 20), 0.7),
         "a share between 0 and 1",
@@ -94,17 +82,13 @@ EXERCISES = {
     "2.4": Exercise(
         "verbatim or template, from ten generations",
         _types,
-        (
-            Mistake(
-                lambda similarities: _types(similarities, np.median),
-                "the paper asks whether any of the ten generations is a copy; your rule wants "
-                "half of them to be.",
-            ),
-            Mistake(
-                lambda similarities: _types(similarities, np.mean),
-                "a mean over the generations hides a few exact copies; the paper looks at the "
-                "largest similarity.",
-            ),
+        wrong(
+            lambda similarities: _types(similarities, np.median),
+            "the paper asks whether any of the ten generations is a copy; your rule wants "
+            "half of them to be.",
+            lambda similarities: _types(similarities, np.mean),
+            "a mean over the generations hides a few exact copies; the paper looks at the "
+            "largest similarity.",
         ),
         _similarities,
         "a list of 'VM' and 'TM'",
@@ -112,15 +96,11 @@ EXERCISES = {
     "2.5": Exercise(
         "how alike the pictures of one prompt are",
         lambda vectors: float(np.median(_pairs(vectors))),
-        (
-            Mistake(
-                lambda vectors: float(np.median(vectors @ vectors.T)),
-                "each picture is compared with itself too: those cosines of 1 have to go.",
-            ),
-            Mistake(
-                lambda vectors: float(np.mean(_pairs(vectors))),
-                "the pairs are right; the paper takes their median.",
-            ),
+        wrong(
+            lambda vectors: float(np.median(vectors @ vectors.T)),
+            "each picture is compared with itself too: those cosines of 1 have to go.",
+            lambda vectors: float(np.mean(_pairs(vectors))),
+            "the pairs are right; the paper takes their median.",
         ),
         lambda rng: (_unit(rng.normal(size=(5, 4))),),
         "one number",

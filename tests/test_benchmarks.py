@@ -13,26 +13,24 @@ import pandas as pd
 import pytest
 import torch
 from conftest import TOY_SIMILARITY
-from test_cli import call
+from test_cli import call as call_command
 from toys import TEXT_WIDTH, count_hooks, save_pipeline, unet
 
-from nemo_kit.bench import (
-    compare,
-    disagreements,
-    localize_released,
-    measure,
-    summary,
-    throughput,
-    with_known,
-    with_pictures,
-)
+from benchmarks import compare
+from benchmarks.__main__ import app
+from benchmarks.compare import disagreements, measure, summary
+from benchmarks.plot import costs
+from benchmarks.quality import with_known, with_pictures
+from benchmarks.released import localize_released
+from benchmarks.throughput import throughput
+from nemo_kit import cli
 from nemo_kit.lab.truth import known_neurons
 from nemo_kit.localization import localize
 from nemo_kit.memory import BatchSize
 from nemo_kit.models import DiffusionModel
 from nemo_kit.neurons import NeuronSet
-from nemo_kit.plots import bench_costs
 
+call = partial(call_command, main=partial(cli.run, app))
 SEEDS = [1, 2, 3]
 
 
@@ -146,6 +144,9 @@ def test_the_command_says_what_failed(
     tmp_path: Path,
     easy: DiffusionModel,
 ) -> None:
+    def shapes(out: Path) -> None:
+        """Not on this machine."""
+
     def measured(*_: Any, retry_failed: bool, **__: Any) -> pd.DataFrame:
         frame = rows().query("prompt == 'a'")
         if not retry_failed:
@@ -153,10 +154,11 @@ def test_the_command_says_what_failed(
         return frame
 
     monkeypatch.setattr("nemo_kit.models.load", lambda *_, **__: easy)
-    monkeypatch.setattr("nemo_kit.bench.measure", measured)
+    monkeypatch.setattr("benchmarks.compare.measure", measured)
+    monkeypatch.setattr("benchmarks.__main__.shapes", shapes)
     (tmp_path / "p.csv").write_text("prompt,type\na,VM\nb,TM\n")
-    words = ["bench", "--prompts", tmp_path / "p.csv", "--model", "m", "--no-shapes", "--store",
-             tmp_path / "store", "--out", tmp_path / "out"]  # fmt: skip
+    words = ["--prompts", tmp_path / "p.csv", "--model", "m", "--store", tmp_path / "store"]
+    words += ["--out", tmp_path / "out"]
     assert call(monkeypatch, *map(str, words)) == 1
     shown = capsys.readouterr()
     assert "Prompts that failed, and that don't count here either: 1." in shown.out
@@ -221,13 +223,11 @@ def test_disagreements_name_the_ties() -> None:
 
 
 def test_the_figure_tells_the_ratio() -> None:
-    figure = bench_costs(rows())
+    figure = costs(rows())
     texts = [text.get_text() for axes in figure.axes for text in axes.texts]
     assert texts == ["4.0", "4.0"]
     with pytest.raises(ValueError, match="frame needs the way 'released' and another"):
-        bench_costs(rows().query("way == 'released'"))
-    with pytest.raises(ValueError, match="frame lacks samples"):
-        bench_costs(rows().drop(columns="samples"))
+        costs(rows().query("way == 'released'"))
 
 
 def test_throughput_of_small_shapes() -> None:
@@ -267,21 +267,28 @@ def test_the_command(
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
+    def none() -> Any:
+        raise ValueError("no GPU here")
+
+    monkeypatch.setattr("benchmarks.throughput.throughput", none)
     folder = save_pipeline(tmp_path / "toy")
     easy.calibration.save(folder / "nemo")
     (tmp_path / "p.csv").write_text("prompt,type\na red cup,VM\n")
-    words = ["bench", "--prompts", tmp_path / "p.csv", "--model", folder, "--seeds", "3"]
+    words = ["--prompts", tmp_path / "p.csv", "--model", folder, "--seeds", "3"]
     words += ["--store", tmp_path / "store", "--out", tmp_path / "out", "--search"]
     assert call(monkeypatch, *map(str, words), "attributed") == 0
     told = capsys.readouterr().out
     assert "attributed" in told
-    assert torch.cuda.is_available() or "not measured: throughput" in told
+    assert "not measured: no GPU here" in told
     written = {path.name for path in (tmp_path / "out").iterdir()}
     assert written >= {"bench.csv", "bench_summary.csv", "bench.png"}
     assert call(monkeypatch, *map(str, words), "quick") == 2
     wrong = capsys.readouterr().err
     assert "must be one of attributed, bisect" in wrong
     assert "got 'quick'" in wrong
+    (tmp_path / "full").touch()
+    assert call(monkeypatch, "--out", str(tmp_path / "full" / "x")) == 2
+    assert "--out: nothing can be written to" in capsys.readouterr().err
 
 
 def test_what_the_baseline_flags_counts_whatever_another_precision_flags() -> None:
@@ -306,3 +313,21 @@ def test_only_the_embedded_model_has_known_neurons() -> None:
     known = known_neurons("lab")
     assert known
     assert all(len(neurons) for neurons in known.values())
+
+
+def test_one_line_when_all_prompts_fail(
+    easy: DiffusionModel,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    tmp_path: Path,
+) -> None:
+    def fail(*_: Any, **__: Any) -> None:
+        raise MemoryError("no room")
+
+    monkeypatch.setattr("nemo_kit.models.load", lambda *_, **__: easy)
+    monkeypatch.setattr(compare, "_row", fail)
+    (tmp_path / "p.csv").write_text("prompt,type\na,VM\nb,TM\n")
+    words = ["--prompts", tmp_path / "p.csv", "--model", "m", "--store", tmp_path / "store"]
+    assert call(monkeypatch, *map(str, words), "--out", str(tmp_path / "out")) == 1
+    told = capsys.readouterr().err.splitlines()[-1]
+    assert told == "nemo-kit: all 2 prompts failed; the first with MemoryError: no room"

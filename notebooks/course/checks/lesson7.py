@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from nemo_kit.course.exercise import Exercise, Mistake
+from checks.exercise import Exercise, wrong
 
 
 def _unit(rows: np.ndarray) -> np.ndarray:
@@ -72,27 +72,19 @@ EXERCISES = {
     "7.1": Exercise(
         "random neurons as a control",
         _draw,
-        (
-            Mistake(
-                lambda width, taken, count, rng: rng.choice(width, count, replace=False).tolist(),
-                "some of yours are memorization neurons: a control must not hold any.",
+        wrong(
+            lambda width, taken, count, rng: rng.choice(width, count, replace=False).tolist(),
+            "some of yours are memorization neurons: a control must not hold any.",
+            lambda width, taken, count, rng: rng.choice(
+                np.setdiff1d(np.arange(width), taken), count
+            ).tolist(),
+            "some neuron is drawn twice, so fewer are switched off than in the experiment.",
+            lambda width, taken, count, rng: np.setdiff1d(np.arange(width), taken)[:count],
+            "these are the same neurons whatever the generator: nothing is drawn.",
+            lambda width, taken, count, rng: np.random.default_rng().choice(
+                np.setdiff1d(np.arange(width), taken), count, replace=False
             ),
-            Mistake(
-                lambda width, taken, count, rng: rng.choice(
-                    np.setdiff1d(np.arange(width), taken), count
-                ).tolist(),
-                "some neuron is drawn twice, so fewer are switched off than in the experiment.",
-            ),
-            Mistake(
-                lambda width, taken, count, rng: np.setdiff1d(np.arange(width), taken)[:count],
-                "these are the same neurons whatever the generator: nothing is drawn.",
-            ),
-            Mistake(
-                lambda width, taken, count, rng: np.random.default_rng().choice(
-                    np.setdiff1d(np.arange(width), taken), count, replace=False
-                ),
-                "your draw can't be repeated: use the generator that you are given, `rng`.",
-            ),
+            "your draw can't be repeated: use the generator that you are given, `rng`.",
         ),
         lambda rng: (24, list(range(0, 24, 2)), 11, int(rng.integers(1000))),
         "a list of neuron numbers",
@@ -101,15 +93,11 @@ EXERCISES = {
     "7.2": Exercise(
         "SSCD_gen",
         lambda mitigated, plain: float(np.median((mitigated * plain).sum(axis=1))),
-        (
-            Mistake(
-                lambda mitigated, plain: float(np.median(mitigated @ plain.T)),
-                "pictures of different seeds are compared too; only equal seeds belong together.",
-            ),
-            Mistake(
-                lambda mitigated, plain: float(np.mean((mitigated * plain).sum(axis=1))),
-                "the pairs are right; over the seeds the paper takes the median.",
-            ),
+        wrong(
+            lambda mitigated, plain: float(np.median(mitigated @ plain.T)),
+            "pictures of different seeds are compared too; only equal seeds belong together.",
+            lambda mitigated, plain: float(np.mean((mitigated * plain).sum(axis=1))),
+            "the pairs are right; over the seeds the paper takes the median.",
         ),
         lambda rng: (_unit(rng.normal(size=(7, 5))), _unit(rng.normal(size=(7, 5)))),
         "one number in [-1, 1]",
@@ -117,18 +105,14 @@ EXERCISES = {
     "7.3": Exercise(
         "median and median absolute deviation",
         lambda values: (float(np.median(values)), _deviation(values)),
-        (
-            Mistake(
-                lambda values: (float(np.median(values)), float(np.std(values))),
-                "one far-off prompt would blow up a standard deviation; use medians throughout.",
+        wrong(
+            lambda values: (float(np.median(values)), float(np.std(values))),
+            "one far-off prompt would blow up a standard deviation; use medians throughout.",
+            lambda values: (
+                float(np.median(values)),
+                float(np.median(np.abs(values - np.mean(values)))),
             ),
-            Mistake(
-                lambda values: (
-                    float(np.median(values)),
-                    float(np.median(np.abs(values - np.mean(values)))),
-                ),
-                "the deviations are taken from the median, not from the mean.",
-            ),
+            "the deviations are taken from the median, not from the mean.",
         ),
         lambda rng: (rng.exponential(size=9),),
         "a pair (median, deviation)",
@@ -136,15 +120,11 @@ EXERCISES = {
     "7.4": Exercise(
         "attention scaling",
         _scaled,
-        (
-            Mistake(
-                _after,
-                "the weight is scaled after the softmax; the method scales the logit before it.",
-            ),
-            Mistake(
-                lambda logits, factor: (logits * factor).softmax(dim=1),
-                "all tokens are scaled; only the first one, the begin-of-sequence token, is.",
-            ),
+        wrong(
+            _after,
+            "the weight is scaled after the softmax; the method scales the logit before it.",
+            lambda logits, factor: (logits * factor).softmax(dim=1),
+            "all tokens are scaled; only the first one, the begin-of-sequence token, is.",
         ),
         lambda rng: (torch.from_numpy(rng.normal(1, 2, (4, 6))).float(), 1.25),
         "weights [pixels, tokens] that add up to one over the tokens",
@@ -152,15 +132,11 @@ EXERCISES = {
     "7.5": Exercise(
         "the text's pull on each image",
         lambda delta: delta.flatten(1).norm(dim=1),
-        (
-            Mistake(
-                lambda delta: delta.norm(),
-                "one norm over the whole batch grows with the number of images.",
-            ),
-            Mistake(
-                lambda delta: delta.flatten(1).square().mean(dim=1),
-                "that is a mean square; the norm is the root of the sum of squares.",
-            ),
+        wrong(
+            lambda delta: delta.norm(),
+            "one norm over the whole batch grows with the number of images.",
+            lambda delta: delta.flatten(1).square().mean(dim=1),
+            "that is a mean square; the norm is the root of the sum of squares.",
         ),
         lambda rng: (torch.from_numpy(rng.normal(size=(3, 4, 6, 6))).float(),),
         "a tensor [images]",

@@ -1,4 +1,4 @@
-"""How fast the explorer answers: `python -m nemo_kit.explorer.bench`.
+"""How fast the explorer answers: `python -m benchmarks.explorer`.
 
 Scope: measures, on this machine, from a request to the numbers and pictures being ready for the
 page: a change of the selection, four images, a localization. Seconds are reported, never tested.
@@ -70,7 +70,7 @@ def run(model: str = "lab", repeats: int = 5, steps: int = 20) -> dict[str, obje
 
 def main() -> None:
     """Read the options, measure, print JSON."""
-    options = argparse.ArgumentParser(prog="python -m nemo_kit.explorer.bench", description=__doc__)
+    options = argparse.ArgumentParser(prog="python -m benchmarks.explorer", description=__doc__)
     options.add_argument("--model", default="lab", help="lab, a diffusers folder, or a hub id")
     options.add_argument("--repeats", type=int, default=5, help="how often, at least 1")
     options.add_argument("--steps", type=int, default=20, help="denoising steps of an image")

@@ -1,7 +1,7 @@
-"""The checkers of the course in ``notebooks/course``: ``check("3.2", answer)``.
+"""The checkers of the course: ``check("3.2", answer)``.
 
-Scope: each lesson's exercises are a module here; answers are compared by running them. The
-solutions a learner is meant to read are in ``notebooks/course/solutions``.
+Scope: each lesson's exercises are a module here, one entry each; answers are compared by running
+them. The solutions a learner is meant to read are in the folder ``solutions`` beside this one.
 """
 
 from __future__ import annotations
@@ -10,8 +10,8 @@ from functools import cache
 from importlib import import_module
 from typing import Any
 
-from nemo_kit.course.exercise import Exercise, Feedback, Open, Wrong
-from nemo_kit.course.pictures import pictures
+from checks.exercise import Exercise, Feedback, Open, Wrong
+from checks.pictures import pictures
 
 LESSONS = range(1, 9)
 
@@ -20,13 +20,10 @@ __all__ = ["LESSONS", "Exercise", "Feedback", "Open", "Wrong", "check", "exercis
 
 @cache
 def exercises(lesson: int) -> dict[str, Exercise]:
-    """The exercises of a lesson by number, as ``"3.2"``.
-
-    Raises ValueError for a lesson there is not.
-    """
+    """The exercises of a lesson by number, as ``"3.2"``; ValueError for a lesson there is not."""
     if lesson not in LESSONS:
         raise ValueError(f"lesson must be {LESSONS[0]} to {LESSONS[-1]}, got {lesson!r}")
-    return import_module(f"nemo_kit.course.lesson{lesson}").EXERCISES
+    return import_module(f"checks.lesson{lesson}").EXERCISES
 
 
 def check(exercise: str, answer: Any) -> None:
@@ -36,9 +33,9 @@ def check(exercise: str, answer: Any) -> None:
     Raises `Open` where nothing was put in yet and `Wrong` with an explanation where the answer is
     not right; ValueError for an exercise there is not.
     """
-    lesson, _, place = str(exercise).partition(".")
-    known = exercises(int(lesson)) if lesson.isdigit() and int(lesson) in LESSONS else {}
-    if str(exercise) not in known or not place:
+    lesson = str(exercise).partition(".")[0]
+    known = exercises(int(lesson)) if lesson in map(str, LESSONS) else {}
+    if exercise not in known:
         listed = ", ".join(known) or f"a number such as 1.1, lessons {LESSONS[0]}–{LESSONS[-1]}"
         raise ValueError(f"exercise must be one of {listed}; got {exercise!r}")
     known[exercise].check(answer, exercise)

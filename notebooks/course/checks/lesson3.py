@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from nemo_kit.course.exercise import Exercise, Mistake, same
+from checks.exercise import Exercise, same, wrong
 
 Zeroed = Callable[[nn.Module, list[int]], AbstractContextManager]
 
@@ -98,26 +98,25 @@ EXERCISES = {
     "3.1": Exercise(
         "how many neurons NeMo searches in the lab model",
         576,  # 2·32 + 2·64 + 3·128
-        (
-            Mistake(1248, "that is the width of all 16 value layers; NeMo leaves the up-blocks."),
-            Mistake(7, "that is the number of layers; each of their output features is a neuron."),
-            Mistake(448, "the mid-block's layer is searched too."),
+        wrong(
+            1248,
+            "that is the width of all 16 value layers; NeMo leaves the up-blocks.",
+            7,
+            "that is the number of layers; each of their output features is a neuron.",
+            448,
+            "the mid-block's layer is searched too.",
         ),
         returns="one whole number",
     ),
     "3.2": Exercise(
         "attention by hand",
         _attention,
-        (
-            Mistake(
-                lambda q, k, v: (q @ k.T).softmax(dim=1) @ v,
-                "without the root of the width in the denominator the softmax is too sharp.",
-            ),
-            Mistake(
-                lambda q, k, v: (q @ k.T / q.shape[1] ** 0.5).softmax(dim=0) @ v,
-                "your weights add up to one over the pixels; each pixel must share one weight "
-                "among the tokens.",
-            ),
+        wrong(
+            lambda q, k, v: (q @ k.T).softmax(dim=1) @ v,
+            "without the root of the width in the denominator the softmax is too sharp.",
+            lambda q, k, v: (q @ k.T / q.shape[1] ** 0.5).softmax(dim=0) @ v,
+            "your weights add up to one over the pixels; each pixel must share one weight "
+            "among the tokens.",
         ),
         lambda rng: tuple(_tensors(rng, (6, 4), (5, 4), (5, 3))),
         "a tensor [pixels, width of the values]",
@@ -125,12 +124,11 @@ EXERCISES = {
     "3.3": Exercise(
         "zero some neurons of an output",
         _zero,
-        (
-            Mistake(
-                _zero_tokens,
-                "whole tokens are zero now; a neuron is a feature: the last dimension.",
-            ),
-            Mistake(_only, "it is the other way round: the named neurons go, all the others stay."),
+        wrong(
+            _zero_tokens,
+            "whole tokens are zero now; a neuron is a feature: the last dimension.",
+            _only,
+            "it is the other way round: the named neurons go, all the others stay.",
         ),
         lambda rng: (*_tensors(rng, (2, 6, 8)), _some(rng, 8)),
         "a tensor of the same shape",
@@ -138,13 +136,12 @@ EXERCISES = {
     "3.4": Exercise(
         "a hook that cleans up after itself",
         _zeroed,
-        (
-            Mistake(
-                _careless,
-                "it works until something inside the block raises an error: then the hook stays. "
-                "What does Python run in any case?",
-            ),
-            Mistake(_forgotten, "the hook is still there after the block: who removes it?"),
+        wrong(
+            _careless,
+            "it works until something inside the block raises an error: then the hook stays. "
+            "What does Python run in any case?",
+            _forgotten,
+            "the hook is still there after the block: who removes it?",
         ),
         lambda rng: (*_tensors(rng, (5, 3)), _some(rng, 5), *_tensors(rng, (2, 4, 3))),
         "a context manager zeroed(module, neurons)",
@@ -153,10 +150,13 @@ EXERCISES = {
     "3.5": Exercise(
         "what a prompt's value activations cost",
         0,
-        (
-            Mistake(1, "does a value layer see the noisy latent at all? Look at its input."),
-            Mistake(10, "do the seeds change what a value layer sees? Look at its input."),
-            Mistake(50, "does the time step change what a value layer sees? Look at its input."),
+        wrong(
+            1,
+            "does a value layer see the noisy latent at all? Look at its input.",
+            10,
+            "do the seeds change what a value layer sees? Look at its input.",
+            50,
+            "does the time step change what a value layer sees? Look at its input.",
         ),
         returns="one whole number",
     ),

@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from nemo_kit.course.exercise import Exercise, Mistake, Wrong
+from checks.exercise import Exercise, Wrong, wrong
 
 Score = Callable[[frozenset[int]], float]
 Proposal = Callable[[float, int], frozenset[int]]
@@ -127,19 +127,13 @@ EXERCISES = {
     "5.1": Exercise(
         "the mean activation of each neuron",
         lambda values: values.abs().mean(dim=0),
-        (
-            Mistake(
-                lambda values: values.mean(dim=0),
-                "positive and negative tokens cancel: the absolute value is missing.",
-            ),
-            Mistake(
-                lambda values: values.mean(dim=0).abs(),
-                "the order matters: first absolute values, then their mean over tokens.",
-            ),
-            Mistake(
-                lambda values: values.abs().mean(dim=1),
-                "that is one number a token; a neuron is a column.",
-            ),
+        wrong(
+            lambda values: values.mean(dim=0),
+            "positive and negative tokens cancel: the absolute value is missing.",
+            lambda values: values.mean(dim=0).abs(),
+            "the order matters: first absolute values, then their mean over tokens.",
+            lambda values: values.abs().mean(dim=1),
+            "that is one number a token; a neuron is a column.",
         ),
         lambda rng: (torch.from_numpy(rng.normal(size=(6, 9))).float(),),
         "a tensor [width]",
@@ -147,15 +141,11 @@ EXERCISES = {
     "5.2": Exercise(
         "z-scores",
         lambda activation, mean, std: (activation - mean) / std,
-        (
-            Mistake(
-                lambda activation, mean, std: (activation - mean) / std**2,
-                "that divides by the variance; z counts standard deviations.",
-            ),
-            Mistake(
-                lambda activation, mean, std: activation / std,
-                "how far from its usual value? The mean has to be taken off.",
-            ),
+        wrong(
+            lambda activation, mean, std: (activation - mean) / std**2,
+            "that divides by the variance; z counts standard deviations.",
+            lambda activation, mean, std: activation / std,
+            "how far from its usual value? The mean has to be taken off.",
         ),
         lambda rng: tuple(torch.from_numpy(rng.uniform(0.2, 2, 9)).float() for _ in range(3)),
         "a tensor [width]",
@@ -163,20 +153,14 @@ EXERCISES = {
     "5.3": Exercise(
         "the candidates of one layer",
         _candidates,
-        (
-            Mistake(
-                _one_sided,
-                "a neuron far below its usual value is out of distribution too.",
-            ),
-            Mistake(
-                _by_z,
-                "the k largest are taken by activation, not by z: they are there to catch neurons "
-                "that are always loud.",
-            ),
-            Mistake(
-                _twice,
-                "a neuron that is both unusual and among the largest is in your list twice.",
-            ),
+        wrong(
+            _one_sided,
+            "a neuron far below its usual value is out of distribution too.",
+            _by_z,
+            "the k largest are taken by activation, not by z: they are there to catch neurons "
+            "that are always loud.",
+            _twice,
+            "a neuron that is both unusual and among the largest is in your list twice.",
         ),
         _layer,
         "a sorted list of neuron numbers",
@@ -184,17 +168,15 @@ EXERCISES = {
     "5.4": Exercise(
         "widen until the copy is gone",
         _widen,
-        (
-            Mistake(_widen_theta, "θ falls, but k stays 0: both move at each round."),
-            Mistake(
-                _one_more,
-                "yours takes one round more than needed: score the candidates before you widen.",
-            ),
-            Mistake(_unbounded, ENDLESS),
-            Mistake(
-                _below_one,
-                "yours goes below θ = 1: at θ = 1 it has to stop, whatever the score.",
-            ),
+        wrong(
+            _widen_theta,
+            "θ falls, but k stays 0: both move at each round.",
+            _one_more,
+            "yours takes one round more than needed: score the candidates before you widen.",
+            _unbounded,
+            ENDLESS,
+            _below_one,
+            "yours goes below θ = 1: at θ = 1 it has to stop, whatever the score.",
         ),
         _world,
         "a pair (θ, k)",

@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterable
 
 import numpy as np
 
-from nemo_kit.course.exercise import Exercise, Mistake
+from checks.exercise import Exercise, wrong
 
 Score = Callable[[frozenset], float]
 
@@ -91,14 +91,14 @@ EXERCISES = {
     "6.1": Exercise(
         "refine the neurons of one layer",
         _refine,
-        (
-            Mistake(
-                _forgetful,
-                "every neuron is tried against all candidates; what was dropped before has to "
-                "stay dropped, or two that stand in for each other are both thrown away.",
-            ),
-            Mistake(_backwards, "inside a layer the walk goes in the order given: by number."),
-            Mistake(_turned, "these are the ones to drop: a low score means nothing was lost."),
+        wrong(
+            _forgetful,
+            "every neuron is tried against all candidates; what was dropped before has to "
+            "stay dropped, or two that stand in for each other are both thrown away.",
+            _backwards,
+            "inside a layer the walk goes in the order given: by number.",
+            _turned,
+            "these are the ones to drop: a low score means nothing was lost.",
         ),
         _redundant,
         "a list of neuron numbers in the order given",
@@ -106,9 +106,11 @@ EXERCISES = {
     "6.2": Exercise(
         "refine whole layers first",
         _last_first,
-        (
-            Mistake(_first_first, "the walk begins with the last layer."),
-            Mistake(_alone, "a layer that was dropped must stay dropped for the next test."),
+        wrong(
+            _first_first,
+            "the walk begins with the last layer.",
+            _alone,
+            "a layer that was dropped must stay dropped for the next test.",
         ),
         _two_ways,
         "a dict of the layers that are left",
@@ -116,12 +118,11 @@ EXERCISES = {
     "6.3": Exercise(
         "how many checks at most",
         lambda layers, neurons: layers + neurons,
-        (
-            Mistake(
-                lambda layers, neurons: layers * neurons,
-                "each layer is tried once and each neuron once; nothing is tried in pairs.",
-            ),
-            Mistake(lambda layers, neurons: neurons, "the layers are tried too, before them."),
+        wrong(
+            lambda layers, neurons: layers * neurons,
+            "each layer is tried once and each neuron once; nothing is tried in pairs.",
+            lambda layers, neurons: neurons,
+            "the layers are tried too, before them.",
         ),
         lambda rng: (int(rng.integers(2, 8)), int(rng.integers(10, 200))),
         "one whole number",
@@ -129,26 +130,25 @@ EXERCISES = {
     "6.4": Exercise(
         "two neurons, of which either alone stops the copy",
         1,
-        (
-            Mistake(2, "once one of them is known to be enough, is the other needed?"),
-            Mistake(0, "with both of them on again, the copy is back."),
+        wrong(
+            2,
+            "once one of them is known to be enough, is the other needed?",
+            0,
+            "with both of them on again, the copy is back.",
         ),
         returns="one whole number",
     ),
     "6.5": Exercise(
         "how far a batched chain can be trusted",
         lambda verdicts: verdicts.index(False) + 1 if False in verdicts else len(verdicts),
-        (
-            Mistake(
-                lambda verdicts: verdicts.index(False) if False in verdicts else len(verdicts),
-                "the first failure is a verdict too: that neuron must stay off, and you know it.",
-            ),
-            Mistake(
-                sum,
-                "after a failure the next test would have been another one: later verdicts of the "
-                "chain say nothing.",
-            ),
-            Mistake(len, "after a failure the chain has gone another way than the algorithm."),
+        wrong(
+            lambda verdicts: verdicts.index(False) if False in verdicts else len(verdicts),
+            "the first failure is a verdict too: that neuron must stay off, and you know it.",
+            sum,
+            "after a failure the next test would have been another one: later verdicts of the "
+            "chain say nothing.",
+            len,
+            "after a failure the chain has gone another way than the algorithm.",
         ),
         lambda rng: ([True] * int(rng.integers(1, 5)) + [False, True, True, False, True],),
         "one whole number",

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dis
 from collections.abc import Callable, Mapping, Sequence
+from copy import deepcopy
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -43,15 +44,20 @@ class Mistake:
     explanation: str
 
 
+def wrong(*pairs: Any) -> tuple[Mistake, ...]:
+    """Mistakes from a typical wrong answer, its explanation, the next answer, and so on."""
+    return tuple(Mistake(*pair) for pair in zip(pairs[::2], pairs[1::2], strict=True))
+
+
 @dataclass(frozen=True)
 class Exercise:
     """An exercise whose answer is a value or, with `inputs`, a function of them.
 
-    Parameters: `title`; `solution`; `mistakes`, at least two; `inputs`, draws the arguments of the
-    answer from a random generator, None where the answer is a plain value; `returns`, what the
-    answer gives, for the message where it gives something else; `harness`, makes a function of
-    the inputs from the answer where it is not one itself; `edges`, arguments that an answer is run
-    on besides those drawn: the cases at the edge.
+    Parameters: `title`; `solution`; `mistakes`, at least two, by `wrong`; `inputs`, draws the
+    arguments of the answer from a random generator, None where the answer is a plain value;
+    `returns`, what the answer gives, for the message where it gives something else; `harness`,
+    makes a function of the inputs from the answer where it is not one itself; `edges`, arguments
+    that an answer is run on besides those drawn: the cases at the edge.
     """
 
     title: str
@@ -86,7 +92,7 @@ class Exercise:
 
     def _run(self, answer: Callable, case: tuple, name: str) -> Any:
         """The answer on a copy of the arguments, its errors told in a sentence."""
-        given = copied(case)
+        given = deepcopy(case)
         try:
             result = self._function(answer)(*given)
         except Wrong as told:  # by the harness
@@ -131,23 +137,9 @@ def _untouched(answer: Callable) -> bool:
 def _call(function: Callable, case: tuple) -> Any:
     """The result, or the error's type, so that mistakes may also be functions that stop."""
     try:
-        return function(*copied(case))
+        return function(*deepcopy(case))
     except Exception as error:
         return type(error)
-
-
-def copied(value: Any) -> Any:
-    """Arrays, tensors and containers of them copied; functions and the rest as they are."""
-    match value:
-        case torch.Tensor():
-            return value.clone()
-        case np.ndarray():
-            return value.copy()
-        case tuple() | list():
-            return type(value)(copied(one) for one in value)
-        case dict():
-            return {key: copied(one) for key, one in value.items()}
-    return value
 
 
 def same(got: Any, wanted: Any) -> bool:

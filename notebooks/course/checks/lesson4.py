@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from nemo_kit.course.exercise import Exercise, Mistake
+from checks.exercise import Exercise, wrong
 
 
 def _rescale(delta: Tensor, dims: tuple[int, ...] = (2, 3)) -> Tensor:
@@ -62,15 +62,11 @@ EXERCISES = {
     "4.1": Exercise(
         "scale noise differences to [0, 1]",
         _rescale,
-        (
-            Mistake(
-                lambda delta: _rescale(delta, (0, 1, 2, 3)),
-                "one range for the whole batch lets a seed's score depend on the other seeds.",
-            ),
-            Mistake(
-                lambda delta: _rescale(delta, (1, 2, 3)),
-                "each channel has its own range in Algorithm 1; yours share one.",
-            ),
+        wrong(
+            lambda delta: _rescale(delta, (0, 1, 2, 3)),
+            "one range for the whole batch lets a seed's score depend on the other seeds.",
+            lambda delta: _rescale(delta, (1, 2, 3)),
+            "each channel has its own range in Algorithm 1; yours share one.",
         ),
         lambda rng: (torch.from_numpy(rng.normal(size=(3, 4, 5, 5))).float(),),
         "a tensor [N, C, H, W] in [0, 1]",
@@ -78,15 +74,11 @@ EXERCISES = {
     "4.2": Exercise(
         "SSIM of one window",
         _ssim,
-        (
-            Mistake(
-                lambda x, y: _ssim(x, y, double=1.0),
-                "equal windows must give 1: look at the factor of the covariance.",
-            ),
-            Mistake(
-                lambda x, y: _ssim(x, y, c2=0.0),
-                "the constants are missing in one place: flat windows would divide by nearly zero.",
-            ),
+        wrong(
+            lambda x, y: _ssim(x, y, double=1.0),
+            "equal windows must give 1: look at the factor of the covariance.",
+            lambda x, y: _ssim(x, y, c2=0.0),
+            "the constants are missing in one place: flat windows would divide by nearly zero.",
         ),
         _windows,
         "one number in [-1, 1]",
@@ -94,15 +86,11 @@ EXERCISES = {
     "4.3": Exercise(
         "which seeds memorize",
         _kept,
-        (
-            Mistake(
-                lambda pairs, threshold: np.nanmean(pairs, axis=1) > threshold,
-                "a seed is kept for its best partner, not for its mean over all partners.",
-            ),
-            Mistake(
-                _with_diagonal,
-                "every seed is kept: each was compared with itself. What about the diagonal?",
-            ),
+        wrong(
+            lambda pairs, threshold: np.nanmean(pairs, axis=1) > threshold,
+            "a seed is kept for its best partner, not for its mean over all partners.",
+            _with_diagonal,
+            "every seed is kept: each was compared with itself. What about the diagonal?",
         ),
         _pairs,
         "an array of booleans [seeds]",
@@ -110,19 +98,13 @@ EXERCISES = {
     "4.4": Exercise(
         "a threshold from prompts that are not memorized",
         lambda pairs: float(pairs.max(axis=1).mean() + pairs.max(axis=1).std(ddof=1)),
-        (
-            Mistake(
-                lambda pairs: float(pairs.mean() + pairs.std(ddof=1)),
-                "that takes all pairs alike; here each prompt counts once, with its largest score.",
-            ),
-            Mistake(
-                lambda pairs: float(pairs.max(axis=1).mean()),
-                "the mean alone would flag half of the prompts it was computed on.",
-            ),
-            Mistake(
-                lambda pairs: float(pairs.max(axis=1).mean() + pairs.max(axis=1).std()),
-                "right but for the deviation: of a sample, so divide by the number minus one.",
-            ),
+        wrong(
+            lambda pairs: float(pairs.mean() + pairs.std(ddof=1)),
+            "that takes all pairs alike; here each prompt counts once, with its largest score.",
+            lambda pairs: float(pairs.max(axis=1).mean()),
+            "the mean alone would flag half of the prompts it was computed on.",
+            lambda pairs: float(pairs.max(axis=1).mean() + pairs.max(axis=1).std()),
+            "right but for the deviation: of a sample, so divide by the number minus one.",
         ),
         lambda rng: (rng.uniform(0, 0.6, (12, 45)),),
         "one number",
@@ -130,15 +112,11 @@ EXERCISES = {
     "4.5": Exercise(
         "the area under the ROC curve",
         _auroc,
-        (
-            Mistake(
-                lambda memorized, others: _auroc(others, memorized),
-                "yours is the chance that an ordinary prompt scores higher; turn it round.",
-            ),
-            Mistake(
-                lambda memorized, others: float((memorized[:, None] > others[None]).mean()),
-                "nearly: what does a tie count?",
-            ),
+        wrong(
+            lambda memorized, others: _auroc(others, memorized),
+            "yours is the chance that an ordinary prompt scores higher; turn it round.",
+            lambda memorized, others: float((memorized[:, None] > others[None]).mean()),
+            "nearly: what does a tie count?",
         ),
         _groups,
         "one number in [0, 1]",

@@ -1,0 +1,116 @@
+"""A report that is a notebook: run with parameters in a process of its own, shown as one page.
+
+Scope: `run`, for a command; `python -m nemo_kit.cli.report` is the process, which ends with the
+command whatever ends that. The page needs nothing but itself: pictures are in it.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+from nemo_kit.files import PACKAGE, write_atomically
+
+_PLACES = (Path(__file__).parent, PACKAGE.parent / "notebooks")  # in a wheel, in a clone
+_PAGE = """<!doctype html>
+<html lang="en">
+<head>
+<meta charset="utf-8">
+<meta name="viewport" content="width=device-width, initial-scale=1">
+<title>{{ title }}</title>
+<style>
+body { font: 15px/1.5 system-ui, sans-serif; margin: 2rem auto; max-width: 72rem; padding: 0 1rem;
+  color: #222; background: #fff }
+.output { overflow-x: auto }
+table { border-collapse: collapse; margin: 1rem 0; font-variant-numeric: tabular-nums }
+th, td { border-bottom: 1px solid #ddd; padding: .3rem .6rem; text-align: left;
+  vertical-align: top; overflow-wrap: anywhere; min-width: 4rem }
+pre { white-space: pre-wrap }
+img { max-width: 100% }
+</style>
+</head>
+<body>
+{{ body | safe }}
+</body>
+</html>
+"""
+
+
+def notebook(name: str) -> Path:
+    """The notebook of a report; FileNotFoundError where neither package nor clone has it."""
+    for place in _PLACES:
+        if (path := place / f"{name}.ipynb").is_file():
+            return path
+    raise FileNotFoundError(f"the report needs the notebook {name}.ipynb of a clone of nemo_kit")
+
+
+def run(name: str, title: str, page: Path, parameters: Mapping[str, Any]) -> None:
+    """Run a report's notebook and write what it shows, without its code, as a page.
+
+    Raises ValueError or RuntimeError with the notebook's own message where it fails.
+    """
+    with TemporaryDirectory(prefix="nemo-kit-report-") as folder:
+        executed = Path(folder) / "executed.ipynb"
+        job = {"source": str(notebook(name)), "executed": str(executed), "parameters": parameters}
+        done = subprocess.run(
+            [sys.executable, "-m", "nemo_kit.cli.report", folder],
+            input=json.dumps(job), stdout=subprocess.PIPE, text=True, check=False,
+        )  # fmt: skip
+        if done.returncode:
+            kind = ValueError if done.returncode == 2 else RuntimeError
+            raise kind(f"the report failed: {done.stdout.strip() or 'its process ended'}")
+        text = html(executed, title)
+    write_atomically(page, lambda part: part.write_text(text, encoding="utf-8"))
+
+
+def html(executed: Path, title: str) -> str:
+    """An executed notebook as one page: its words, and what its cells show but for progress."""
+    import nbformat
+    from jinja2 import Environment
+    from nbconvert import HTMLExporter
+
+    content = nbformat.read(executed, as_version=4)
+    for cell in content.cells:
+        if cell.cell_type == "code":
+            cell.outputs = [one for one in cell.outputs if not _progress(one)]
+    exporter = HTMLExporter(template_name="basic", exclude_input=True, exclude_anchor_links=True)
+    body, _ = exporter.from_notebook_node(content)
+    return Environment(autoescape=True).from_string(_PAGE).render(title=title, body=body)
+
+
+def _progress(output: Any) -> bool:
+    """Whether an output is a bar, as text or as a widget, that says nothing once it is over."""
+    widget = "application/vnd.jupyter.widget-view+json"
+    return output.get("name") == "stderr" or widget in output.get("data", {})
+
+
+def _main(folder: str) -> None:
+    """Run the job on standard input; a failing cell's error is told on standard output."""
+    from papermill import execute_notebook
+    from papermill.exceptions import PapermillExecutionError
+    from traitlets.config import Config
+
+    from nemo_kit.figures.worker import end_with, use_this_interpreter
+
+    end_with(os.getppid())
+    use_this_interpreter(Path(folder))
+    job = json.load(sys.stdin)
+    try:
+        execute_notebook(
+            job["source"], job["executed"], job["parameters"], kernel_name="python3",
+            progress_bar=False, stderr_file=sys.stderr,
+            config=Config(KernelManager={"transport_encryption": "auto"}),
+        )  # fmt: skip
+    except PapermillExecutionError as error:
+        print(error.evalue)
+        sys.exit(2 if error.ename in ("ValueError", "TypeError", "FileNotFoundError") else 1)
+
+
+if __name__ == "__main__":
+    _main(sys.argv[1])
