@@ -13,7 +13,7 @@ from conftest import TOY_PROMPTS, TOY_SIMILARITY
 from diffusers import DDIMScheduler
 from torch import Tensor, nn
 
-from nemo_kit.bench.released import localize_released
+from benchmarks.released import localize_released
 from nemo_kit.checks import UninformativeError
 from nemo_kit.detectors import anisotropy, nemo_score, noise_magnitude, sharpness
 from nemo_kit.generation import generate
