@@ -21,7 +21,7 @@ from nemo_kit.memory import out_of_memory
 from nemo_kit.models import DiffusionModel
 from nemo_kit.neurons import NeuronSet
 from nemo_kit.settings import DetectionSettings
-from nemo_kit.similarity import SimilaritySettings
+from nemo_kit.similarity import SimilaritySettings, noise_differences
 
 SD14: Mapping[str, Any] = {
     "sample_size": 64,
@@ -97,7 +97,8 @@ def _rates(
     noise = model.noise(range(1, batch + 1))
     text = torch.randn(1, TOKENS, model.denoiser.config.cross_attention_dim, device=model.device)
     draw = Differences(model, DetectionSettings())
-    unblocked = draw.in_batches(noise, text.expand(batch, -1, -1), None, batch)
+    with torch.no_grad():
+        unblocked = noise_differences(draw.predict(noise, text.expand(batch, -1, -1)), noise)
     widths = {layer.index: layer.width for layer in model.searched}
 
     @torch.no_grad()

@@ -118,7 +118,7 @@ def test_progress_may_cancel_and_no_hook_stays(toy_model: DiffusionModel) -> Non
 
     with pytest.raises(KeyboardInterrupt):
         generate(toy_model, ["a", "b"], [1], NEURONS, steps=2, batch_size=1, progress=progress)
-    assert calls == [("generate", 1, 4, 4), ("generate", 2, 4, 4), ("generate", 3, 4, 4)]
+    assert calls == [("generate", 1, 4, 6), ("generate", 2, 4, 6), ("generate", 3, 4, 6)]
     assert count_hooks(toy_model.denoiser) == 0
 
 

@@ -24,6 +24,8 @@ from nemo_kit.similarity import SimilaritySettings
 if TYPE_CHECKING:
     from nemo_kit.models import DiffusionModel
 
+LEAST_SPREAD = 1e-4  # of scores, whose equal pairs differ from 1 by up to 3e-5 in float32
+
 
 def calibrate(
     model: DiffusionModel,
@@ -86,7 +88,7 @@ def _moments(pairs: Tensor, detection: DetectionSettings) -> tuple[float, float]
     if len(values) < 2:
         raise ValueError("prompts and seeds give a single score; a deviation needs at least 2")
     mean, std = values.mean().item(), values.std().item()
-    if std <= ROUNDING:
+    if std <= LEAST_SPREAD:
         raise ValueError(
             f"prompts: all their scores are {mean:.6f} (deviation {std:.1e}), no spread to set a "
             "threshold by; give different hold-out prompts, or look whether every prediction of "
