@@ -143,7 +143,7 @@ def test_calibration_by_hand(toy_model: DiffusionModel) -> None:
 
 def test_guided_calibration_is_the_scripts(toy_model: DiffusionModel) -> None:
     released = calibrate(toy_model, TOY_PROMPTS[:3], SEEDS, settings=DetectionSettings.released())
-    guided = DetectionSettings(guidance=7, swapped=True)
+    guided = DetectionSettings(guidance=7, swapped=True, noise="one generator")
     scores = detect(toy_model, TOY_PROMPTS[:3], SEEDS, 0, settings=guided)["pairwise"]
     assert released.mean == pytest.approx(torch.tensor(scores.tolist()).mean().item(), abs=1e-4)
     assert released.detection == DetectionSettings.released()
