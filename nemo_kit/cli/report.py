@@ -76,18 +76,20 @@ def html(executed: Path, title: str) -> str:
     from nbconvert import HTMLExporter
 
     content = nbformat.read(executed, as_version=4)
+    content.metadata.pop("widgets", None)
     for cell in content.cells:
         if cell.cell_type == "code":
-            cell.outputs = [one for one in cell.outputs if not _progress(one)]
+            cell.outputs = [one for one in cell.outputs if _stays(one)]
     exporter = HTMLExporter(template_name="basic", exclude_input=True, exclude_anchor_links=True)
     body, _ = exporter.from_notebook_node(content)
     return Environment(autoescape=True).from_string(_PAGE).render(title=title, body=body)
 
 
-def _progress(output: Any) -> bool:
-    """Whether an output is a bar, as text or as a widget, that says nothing once it is over."""
-    widget = "application/vnd.jupyter.widget-view+json"
-    return output.get("name") == "stderr" or widget in output.get("data", {})
+def _stays(output: Any) -> bool:
+    """Whether an output says something on a page: no bar, as text or as a widget, no script."""
+    if "data" not in output:
+        return output.get("name") != "stderr"
+    return not any(kind.startswith("application/") for kind in output["data"])
 
 
 def _main(folder: str) -> None:
@@ -103,8 +105,8 @@ def _main(folder: str) -> None:
     job = json.load(sys.stdin)
     try:
         execute_notebook(
-            job["source"], job["executed"], job["parameters"], kernel_name="python3",
-            progress_bar=False, stderr_file=sys.stderr,
+            job["source"], job["executed"], job["parameters"],
+            kernel_name="python3", language="python", progress_bar=False, stderr_file=sys.stderr,
             config=Config(KernelManager={"transport_encryption": "auto"}),
         )  # fmt: skip
     except PapermillExecutionError as error:
