@@ -466,7 +466,7 @@ def test_figures_of_a_model_without_statistics_are_refused_before_anything_is_do
     cached: Path,
     toy_folder: Path,
 ) -> None:
-    from nemo_kit import hub
+    from nemo_kit.models import hub
     from nemo_kit.figures import runner
 
     monkeypatch.setattr(runner, "root", lambda: tmp_path)
@@ -494,7 +494,7 @@ def test_figures_of_a_hub_model_are_up_to_date_after_the_run_that_fetched_it(
 ) -> None:
     from test_figures import notebook
 
-    from nemo_kit import hub
+    from nemo_kit.models import hub
     from nemo_kit.figures import keys, runner
 
     monkeypatch.setattr(runner, "root", lambda: tmp_path)

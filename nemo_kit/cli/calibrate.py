@@ -110,7 +110,7 @@ def _prompts(files: list[Path]) -> list[str]:
 
 def _here(model: str, revision: str | None) -> Path | None:
     """The folder ``nemo`` of a model on this machine; None where the model is not here."""
-    from nemo_kit import hub
+    from nemo_kit.models import hub
     from nemo_kit.models import resolve
 
     found = resolve(model)

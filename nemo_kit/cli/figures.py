@@ -203,7 +203,7 @@ def _fetched(model: str, revision: str | None, rows: Sequence[Figure]) -> str | 
     Raises ValueError where a notebook needs activation statistics that the model does not have:
     before a download, and again after it for what was there only before.
     """
-    from nemo_kit import hub
+    from nemo_kit.models import hub
     from nemo_kit.calibration import CALIBRATION_FILE, STATISTICS_FILE
 
     files = [f"nemo/{name}" for name in (CALIBRATION_FILE, STATISTICS_FILE)]

@@ -12,7 +12,7 @@ import pytest
 from huggingface_hub import constants
 from huggingface_hub.errors import GatedRepoError, RepositoryNotFoundError
 
-from nemo_kit import hub
+from nemo_kit.models import hub
 from nemo_kit.models import load
 
 COMMIT = "133a221b8aa7292a167afc5127cb63fb5005638b"
