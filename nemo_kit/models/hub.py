@@ -27,9 +27,7 @@ def fetch(name: str, revision: str | None = None, weights: bool = True) -> tuple
     try:
         with _plainly(name, revision):
             return _download(name, revision, _info(name, revision), weights)
-    except ValueError:
-        raise
-    except Exception as error:  # offline, no network, a proxy's own errors
+    except _unreachable() as error:
         if folder := local(name, revision):
             return folder, folder.name
         raise _nowhere(name, error) from error
@@ -45,9 +43,7 @@ def lacking(name: str, revision: str | None, files: Iterable[str]) -> list[str]:
         with _plainly(name, revision):
             info = _info(name, revision)
         folder, there = local(name, info.sha), {file.rfilename for file in info.siblings}
-    except ValueError:
-        raise
-    except Exception as error:
+    except _unreachable() as error:
         if not (folder := local(name, revision)):
             raise _nowhere(name, error) from error
         there = set()
@@ -58,6 +54,14 @@ def _info(name: str, revision: str | None) -> Any:
     from huggingface_hub import HfApi
 
     return HfApi().model_info(name, revision=revision, files_metadata=True, timeout=20)
+
+
+def _unreachable() -> tuple[type[Exception], ...]:
+    """What is raised offline, without a network, by a proxy or a hub that is down."""
+    from httpx import HTTPError
+    from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
+
+    return ConnectionError, TimeoutError, HTTPError, HfHubHTTPError, LocalEntryNotFoundError
 
 
 @contextmanager

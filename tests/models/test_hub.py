@@ -2,119 +2,149 @@
 
 from __future__ import annotations
 
+import json
 import shutil
+from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import huggingface_hub
 import pytest
+from conftest import TOY_SIMILARITY
+from diffusers import StableDiffusionPipeline
+from hub_standin import COMMIT, FILES, repository, served
 from huggingface_hub import constants
 from huggingface_hub.errors import GatedRepoError, RepositoryNotFoundError
 
-from nemo_kit.models import hub
-from nemo_kit.models import load
+from nemo_kit import detect
+from nemo_kit.models import DiffusionModel, StableDiffusion, hub, load
 
-COMMIT = "133a221b8aa7292a167afc5127cb63fb5005638b"
-SD14 = {  # the kinds of files that such a repository holds, with sizes in the same proportion
-    ".gitattributes": 1, "README.md": 1, "model_index.json": 1, "sd-v1-4.ckpt": 4_000,
-    "feature_extractor/preprocessor_config.json": 1, "safety_checker/model.safetensors": 1_200,
-    "scheduler/scheduler_config.json": 1, "text_encoder/config.json": 1,
-    "text_encoder/model.safetensors": 490, "text_encoder/model.fp16.safetensors": 245,
-    "text_encoder/pytorch_model.bin": 490, "tokenizer/merges.txt": 1, "tokenizer/vocab.json": 1,
-    "unet/config.json": 1, "unet/diffusion_pytorch_model.safetensors": 3_400,
-    "unet/diffusion_pytorch_model.non_ema.safetensors": 3_400,
-    "unet/diffusion_pytorch_model.bin": 3_400, "unet/code.py": 1, "vae/config.json": 1,
-    "vae/diffusion_pytorch_model.bin": 330, "vae/diffusion_flax_model.msgpack": 330,
+SD14 = "CompVis/stable-diffusion-v1-4"
+SETTINGS = {
+    "model_index.json", "scheduler/scheduler_config.json", "text_encoder/config.json",
+    "tokenizer/merges.txt", "tokenizer/special_tokens_map.json", "tokenizer/tokenizer_config.json",
+    "tokenizer/vocab.json", "unet/config.json", "vae/config.json",
 }  # fmt: skip
+PARTS = ("text_encoder", "unet", "vae")
 
 
-def test_one_copy_of_the_weights_and_no_code_is_taken() -> None:
-    assert set(hub.needed(SD14)) == {
-        "model_index.json", "scheduler/scheduler_config.json", "text_encoder/config.json",
-        "text_encoder/model.safetensors", "tokenizer/merges.txt", "tokenizer/vocab.json",
-        "unet/config.json", "unet/diffusion_pytorch_model.safetensors", "vae/config.json",
-        "vae/diffusion_pytorch_model.bin",
-    }  # fmt: skip
+def index(toy: Path) -> dict[str, Any]:
+    return json.loads((toy / "model_index.json").read_text())
 
 
-def test_shards_go_with_their_index() -> None:
-    shards = {
-        "unet/diffusion_pytorch_model-00001-of-00002.safetensors": 5,
-        "unet/diffusion_pytorch_model-00002-of-00002.safetensors": 5,
-        "unet/diffusion_pytorch_model.safetensors.index.json": 1,
-    }
-    more = {"unet/diffusion_pytorch_model.bin.index.json": 1}
-    assert set(hub.needed(shards | more)) == set(shards)
-
-
-def test_plain_weights_of_either_kind_are_taken_before_a_variant() -> None:
-    files = {"vae/model.fp16.safetensors": 2, "vae/model.bin": 4, "vae/model.fp16.bin": 2}
-    assert set(hub.needed(files)) == {"vae/model.bin"}
-    with pytest.raises(ValueError, match=r"got vae/model\.fp16\.safetensors alone; save them"):
-        hub.needed({"vae/model.fp16.safetensors": 2, "unet/model.bin": 4})
+def test_what_is_needed_is_what_the_pipeline_class_wants() -> None:
+    wanted, _ = StableDiffusionPipeline._get_signature_keys(StableDiffusionPipeline)
+    unused = set(StableDiffusionPipeline._optional_components)
+    assert set(StableDiffusion.parts) == set(wanted) - unused - {"requires_safety_checker"}
 
 
 @pytest.fixture
-def online(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, toy_folder: Path) -> dict[str, Any]:
-    """A hub that holds the toy pipeline; what was asked of it."""
-    asked: dict[str, Any] = {}
-    names = [p.relative_to(toy_folder).as_posix() for p in toy_folder.rglob("*") if p.is_file()]
-    files = [SimpleNamespace(rfilename=name, size=5 * 10**8) for name in [*names, "x/evil.py"]]
-
-    def info(_: object, name: str, **options: Any) -> Any:
-        asked["info"] = (name, options["revision"])
-        return SimpleNamespace(siblings=files, sha=COMMIT)
-
-    def download(name: str, revision: str | None, allow_patterns: list[str]) -> str:
-        asked["files"] = allow_patterns
-        folder = tmp_path / "snapshots" / COMMIT
-        shutil.copytree(toy_folder, folder, dirs_exist_ok=True)
-        return str(folder)
-
-    monkeypatch.setattr(huggingface_hub.HfApi, "model_info", info)
-    monkeypatch.setattr(huggingface_hub, "snapshot_download", download)
-    return asked | {"asked": asked}
+def cache(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
+    """An empty cache of the hub."""
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "hub"))
+    return tmp_path / "hub"
 
 
-def test_a_download_says_first_what_and_how_large(
-    online: dict[str, Any], capsys: pytest.CaptureFixture[str]
-) -> None:
-    model = load("owner/model", device="cpu", revision="main")
-    asked = online["asked"]
-    said = capsys.readouterr().err.splitlines()[0]
-    count = len(asked["files"])
-    assert said.startswith(f"downloading owner/model (commit {COMMIT[:12]}): {count / 2:.2f} GB in")
-    assert f"in {count} files, the largest " in said
-    assert str(constants.HF_HUB_CACHE) in said
-    assert asked["info"] == ("owner/model", "main")
-    assert "x/evil.py" not in asked["files"]
-    assert (model.name, model.revision) == ("owner/model", COMMIT)
+def go_online(monkeypatch: pytest.MonkeyPatch, address: str) -> None:
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
+    monkeypatch.setattr(constants, "ENDPOINT", address)
+    template = address + "/{repo_id}/resolve/{revision}/{filename}"
+    monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", template)
 
 
-def test_what_is_here_already_is_not_announced(
-    online: dict[str, Any],
+@pytest.mark.parametrize("name", FILES)
+def test_a_repository_opens_after_its_own_download(
+    name: str,
+    cache: Path,
     monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
+    toy_folder: Path,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    monkeypatch.setattr(huggingface_hub, "try_to_load_from_cache", lambda *_, **__: "/a/file")
-    load("owner/model", device="cpu")
-    assert "downloading" not in capsys.readouterr().err
+    """As the hub has it, and offline afterwards; as the same files opened from a folder."""
+    files = repository(name, toy_folder)
+    folder = tmp_path / "by path"
+    for file, content in files.items():
+        (folder / file).parent.mkdir(parents=True, exist_ok=True)
+        (folder / file).write_bytes(content)
+    with served(name, files) as (address, fetched), monkeypatch.context() as online:
+        go_online(online, address)
+        first = load(name, device="cpu")
+        said = capsys.readouterr().err.splitlines()[0]
+    assert said.startswith(f"downloading {name} (commit {COMMIT[:12]}): ")
+    assert sorted(fetched) == sorted(set(fetched))
+    assert set(fetched) - weights_of(name) == SETTINGS
+    assert (first.name, first.revision) == (name, COMMIT)
+    offline, by_path = load(name, device="cpu"), load(str(folder), device="cpu")
+    assert score(first) == score(offline) == score(by_path)
 
 
-def in_cache(folder: Path, toy: Path) -> None:
-    """The toy pipeline as the hub's cache keeps it."""
-    place = folder / "models--owner--model"
-    shutil.copytree(toy, place / "snapshots" / COMMIT)
-    (place / "refs").mkdir()
-    (place / "refs" / "main").write_text(COMMIT)
+def weights_of(name: str) -> set[str]:
+    """One copy of each part: in full precision before half, safetensors before pickles."""
+    chosen = set()
+    for part in PARTS:
+        stem = "model" if part == "text_encoder" else "diffusion_pytorch_model"
+        old = "pytorch_model" if part == "text_encoder" else stem
+        order = [f"{stem}.safetensors", f"{old}.bin", f"{stem}.fp16.safetensors"]
+        chosen.add(next(f"{part}/{n}" for n in order if f"{part}/{n}" in FILES[name]))
+    return chosen
 
 
-def test_offline_a_model_that_is_here_opens_at_its_commit(
-    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, toy_folder: Path
+def score(model: DiffusionModel) -> list[float]:
+    found = detect(model, ["a cat"], range(1, 4), threshold=0.5, similarity=TOY_SIMILARITY)
+    return found.score.tolist()
+
+
+def test_what_is_taken_of_the_first(toy_folder: Path) -> None:
+    taken = hub.needed(index(toy_folder), FILES[SD14])
+    assert set(taken) == SETTINGS | weights_of(SD14)
+    assert "unet/diffusion_pytorch_model.safetensors" in taken
+    settings = hub.needed(index(toy_folder), FILES[SD14], weights=False)
+    assert set(settings) == SETTINGS
+
+
+def test_another_family_is_refused_before_its_weights_are_fetched(
+    cache: Path, monkeypatch: pytest.MonkeyPatch, toy_folder: Path
 ) -> None:
-    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path))
-    in_cache(tmp_path, toy_folder)
+    files = repository(SD14, toy_folder)
+    other = index(toy_folder) | {"_class_name": "StableDiffusionXLPipeline"}
+    files["model_index.json"] = json.dumps(other).encode()
+    with served(SD14, files) as (address, fetched), monkeypatch.context() as online:
+        go_online(online, address)
+        with pytest.raises(ValueError, match=r"the pipeline StableDiffusionXLPipeline is not supp"):
+            load(SD14, device="cpu")
+    assert fetched == ["model_index.json"]
+
+
+def test_only_a_strange_variant_is_refused_by_its_name(toy_folder: Path) -> None:
+    files = {n: s for n, s in FILES[SD14].items() if not n.startswith("unet/diff")}
+    with pytest.raises(ValueError, match="unet: weights must be there.* got none"):
+        hub.needed(index(toy_folder), files)
+    files["unet/diffusion_pytorch_model.non_ema.safetensors"] = 1
+    with pytest.raises(ValueError, match="got only those of variant non_ema"):
+        hub.needed(index(toy_folder), files)
+
+
+@pytest.fixture
+def snapshot(cache: Path, toy_folder: Path) -> Iterator[Path]:
+    """The toy pipeline as the hub's cache keeps it."""
+    place = cache / "models--owner--model"
+    yield Path(shutil.copytree(toy_folder, place / "snapshots" / COMMIT))
+
+
+@pytest.fixture
+def listed(monkeypatch: pytest.MonkeyPatch, toy_folder: Path) -> None:
+    """A hub that lists the files of the toy pipeline, and gives none."""
+    names = [p.relative_to(toy_folder).as_posix() for p in toy_folder.rglob("*") if p.is_file()]
+    files = [SimpleNamespace(rfilename=name, size=5 * 10**8) for name in names]
+    info = SimpleNamespace(siblings=files, sha=COMMIT)
+    monkeypatch.setattr(huggingface_hub.HfApi, "model_info", lambda *_, **__: info)
+
+
+def test_offline_a_model_that_is_here_opens_at_its_commit(snapshot: Path) -> None:
+    (snapshot.parents[1] / "refs").mkdir()
+    (snapshot.parents[1] / "refs" / "main").write_text(COMMIT)
     for revision in (None, "main", COMMIT):
         assert load("owner/model", device="cpu", revision=revision).revision == COMMIT
     with pytest.raises(ValueError, match="is not on this machine"):
@@ -148,40 +178,25 @@ def test_what_the_hub_refuses(
         hub.fetch("owner/model", "v1")
 
 
-def test_a_repository_that_is_no_pipeline(
-    online: dict[str, Any], monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_repository_that_is_no_pipeline(monkeypatch: pytest.MonkeyPatch) -> None:
     nothing = SimpleNamespace(siblings=[], sha=COMMIT)
     monkeypatch.setattr(huggingface_hub.HfApi, "model_info", lambda *_, **__: nothing)
     with pytest.raises(ValueError, match=r"is no diffusers pipeline: it has no model_index\.json"):
         hub.fetch("owner/model")
 
 
-def test_variants_alone_are_refused_before_a_download(
-    online: dict[str, Any], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    names = ["model_index.json", "unet/model.fp16.safetensors"]
-    files = [SimpleNamespace(rfilename=name, size=1) for name in names]
-    info = SimpleNamespace(siblings=files, sha=COMMIT)
-    monkeypatch.setattr(huggingface_hub.HfApi, "model_info", lambda *_, **__: info)
-    with pytest.raises(ValueError, match=r"'owner/model' could not be opened: weights must be th"):
-        hub.fetch("owner/model")
-    assert "files" not in online["asked"]
-
-
+@pytest.mark.usefixtures("listed")
 def test_what_a_model_lacks_is_told_without_a_download(
-    online: dict[str, Any], monkeypatch: pytest.MonkeyPatch, tmp_path: Path, toy_folder: Path
+    monkeypatch: pytest.MonkeyPatch, snapshot: Path
 ) -> None:
-    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "hub"))
     files = ["model_index.json", "nemo/calibration.json"]
     assert hub.lacking("owner/model", None, files) == ["nemo/calibration.json"]
-    assert "files" not in online["asked"]
-    in_cache(tmp_path / "hub", toy_folder)
-    own = tmp_path / "hub" / "models--owner--model" / "snapshots" / COMMIT / "nemo"
-    own.mkdir()
-    (own / "calibration.json").touch()
+    (snapshot / "nemo").mkdir()
+    (snapshot / "nemo" / "calibration.json").touch()
+    (snapshot.parents[1] / "refs").mkdir()
+    (snapshot.parents[1] / "refs" / "main").write_text(COMMIT)
     assert hub.lacking("owner/model", None, files) == []
-    with pytest.MonkeyPatch.context() as offline:
+    with monkeypatch.context() as offline:
         offline.setattr(huggingface_hub.HfApi, "model_info", _unreachable)
         assert hub.lacking("owner/model", None, files) == []
         with pytest.raises(ValueError, match="is not on this machine, and the hub can't be reach"):
