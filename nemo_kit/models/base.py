@@ -85,8 +85,13 @@ class DiffusionModel(ABC):
 
     @classmethod
     @abstractmethod
+    def check(cls, parts: Mapping[str, Any]) -> None:
+        """Raise ValueError where the parts don't fit one another or the family."""
+
+    @classmethod
+    @abstractmethod
     def assemble(cls, parts: Mapping[str, Any], **about: Any) -> DiffusionModel:
-        """The model of these parts; ValueError where they don't fit one another or the family."""
+        """The model of these parts."""
 
     @abstractmethod
     def embed(self, prompts: str | Sequence[str]) -> Tensor:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import replace
 from importlib.resources import files
@@ -60,12 +60,12 @@ def load(
     extra = None if lora is None else Lora.of(lora)
     if isinstance(found, str):
         found, revision = hub.fetch(found, revision)
-    with _quiet():
+    with quiet():
         family, parts = open_parts(name, found, kind, config)
         if extra:
-            fuse(family.pipeline(parts), extra)
+            parts = fused(family, parts, extra, place, kind)
         model = family.assemble(
-            {part: _cast(value, place, kind) for part, value in parts.items()},
+            _cast(parts, place, kind),
             name=name,
             device=place,
             dtype=kind,
@@ -83,16 +83,21 @@ def open_parts(
     name: str, found: Path, dtype: torch.dtype, config: str | None = None
 ) -> tuple[type[DiffusionModel], dict[str, Any]]:
     """The family and the parts of a folder or checkpoint, on the CPU; raises ValueError."""
+    family: type[DiffusionModel]
     try:
         if found.is_dir():
             if config is not None:
                 raise ValueError("config goes with a .safetensors checkpoint; a folder has its own")
             index = read_json(found / INDEX)
             family = family_of(index)
-            return family, family.open(found, index, dtype)
-        return StableDiffusion, single_file.open_file(found, _settings(found, config))
+            parts = family.open(found, index, dtype)
+        else:
+            family = StableDiffusion
+            parts = single_file.open_file(found, _settings(found, config))
+        family.check(parts)
     except ValueError as error:
         raise ValueError(f"name: {name!r} could not be opened: {error}") from error
+    return family, parts
 
 
 def _settings(file: Path, config: str | None) -> Path:
@@ -168,7 +173,7 @@ def _dtype(dtype: torch.dtype | str | None, place: torch.device) -> torch.dtype:
 
 
 @contextmanager
-def _quiet() -> Iterator[None]:
+def quiet() -> Iterator[None]:
     """Without the loaders' hints and progress bars."""
     from diffusers.utils import logging as diffusers_logging
     from transformers.utils import logging as transformers_logging
@@ -187,9 +192,23 @@ def _quiet() -> Iterator[None]:
                 log.enable_progress_bar()
 
 
-def _cast(part: Any, device: torch.device, dtype: torch.dtype) -> Any:
-    """A module on its device and in its number type; tokenizer and scheduler as they are."""
-    return part.to(device, dtype) if isinstance(part, torch.nn.Module) else part
+def fused(
+    family: type[DiffusionModel],
+    parts: Mapping[str, Any],
+    lora: Lora,
+    device: torch.device,
+    dtype: torch.dtype,
+) -> dict[str, Any]:
+    """The parts on that device and in that number type, with the LoRA in their weights."""
+    placed = _cast(parts, device, dtype)
+    fuse(family.pipeline(placed), lora)
+    return placed
+
+
+def _cast(parts: Mapping[str, Any], device: torch.device, dtype: torch.dtype) -> dict[str, Any]:
+    """Modules on the device and in the number type; tokenizer and scheduler as they are."""
+    modules = {n: part for n, part in parts.items() if isinstance(part, torch.nn.Module)}
+    return {**parts, **{name: module.to(device, dtype) for name, module in modules.items()}}
 
 
 def _calibration(name: str, path: Path) -> Calibration | None:

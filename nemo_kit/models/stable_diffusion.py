@@ -80,11 +80,15 @@ class StableDiffusion(DiffusionModel):
         return StableDiffusionPipeline(**parts, **unused, requires_safety_checker=False)
 
     @classmethod
-    def assemble(cls, parts: Mapping[str, Any], **about: Any) -> StableDiffusion:
-        """The model of these parts; ValueError where they don't fit one another or the family."""
+    def check(cls, parts: Mapping[str, Any]) -> None:
+        """Raise ValueError where the parts don't fit one another or the family."""
         for part in ("unet", "vae"):
             check_config(part, parts[part].config)
         _check_together(**parts)
+
+    @classmethod
+    def assemble(cls, parts: Mapping[str, Any], **about: Any) -> StableDiffusion:
+        """The model of these parts."""
         others = {name: part for name, part in parts.items() if name != "unet"}
         return cls(denoiser=parts["unet"], **others, **about)
 

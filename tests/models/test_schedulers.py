@@ -41,7 +41,8 @@ def test_every_class_of_the_process_becomes_stable_diffusions_ddim(
 
 def test_what_an_old_config_leaves_out_is_what_stable_diffusion_has() -> None:
     found = schedulers.read({"_class_name": "PNDMScheduler", **BETAS})
-    assert dict(found.config) == dict(DDIMScheduler(**SD14).config)
+    for name, value in DDIMScheduler(**SD14).config.items():
+        assert name.startswith("_") or found.config[name] == value
 
 
 def test_settings_that_mean_the_same_are_kept() -> None:
@@ -105,11 +106,14 @@ def test_pictures_are_those_of_the_pipelines_own_scheduler(kind: str, tmp_path: 
     name, prompt = with_scheduler(tmp_path / "m", kind), lab.prompts("verbatim").prompt[0]
     model = load(name, device="cpu")
     found = generate(model, prompt, [1], guidance=3, steps=50)[0]
-    pipeline = StableDiffusionPipeline.from_pretrained(name, safety_checker=None)
+    pipeline = StableDiffusionPipeline.from_pretrained(
+        name, safety_checker=None, torch_dtype=torch.float32
+    )
     pipeline.set_progress_bar_config(disable=True)
     start = model.noise([1]) * 1.0
     drawn = pipeline(prompt, latents=start, guidance_scale=3, output_type="np").images[0]
-    assert np.abs(found.squeeze() / 255 - drawn).mean() * 255 < 2
+    difference = np.abs(found.squeeze() / 255 - drawn).mean() * 255
+    assert difference < 1.5, difference
 
 
 def test_the_embedded_model_reads_as_before(tmp_path: Path) -> None:
