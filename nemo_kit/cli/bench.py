@@ -8,10 +8,12 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from nemo_kit.cli.options import (
+    ConfigOption,
     Device,
     DeviceOption,
     Dtype,
     DtypeOption,
+    LoraOption,
     ModelOption,
     PromptsOption,
     RevisionOption,
@@ -55,6 +57,8 @@ def bench(
     ] = False,
     model: ModelOption = "lab",
     revision: RevisionOption = None,
+    lora: LoraOption = None,
+    config: ConfigOption = None,
     device: DeviceOption = Device.auto,
     dtype: DtypeOption = Dtype.auto,
     seeds: SeedsOption = 10,
@@ -101,7 +105,7 @@ def bench(
     ways += [*(f"{ways[0]}@{name}" for name in precision or ()), *compiled_ways]
     table = prompt_table(existing(prompts or (), "--prompts"))
     chosen = choose(table, memorized=count, non_memorized=0)
-    loaded = load(model, device, revision, dtype)
+    loaded = load(model, device, revision, dtype, lora, config)
     detection = range(1, seeds + 1)
     with plainly(Place(store, 1, None, retry_failed)):
         frame = measure(loaded, chosen, ways, detection, store=store, retry_failed=retry_failed)

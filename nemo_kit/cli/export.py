@@ -9,10 +9,12 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from nemo_kit.cli.options import (
+    ConfigOption,
     Device,
     DeviceOption,
     Dtype,
     DtypeOption,
+    LoraOption,
     ModelOption,
     RevisionOption,
     existing,
@@ -64,6 +66,8 @@ def export(
     ] = None,
     model: ModelOption = "lab",
     revision: RevisionOption = None,
+    lora: LoraOption = None,
+    config: ConfigOption = None,
     device: DeviceOption = Device.auto,
     dtype: DtypeOption = Dtype.auto,
     report: Annotated[
@@ -116,7 +120,7 @@ def export(
     existing([sscd] if sscd else [], "--sscd")
     if not out.exists():
         writable(out.resolve().parent, "--out")
-    loaded = load(model, device, revision, dtype)
+    loaded = load(model, device, revision, dtype, lora, config)
     finish = None
     if report:
         _use_training_images(prompts, training)

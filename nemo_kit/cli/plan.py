@@ -10,10 +10,12 @@ from typing import Annotated, Any
 import typer
 
 from nemo_kit.cli.options import (
+    ConfigOption,
     Device,
     DeviceOption,
     Dtype,
     DtypeOption,
+    LoraOption,
     ModelOption,
     RevisionOption,
     SeedsOption,
@@ -90,6 +92,8 @@ def plan(
     ] = None,
     model: ModelOption = "lab",
     revision: RevisionOption = None,
+    lora: LoraOption = None,
+    config: ConfigOption = None,
     device: DeviceOption = Device.auto,
     dtype: DtypeOption = Dtype.auto,
     seeds: SeedsOption = 10,
@@ -128,7 +132,7 @@ def plan(
     more = list(prompt_table(existing(known, "--memorized"))["prompt"]) if known else []
     refuse_both(threshold, hold_out)
     known_statistics = read_statistics(statistics)
-    loaded = load(model, device, revision, dtype)
+    loaded = load(model, device, revision, dtype, lora, config)
     numbers = range(1, seeds + 1)
     options: dict[str, Any] = {
         "threshold": threshold, "statistics": known_statistics, "search": search,

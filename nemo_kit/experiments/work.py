@@ -98,8 +98,8 @@ class ModelRef:
     """A model by id and revision, with what a process needs to open the very same.
 
     `name`, `revision`, `device`, `dtype`, `lora`, `config` go to `models.load`; `calibration` and
-    `guidance` are set on what it gives; `key` is `model_key` of the model meant, which the opened one must agree with.
-    Use `ModelRef.of(model)`.
+    `guidance` are set on what it gives; `key` is `model_key` of the model meant, which the opened
+    one must agree with. Use `ModelRef.of(model)`.
     """
 
     name: str
@@ -169,8 +169,7 @@ class ModelRef:
 
 
 def absolute(name: str) -> str:
-    """A model's folder or file as an absolute path, for a process in another folder; or the name.
-    """
+    """A model's folder or file as an absolute path, for a process elsewhere; other names as are."""
     return str(Path(name).resolve()) if name != "lab" and Path(name).exists() else name
 
 

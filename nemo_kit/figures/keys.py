@@ -12,10 +12,10 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from nemo_kit.models import hub
 from nemo_kit.figures.output import PLACES
 from nemo_kit.figures.registry import Parameters
 from nemo_kit.files import PACKAGE, file_digest, folder_digest, source_digest, value_digest
+from nemo_kit.models import hub
 
 _SHOWN_ONLY = (  # what runs, shows or explores, and draws nothing that a figure holds
     "cli/",

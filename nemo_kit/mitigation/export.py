@@ -47,7 +47,8 @@ def export(
 
     Returns the folder. It is there in full or not at all: written under another name beside `out`,
     then renamed. Weights keep the number types that their files have; with a LoRA, which is fused
-    into them, they have the model's. Its folder `nemo` holds the calibration as far as it holds (see `carried`), and `export.json`, which says what was done.
+    into them, they have the model's. Its folder `nemo` holds the calibration as far as it holds
+    (see `carried`), and `export.json`, which says what was done.
     Parameters: `model`, as `load` gave it, its weights unchanged since; `mitigation`, a permanent
     one; `out`, a folder that doesn't exist yet; `prompts`, those it is to hold for, by default all
     that the mitigation names; `finish`, called with the written folder before it is renamed.

@@ -13,7 +13,6 @@ from pathlib import Path
 from typing import Any
 
 
-
 def fetch(name: str, revision: str | None = None, weights: bool = True) -> tuple[Path, str]:
     """The files of a hub model on this machine, downloaded where they are missing.
 
@@ -21,8 +20,8 @@ def fetch(name: str, revision: str | None = None, weights: bool = True) -> tuple
     fetched, how large it is and where it goes.
     Parameters: `name`, "owner/model"; `revision`, a commit, branch or tag, by default `main`;
     `weights`, False for the settings and the vocabulary alone.
-    Raises ValueError for a pipeline of a family that is not supported, where the hub has no such model or wants a login, or can't be reached and the
-    files are not here.
+    Raises ValueError for a pipeline of a family that is not supported, where the hub has no such
+    model or wants a login, or can't be reached and the files are not here.
     """
     try:
         with _plainly(name, revision):
@@ -122,9 +121,7 @@ def needed(
     return {name: sizes[name] for name in chosen}
 
 
-def _download(
-    name: str, revision: str | None, info: Any, weights: bool
-) -> tuple[Path, str]:
+def _download(name: str, revision: str | None, info: Any, weights: bool) -> tuple[Path, str]:
     from huggingface_hub import hf_hub_download, snapshot_download, try_to_load_from_cache
 
     from nemo_kit.models.families import INDEX

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -38,12 +39,12 @@ class Lora:
         path, scale = Path(text), 1.0
         if not path.is_file():
             before, colon, after = str(text).rpartition(":")
-            try:
+            with suppress(ValueError):
                 path, scale = (Path(before), float(after)) if colon else (path, 1.0)
-            except ValueError:
-                pass
         if path.suffix != ".safetensors" or not path.is_file():
-            raise ValueError(f'lora must be a .safetensors file, or "FILE:SCALE", got {text!s:.200}')
+            raise ValueError(
+                f'lora must be a .safetensors file, or "FILE:SCALE", got {text!s:.200}'
+            )
         if not 0 < abs(scale) < float("inf"):
             raise ValueError(f"lora: the scale must be a number other than 0, got {scale}")
         check_whole(path)
@@ -88,7 +89,9 @@ def _layers_in(lora: Lora) -> int:
     ups = [key for key in keys if _UP.search(key)]
     foreign = sorted({*keys} - {*downs, *ups} - {key for key in keys if key.endswith(".alpha")})
     if foreign or not downs or len(downs) != len(ups):
-        told = f"it holds {foreign[0]}" if foreign else f"{len(downs)} down and {len(ups)} up weights"
+        told = (
+            f"it holds {foreign[0]}" if foreign else f"{len(downs)} down and {len(ups)} up weights"
+        )
         raise ValueError(f"lora: {lora.path} is no plain LoRA: {told}")
     return len(downs)
 

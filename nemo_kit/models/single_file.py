@@ -7,6 +7,7 @@ which no weights are read. Pickles (.ckpt) run code when opened, and are refused
 
 from __future__ import annotations
 
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -40,7 +41,7 @@ def default_config(file: Path) -> str:
 
 
 def open_file(file: Path, settings: Path) -> dict[str, Any]:
-    """The parts of a checkpoint, in its number type, with the settings and vocabulary of a diffusers folder.
+    """The parts of a checkpoint, in its number type; settings and vocabulary of the folder.
 
     Raises ValueError where the file lacks a part or tensors, or says that it predicts something
     else than the settings do.
@@ -55,6 +56,9 @@ def open_file(file: Path, settings: Path) -> dict[str, Any]:
     _check_prediction(file, scheduler.config.prediction_type, shapes, metadata)
     check_config("unet", read_json(settings / "unet" / "config.json"))
     _check_tensors(file, settings, shapes)
+    if any(name.startswith("model_ema.") for name in shapes):
+        told = f"{file.name} holds its weights and their moving average; the weights are taken"
+        warnings.warn(told, RuntimeWarning, stacklevel=2)
     with readable(str(file)):
         pipeline = StableDiffusionPipeline.from_single_file(
             str(file),

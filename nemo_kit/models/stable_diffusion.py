@@ -8,7 +8,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -20,7 +20,7 @@ from nemo_kit.models.parts import files_of, open_module, read_json, readable
 
 _TEXTS_AT_ONCE = 64
 
-# Settings of a part by which it reads more than text, latents and timestep, or reads them otherwise.
+# Settings by which a part reads more than text, latents and timestep, or reads them otherwise.
 _FOREIGN = {
     "unet": {
         "time_cond_proj_dim": "guidance as an input (a latent consistency model)",
@@ -42,7 +42,7 @@ class StableDiffusion(DiffusionModel):
     """Stable Diffusion 1.x or 2.x, run as DDIM: ε- or v-prediction, one CLIP text encoder."""
 
     pipelines = ("StableDiffusionPipeline", "StableDiffusionImg2ImgPipeline")
-    parts = {
+    parts: ClassVar[Mapping[str, tuple[str, ...]]] = {
         "scheduler": tuple(sorted(schedulers.SAME_PROCESS)),
         "text_encoder": ("CLIPTextModel",),
         "tokenizer": ("CLIPTokenizer", "CLIPTokenizerFast"),

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -119,7 +118,7 @@ def test_another_family_is_refused_before_its_weights_are_fetched(
 
 def test_only_a_strange_variant_is_refused_by_its_name(toy_folder: Path) -> None:
     files = {n: s for n, s in FILES[SD14].items() if not n.startswith("unet/diff")}
-    with pytest.raises(ValueError, match="unet: weights must be there.* got none"):
+    with pytest.raises(ValueError, match=r"unet: weights must be there.* got none"):
         hub.needed(index(toy_folder), files)
     files["unet/diffusion_pytorch_model.non_ema.safetensors"] = 1
     with pytest.raises(ValueError, match="got only those of variant non_ema"):
@@ -127,10 +126,10 @@ def test_only_a_strange_variant_is_refused_by_its_name(toy_folder: Path) -> None
 
 
 @pytest.fixture
-def snapshot(cache: Path, toy_folder: Path) -> Iterator[Path]:
+def snapshot(cache: Path, toy_folder: Path) -> Path:
     """The toy pipeline as the hub's cache keeps it."""
     place = cache / "models--owner--model"
-    yield Path(shutil.copytree(toy_folder, place / "snapshots" / COMMIT))
+    return Path(shutil.copytree(toy_folder, place / "snapshots" / COMMIT))
 
 
 @pytest.fixture

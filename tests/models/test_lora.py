@@ -1,4 +1,4 @@
-"""LoRA weights: fused they are W + scale · (alpha / rank) · B·A, and what fits no layer is refused."""
+"""LoRA weights: fused, W + scale · (alpha / rank) · B·A; what fits no layer is refused."""
 
 from __future__ import annotations
 
@@ -48,8 +48,8 @@ def kohya(pairs: dict[str, tuple[Tensor, Tensor]], alpha: float) -> dict[str, Te
 
 
 def peft(pairs: dict[str, tuple[Tensor, Tensor]]) -> dict[str, Tensor]:
-    return {f"{name}.lora_{side}.weight": matrix
-            for name, both in pairs.items() for side, matrix in zip("AB", both)}  # fmt: skip
+    sides = [(name, side, pair["AB".index(side)]) for name, pair in pairs.items() for side in "AB"]
+    return {f"{name}.lora_{side}.weight": matrix for name, side, matrix in sides}
 
 
 def old_diffusers(pairs: dict[str, tuple[Tensor, Tensor]]) -> dict[str, Tensor]:
@@ -124,9 +124,7 @@ def test_a_lora_of_another_model_is_refused(
         load(str(toy_folder), "cpu", lora=tmp_path / "a.safetensors")
 
 
-def test_a_lora_of_another_width_is_refused(
-    toy_folder: Path, pairs: dict, tmp_path: Path
-) -> None:
+def test_a_lora_of_another_width_is_refused(toy_folder: Path, pairs: dict, tmp_path: Path) -> None:
     down, up = pairs[f"unet.{VALUE}"]
     wide = {f"unet.{VALUE}": (down.repeat(1, 3), up.repeat(2, 1))}
     save_file(peft(wide), tmp_path / "a.safetensors")

@@ -33,7 +33,9 @@ def test_every_class_of_the_process_becomes_stable_diffusions_ddim(
     found = schedulers.read(fresh(kind, prediction_type=prediction), kind)
     expected = DDIMScheduler(**SD14, prediction_type=prediction)
     assert torch.equal(found.alphas_cumprod, expected.alphas_cumprod)
-    assert found.final_alpha_cumprod == (1 if kind.startswith("DDIM") else expected.alphas_cumprod[0])
+    assert found.final_alpha_cumprod == (
+        1 if kind.startswith("DDIM") else expected.alphas_cumprod[0]
+    )
     assert (found.config.clip_sample, found.config.steps_offset) == (False, 1)
     assert found.config.prediction_type == prediction
     assert found.init_noise_sigma == 1
@@ -85,7 +87,9 @@ def test_another_process_is_refused_by_name(config: dict[str, Any], named: str) 
 
 def test_the_class_that_the_index_names_counts_too() -> None:
     with pytest.raises(ValueError, match="FlowMatchEulerDiscreteScheduler"):
-        schedulers.read({"_class_name": "DDIMScheduler", **BETAS}, "FlowMatchEulerDiscreteScheduler")
+        schedulers.read(
+            {"_class_name": "DDIMScheduler", **BETAS}, "FlowMatchEulerDiscreteScheduler"
+        )
 
 
 def with_scheduler(folder: Path, kind: str, **changes: Any) -> str:

@@ -104,7 +104,7 @@ def test_what_is_no_checkpoint(toy_folder: Path, tmp_path: Path, checkpoint: Pat
     cut.write_bytes(checkpoint.read_bytes()[:1000])
     with pytest.raises(ValueError, match=r"cut\.safetensors is no whole safetensors file"):
         load(str(cut), "cpu", config=str(toy_folder))
-    with pytest.raises(ValueError, match="config goes with a .safetensors checkpoint"):
+    with pytest.raises(ValueError, match=r"config goes with a \.safetensors checkpoint"):
         load(str(toy_folder), "cpu", config=str(toy_folder))
     with pytest.raises(ValueError, match="config must be"):
         load(str(checkpoint), "cpu", config="nothing")
