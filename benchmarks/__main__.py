@@ -10,10 +10,12 @@ import typer
 
 from nemo_kit.cli import run
 from nemo_kit.cli.options import (
+    ConfigOption,
     Device,
     DeviceOption,
     Dtype,
     DtypeOption,
+    LoraOption,
     ModelOption,
     PromptsOption,
     RevisionOption,
@@ -52,6 +54,8 @@ def bench(
     ] = False,
     model: ModelOption = "lab",
     revision: RevisionOption = None,
+    lora: LoraOption = None,
+    config: ConfigOption = None,
     device: DeviceOption = Device.auto,
     dtype: DtypeOption = Dtype.auto,
     seeds: SeedsOption = 10,
@@ -87,7 +91,7 @@ def bench(
     ways += [*(f"{ways[0]}@{name}" for name in precision or ()), *compiled_ways]
     table = prompt_table(existing(prompts or (), "--prompts"))
     chosen = choose(table, memorized=count, non_memorized=0)
-    loaded = load(model, device, revision, dtype)
+    loaded = load(model, device, revision, dtype, lora, config)
     detection = range(1, seeds + 1)
     with plainly(Place(store, 1, None, retry_failed)):
         done = compare.measure(

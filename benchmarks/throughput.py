@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from nemo_kit.localization.differences import Differences
 from nemo_kit.localization.scoring import Score
 from nemo_kit.memory import out_of_memory
-from nemo_kit.models import DiffusionModel
+from nemo_kit.models import DiffusionModel, StableDiffusion
 from nemo_kit.neurons import NeuronSet
 from nemo_kit.settings import DetectionSettings
 from nemo_kit.similarity import SimilaritySettings, noise_differences
@@ -79,7 +79,7 @@ def random_model(
     with torch.device(device):
         denoiser = UNet2DConditionModel(**config).to(dtype)
     scheduler = DDIMScheduler(beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear")
-    return DiffusionModel(
+    return StableDiffusion(
         name="random weights",
         denoiser=denoiser,
         text_encoder=nn.Identity(),

@@ -40,7 +40,10 @@ def write_together(writers: Mapping[Path, Callable[[Path], Any]]) -> None:
     parts = {path: path.with_name(f".{path.name}.{token_hex(6)}.tmp") for path in writers}
     try:
         for path, part in parts.items():
+            part.touch()
+            mode = part.stat().st_mode
             writers[path](part)
+            part.chmod(mode)  # as the umask says: safetensors makes its files private
             with part.open("rb+") as file:
                 os.fsync(file.fileno())
         for path, part in parts.items():

@@ -463,8 +463,8 @@ def test_figures_of_a_model_without_statistics_are_refused_before_anything_is_do
     cached: Path,
     toy_folder: Path,
 ) -> None:
-    from nemo_kit import hub
     from nemo_kit.figures import runner
+    from nemo_kit.models import hub
 
     monkeypatch.setattr(runner, "root", lambda: tmp_path)
     monkeypatch.setattr(hub, "fetch", lambda *_: pytest.fail("something was downloaded"))
@@ -491,8 +491,8 @@ def test_figures_of_a_hub_model_are_up_to_date_after_the_run_that_fetched_it(
 ) -> None:
     from test_figures import notebook
 
-    from nemo_kit import hub
     from nemo_kit.figures import keys, runner
+    from nemo_kit.models import hub
 
     monkeypatch.setattr(runner, "root", lambda: tmp_path)
     monkeypatch.setattr(keys, "package_digest", lambda: "as it is")
@@ -648,7 +648,7 @@ def test_the_number_type_arrives_where_the_model_is_opened(
 ) -> None:
     asked = []
 
-    def load(*_: Any, dtype: str, **__: Any) -> Any:
+    def load(_name: str, _device: str, dtype: str, *_: Any, **__: Any) -> Any:
         asked.append(dtype)
         raise ValueError("enough")
 
@@ -670,7 +670,7 @@ def test_workers_on_gpus_get_the_number_type_that_a_gpu_would(
     from nemo_kit.cli.options import Device, Dtype
 
     asked = []
-    monkeypatch.setattr("nemo_kit.models.load", lambda *words: asked.append(words))
+    monkeypatch.setattr("nemo_kit.models.load", lambda *words, **_: asked.append(words))
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
     place = sweeps.Place(Path("store"), 2, None, False)
     sweeps.opened("a/b", Device.cuda, "c", Dtype(given), place)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 from pathlib import Path
 from typing import Any
@@ -12,7 +13,7 @@ import pandas as pd
 import pytest
 import torch
 from diffusers import DDIMScheduler, StableDiffusionPipeline
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 
 from nemo_kit.files import spreadsheet_safe
 from nemo_kit.generation import generate
@@ -92,6 +93,71 @@ def test_half_precision_files_stay_so(toy_model: DiffusionModel, tmp_path: Path)
     }
     assert kinds == {torch.float16}
     assert load(str(folder), device="cpu").calibration is None
+
+
+def test_half_precision_pickles_stay_half(toy_model: DiffusionModel, tmp_path: Path) -> None:
+    source = Path(shutil.copytree(toy_model.name, tmp_path / "source"))
+    file = source / "unet/diffusion_pytorch_model.safetensors"
+    tensors = {name: tensor.half() for name, tensor in load_file(file).items()}
+    tensors["conv_norm_out.weight"] = tensors["conv_norm_out.weight"].float()
+    torch.save(tensors, file.with_suffix(".bin"))
+    file.unlink()
+    folder = export(load(str(source), device="cpu"), NeMo(FOUND), tmp_path / "out")
+    written = load_file(folder / "unet/diffusion_pytorch_model.safetensors")
+    assert {name: t.dtype for name, t in written.items()} == {
+        n: t.dtype for n, t in tensors.items()
+    }
+    first = toy_model.value_layers[0].name + ".weight"
+    assert (written[first][[0, 3]] == 0).all()
+    assert torch.equal(written["conv_in.weight"], tensors["conv_in.weight"])
+
+
+def test_variants_are_written_under_plain_names(toy_model: DiffusionModel, tmp_path: Path) -> None:
+    pipeline = StableDiffusionPipeline.from_pretrained(toy_model.name, torch_dtype=torch.float16)
+    pipeline.save_pretrained(tmp_path / "half", variant="fp16")
+    model = load(str(tmp_path / "half"), device="cpu")
+    folder = export(model, NeMo(FOUND), tmp_path / "out")
+    kept = StableDiffusionPipeline.from_pretrained(folder, torch_dtype=torch.float32)
+    first = model.value_layers[0].name
+    assert (kept.unet.get_submodule(first).weight[[0, 3]] == 0).all()
+    assert not [path for path in folder.rglob("*") if "fp16" in path.name]
+
+
+def test_shards_stay_shards(toy_model: DiffusionModel, tmp_path: Path) -> None:
+    source = Path(shutil.copytree(toy_model.name, tmp_path / "source"))
+    (source / "unet/diffusion_pytorch_model.safetensors").unlink()
+    toy_model.denoiser.save_pretrained(source / "unet", max_shard_size="100KB")
+    folder = export(load(str(source), device="cpu"), NeMo(FOUND), tmp_path / "out")
+    model = load(str(folder), device="cpu")
+    assert (model.denoiser.get_submodule(toy_model.value_layers[0].name).weight[[0, 3]] == 0).all()
+
+
+def test_files_are_readable_as_the_umask_says(toy_model: DiffusionModel, tmp_path: Path) -> None:
+    before = os.umask(0o022)
+    try:
+        folder = export(toy_model, NeMo(FOUND), tmp_path / "out")
+        assert {f.stat().st_mode & 0o777 for f in folder.rglob("*") if f.is_file()} == {0o644}
+        os.umask(0o027)
+        folder = export(toy_model, NeMo(FOUND), tmp_path / "group")
+        assert {f.stat().st_mode & 0o777 for f in folder.rglob("*") if f.is_file()} == {0o640}
+    finally:
+        os.umask(before)
+
+
+def test_a_fused_lora_is_exported_with_the_rest(toy_model: DiffusionModel, tmp_path: Path) -> None:
+    pytest.importorskip("peft", reason="LoRA weights are read through peft")
+    name = toy_model.value_layers[1].name
+    out, inner = toy_model.denoiser.get_submodule(name).weight.shape
+    pair = {"A": torch.full((1, inner), 0.1), "B": torch.full((out, 1), 0.1)}
+    lora = {f"unet.{name}.lora_{side}.weight": matrix for side, matrix in pair.items()}
+    save_file(lora, tmp_path / "lora.safetensors")
+    model = load(toy_model.name, device="cpu", lora=tmp_path / "lora.safetensors")
+    folder = export(model, NeMo(FOUND), tmp_path / "out")
+    expected = generate(model, "a b", [3], steps=3, halves="both", mitigation=NeMo(FOUND))[0]
+    assert np.abs(by_pipeline(folder, model, "a b", 3) * 255 - expected).max() <= 1
+    record = json.loads((folder / "nemo/export.json").read_text("utf-8"))
+    assert record["lora"]["sha256"] == model.lora.sha256  # type: ignore[union-attr]
+    assert [path.name for path in sorted(tmp_path.iterdir())] == ["lora.safetensors", "out"]
 
 
 def test_statistics_are_those_of_the_exported_model(

@@ -299,7 +299,7 @@ def _put(folder: Path, name: str, text: str) -> Path:
 
 
 def _copy(model: DiffusionModel, denoiser: torch.nn.Module) -> DiffusionModel:
-    return DiffusionModel(
+    return type(model)(
         name="copy",
         denoiser=denoiser,
         text_encoder=model.text_encoder,

@@ -29,11 +29,11 @@ def tokenizer() -> CLIPTokenizer:
     return CLIPTokenizer(vocab=vocabulary, merges=[], model_max_length=TOKENS)
 
 
-def text_encoder() -> CLIPTextModel:
+def text_encoder(width: int = TEXT_WIDTH) -> CLIPTextModel:
     size = len(tokenizer())
     return CLIPTextModel(
         CLIPTextConfig(
-            vocab_size=size, hidden_size=TEXT_WIDTH, intermediate_size=32, num_hidden_layers=2,
+            vocab_size=size, hidden_size=width, intermediate_size=32, num_hidden_layers=2,
             num_attention_heads=2, max_position_embeddings=TOKENS, projection_dim=TEXT_WIDTH,
             bos_token_id=size - 2, eos_token_id=size - 1, pad_token_id=size - 1,
         )
@@ -88,7 +88,7 @@ def save_pipeline(folder: Path, seed: int = 0, prediction: str = "epsilon", **ch
     )  # fmt: skip
     StableDiffusionPipeline(
         vae=vae,
-        text_encoder=text_encoder(),
+        text_encoder=text_encoder(denoiser.config.cross_attention_dim),
         tokenizer=tokenizer(),
         unet=denoiser,
         scheduler=scheduler(prediction_type=prediction),

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from nemo_kit.cli.options import (
+    ConfigOption,
     Device,
     DeviceOption,
     Dtype,
@@ -35,6 +36,7 @@ def calibrate(
                      "own calibration."),
     ],
     revision: RevisionOption = None,
+    config: ConfigOption = None,
     released: Annotated[
         Path | None,
         typer.Option("--statistics", metavar="FILE",
@@ -81,7 +83,7 @@ def calibrate(
     prompts = _prompts(hold_out or [])
     if (here := _here(model, revision)) is not None:
         _refuse(here, force)
-    opened = load(model, device, revision, dtype)
+    opened = load(model, device, revision, dtype, config=config)
     folder = _here(model, opened.revision)
     if folder is None:
         raise ValueError(f"--model: the files of {model!r} are not on this machine")
@@ -104,13 +106,12 @@ def _prompts(files: list[Path]) -> list[str]:
 
 
 def _here(model: str, revision: str | None) -> Path | None:
-    """The folder ``nemo`` of a model on this machine; None where the model is not here."""
-    from nemo_kit import hub
-    from nemo_kit.models import resolve
+    """Where the calibration of a model lies on this machine; None where the model is not here."""
+    from nemo_kit.models import hub, notes_folder, resolve
 
     found = resolve(model)
     place = found if isinstance(found, Path) else hub.local(found, revision)
-    return place and place.resolve() / "nemo"
+    return place and notes_folder(place.resolve())
 
 
 def _refuse(folder: Path, force: bool) -> None:

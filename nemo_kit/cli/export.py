@@ -9,10 +9,12 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from nemo_kit.cli.options import (
+    ConfigOption,
     Device,
     DeviceOption,
     Dtype,
     DtypeOption,
+    LoraOption,
     ModelOption,
     RevisionOption,
     absolute,
@@ -60,6 +62,8 @@ def export(
     ] = None,
     model: ModelOption = "lab",
     revision: RevisionOption = None,
+    lora: LoraOption = None,
+    config: ConfigOption = None,
     device: DeviceOption = Device.auto,
     dtype: DtypeOption = Dtype.auto,
     report: Annotated[
@@ -126,9 +130,11 @@ def export(
         raise ValueError("--training-images needs --prompts FILE with a column image or Index")
     if training and not training.is_dir():
         raise FileNotFoundError(f"--training-images: there is no folder {training}")
-    loaded = load(model, device, revision, dtype)
+    loaded = load(model, device, revision, dtype, lora, config)
     settings = {
         "before": absolute(model),
+        "lora": lora,
+        "config": config,
         "device": str(loaded.device),
         "dtype": str(loaded.dtype).removeprefix("torch."),
         "control_files": [str(path.resolve()) for path in control or ()],

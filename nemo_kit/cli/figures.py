@@ -199,8 +199,8 @@ def _fetched(model: str, revision: str | None, rows: Sequence[Figure]) -> str | 
     Raises ValueError where a notebook needs activation statistics that the model does not have:
     before a download, and again after it for what was there only before.
     """
-    from nemo_kit import hub
     from nemo_kit.calibration import CALIBRATION_FILE, STATISTICS_FILE
+    from nemo_kit.models import hub, notes_folder, resolve
 
     files = [f"nemo/{name}" for name in (CALIBRATION_FILE, STATISTICS_FILE)]
     needing = any(row.notebook not in _WITHOUT_STATISTICS for row in rows)
@@ -214,8 +214,10 @@ def _fetched(model: str, revision: str | None, rows: Sequence[Figure]) -> str | 
                 "once"
             )
 
-    if Path(model).is_dir():
-        check([name for name in files if not Path(model, name).is_file()])
+    place = resolve(model)
+    if isinstance(place, Path):
+        notes = notes_folder(place)
+        check([name for name in files if not (notes / Path(name).name).is_file()])
         return revision
     if needing:
         check(hub.lacking(model, revision, files))

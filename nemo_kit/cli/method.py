@@ -13,11 +13,13 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from nemo_kit.cli.options import (
+    ConfigOption,
     Device,
     DeviceOption,
     Dtype,
     DtypeOption,
     JsonOption,
+    LoraOption,
     ModelOption,
     PromptsOption,
     RevisionOption,
@@ -76,6 +78,8 @@ def detect(
     prompts: PromptsOption = None,
     model: ModelOption = "lab",
     revision: RevisionOption = None,
+    lora: LoraOption = None,
+    config: ConfigOption = None,
     device: DeviceOption = Device.auto,
     dtype: DtypeOption = Dtype.auto,
     seeds: SeedsOption = 10,
@@ -105,7 +109,7 @@ def detect(
     texts = read_texts(prompt, prompts, model)
     write = writer(out)
     refuse_calibration(hold_out, device, place)
-    loaded = opened(model, device, revision, dtype, place)
+    loaded = opened(model, device, revision, dtype, place, lora, config)
     numbers = range(1, seeds + 1)
     chosen = calibrated(loaded, settings, threshold, hold_out, numbers, store)
     options = {
@@ -129,6 +133,8 @@ def localize(
     prompts: PromptsOption = None,
     model: ModelOption = "lab",
     revision: RevisionOption = None,
+    lora: LoraOption = None,
+    config: ConfigOption = None,
     device: DeviceOption = Device.auto,
     dtype: DtypeOption = Dtype.auto,
     seeds: SeedsOption = 10,
@@ -184,7 +190,7 @@ def localize(
     write = _released_writer(out, prompts) if released else writer(out)
     known = read_statistics(statistics)
     refuse_calibration(hold_out, device, place)
-    loaded = opened(model, device, revision, dtype, place)
+    loaded = opened(model, device, revision, dtype, place, lora, config)
     numbers = range(1, seeds + 1)
     chosen = calibrated(loaded, settings, threshold, hold_out, numbers, store)
     chosen = replace(chosen, compile=compiled)

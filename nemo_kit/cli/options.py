@@ -43,13 +43,22 @@ ModelOption = Annotated[
         "--model",
         metavar="NAME",
         help='"lab" (the small model that comes with nemo_kit), a folder with a diffusers model, '
-        'or a hub id such as "CompVis/stable-diffusion-v1-4".',
+        'a .safetensors checkpoint, or a hub id such as "CompVis/stable-diffusion-v1-4".',
     ),
 ]
 RevisionOption = Annotated[
     str | None, typer.Option("--revision", metavar="COMMIT",
                              help="Commit of a hub model; published "
                              "results name it.")
+]  # fmt: skip
+LoraOption = Annotated[
+    str | None, typer.Option("--lora", metavar="FILE[:SCALE]",
+                             help="LoRA weights (.safetensors) to fuse into the model's.")
+]  # fmt: skip
+ConfigOption = Annotated[
+    str | None, typer.Option("--config", metavar="NAME",
+                             help="Folder or hub id whose settings a .safetensors checkpoint has; "
+                             "Stable Diffusion 2.x needs it.")
 ]  # fmt: skip
 DeviceOption = Annotated[
     Device, typer.Option("--device", help='"auto" takes the GPU where there is one.')
@@ -88,16 +97,25 @@ StatisticsOption = Annotated[
 ]  # fmt: skip
 
 
-def load(model: str, device: Device, revision: str | None = None, dtype: Dtype = Dtype.auto) -> Any:
+def load(
+    model: str,
+    device: Device,
+    revision: str | None = None,
+    dtype: Dtype = Dtype.auto,
+    lora: str | None = None,
+    config: str | None = None,
+) -> Any:
     """The model on that device, opened when the command runs and not before."""
     from nemo_kit.models import load
 
-    return load(model, device=device.value, dtype=dtype.value, revision=revision)
+    return load(model, device.value, dtype.value, revision, lora=lora, config=config)
 
 
 def absolute(model: str) -> str:
-    """A folder as an absolute path: notebooks run in another folder."""
-    return str(Path(model).resolve()) if model != "lab" and Path(model).is_dir() else model
+    """A folder or file as an absolute path: notebooks run in another folder."""
+    from nemo_kit.experiments.work import absolute
+
+    return absolute(model)
 
 
 def texts(prompt: Sequence[str] | None, files: Sequence[Path] | None, model: str) -> list[str]:

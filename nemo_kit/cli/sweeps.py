@@ -123,10 +123,18 @@ def refuse_both(threshold: float | None, hold_out: Path | None) -> None:
         )
 
 
-def opened(model: str, device: Device, revision: str | None, dtype: Dtype, place: Place) -> Any:
+def opened(
+    model: str,
+    device: Device,
+    revision: str | None,
+    dtype: Dtype,
+    place: Place,
+    lora: str | None = None,
+    config: str | None = None,
+) -> Any:
     """The model; where other processes use GPUs, it is opened here without taking one."""
     if not (place.elsewhere and _on_gpu(device, place)):
-        return load(model, device, revision, dtype)
+        return load(model, device, revision, dtype, lora, config)
     import torch
 
     from nemo_kit import models
@@ -134,7 +142,7 @@ def opened(model: str, device: Device, revision: str | None, dtype: Dtype, place
 
     check_gpus("cuda", place.workers)
     on_gpu = models.default_dtype(torch.device("cuda")) if dtype is Dtype.auto else dtype.value
-    return models.load(model, "cpu", on_gpu, revision)
+    return models.load(model, "cpu", on_gpu, revision, lora=lora, config=config)
 
 
 def refuse_calibration(hold_out: Path | None, device: Device, place: Place) -> None:

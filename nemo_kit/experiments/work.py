@@ -98,9 +98,9 @@ class Unit:
 class ModelRef:
     """A model by id and revision, with what a process needs to open the very same.
 
-    `name`, `revision`, `device`, `dtype` go to `models.load`; `calibration` and `guidance` are set
-    on what it gives; `key` is `model_key` of the model meant, which the opened one must agree with.
-    Use `ModelRef.of(model)`.
+    `name`, `revision`, `device`, `dtype`, `lora`, `config` go to `models.load`; `calibration` and
+    `guidance` are set on what it gives; `key` is `model_key` of the model meant, which the opened
+    one must agree with. Use `ModelRef.of(model)`.
     """
 
     name: str
@@ -110,6 +110,8 @@ class ModelRef:
     calibration: Calibration | None
     guidance: float
     key: dict[str, Any]
+    lora: str | None = None
+    config: str | None = None
 
     @classmethod
     def of(cls, model: DiffusionModel, device: str | None = None) -> ModelRef:
@@ -118,15 +120,16 @@ class ModelRef:
         Parameters: `device`, where workers put it if not where it is now: a machine without a GPU
         opens the model with `load(…, "cpu", torch.float16)` and gives "cuda" here.
         """
-        folder = Path(model.name)
         return cls(
-            name=str(folder.resolve()) if folder.is_dir() and model.name != "lab" else model.name,
+            name=absolute(model.name),
             revision=model.revision,
             device=device or model.device.type,
             dtype=str(model.dtype).removeprefix("torch."),
             calibration=model.calibration,
             guidance=model.guidance,
             key=model_key(model),
+            lora=model.lora and model.lora.text,
+            config=model.config and absolute(model.config),
         )
 
     @contextmanager
@@ -149,7 +152,10 @@ class ModelRef:
 
         try:
             place = free_gpu() if self.device == "cuda" else self.device
-            model = models.load(self.name, place, getattr(torch, self.dtype), self.revision)
+            kind = getattr(torch, self.dtype)
+            model = models.load(
+                self.name, place, kind, self.revision, lora=self.lora, config=self.config
+            )
         except Exception as error:
             raise MachineError(f"a worker can't open the model {self.name!r}: {error}") from error
         model.calibration, model.guidance = self.calibration, self.guidance
@@ -161,6 +167,11 @@ class ModelRef:
                 "another version? Save it to a folder, or work in this process (workers=1)"
             )
         return model
+
+
+def absolute(name: str) -> str:
+    """A model's folder or file as an absolute path, for a process elsewhere; other names as are."""
+    return str(Path(name).resolve()) if name != "lab" and Path(name).exists() else name
 
 
 @dataclass(frozen=True, eq=False)
@@ -239,6 +250,7 @@ def model_key(model: DiffusionModel) -> dict[str, Any]:
     scheduler = {k: v for k, v in dict(model.scheduler.config).items() if not k.startswith("_")}
     return {
         "weights": [value_digest(dict(part.state_dict())) for part in parts],
+        "lora": model.lora and model.lora.sha256,
         "tokenizer": value_digest(model.tokenizer.get_vocab()),
         "scheduler": value_digest(scheduler),
         "dtype": str(model.dtype),

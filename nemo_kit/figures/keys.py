@@ -12,10 +12,10 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from nemo_kit import hub
 from nemo_kit.figures.output import PLACES
 from nemo_kit.figures.registry import Parameters
 from nemo_kit.files import PACKAGE, file_digest, folder_digest, source_digest, value_digest
+from nemo_kit.models import hub
 
 _SHOWN_ONLY = (  # what runs, shows or explores, and draws nothing that a figure holds
     "cli/",
@@ -60,7 +60,7 @@ def content_key(source: Path, parameters: Parameters, once: Once | None = None) 
     for name in _PATHS & set(chosen):
         if (place := _place(source.parent, chosen[name])) is not None:
             chosen[name] = once(folder_digest if place.is_dir() else file_digest, place)
-    if _folder(parameters.model) is None:
+    if _place_of(parameters.model) is None:
         chosen["revision"] = hub_revision(parameters.model, parameters.revision)
     return {
         "notebook": notebook_digest(source),
@@ -113,12 +113,12 @@ def package_digest() -> str:
 
 
 def model_digest(model: str, revision: str | None = None) -> str:
-    """Digest of a model folder's files, or of a hub id with the revision on this machine.
+    """Digest of a model's folder or file, or of a hub id with the revision on this machine.
 
     A hub model's calibration counts by its content: it may be written there later.
     """
-    if (folder := _folder(model)) is not None:
-        return folder_digest(folder, _WEIGHTS)
+    if (place := _place_of(model)) is not None:
+        return folder_digest(place, _WEIGHTS) if place.is_dir() else file_digest(place)
     there = hub.local(model, revision)
     own = [folder_digest(there / "nemo")] if there and (there / "nemo").is_dir() else []
     return value_digest([model, hub_revision(model, revision), *own])
@@ -130,9 +130,10 @@ def hub_revision(model: str, revision: str | None = None) -> str:
     return folder.name if folder else revision or "main"
 
 
-def _folder(model: str) -> Path | None:
-    folder = PACKAGE / "lab" / "model" if model == "lab" else Path(model)
-    return folder if folder.is_dir() else None
+def _place_of(model: str) -> Path | None:
+    """A model's folder or file; None for a hub id."""
+    place = PACKAGE / "lab" / "model" if model == "lab" else Path(model)
+    return place if place.exists() else None
 
 
 def _literal(statement: ast.stmt) -> tuple[str, Any]:

@@ -13,19 +13,20 @@ import json
 import os
 import shutil
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
-from safetensors import safe_open
-from torch import Tensor, nn
+from safetensors.torch import load_file, save_file
+from torch import Tensor
 
 from nemo_kit import __version__
 from nemo_kit.calibration import ActivationStatistics, Calibration
 from nemo_kit.checks import check_texts
 from nemo_kit.files import folder_digest, plain, write_json
 from nemo_kit.mitigation.base import Mitigation
+from nemo_kit.models.parts import choose, files_of
 
 if TYPE_CHECKING:
     from nemo_kit.models import DiffusionModel
@@ -33,7 +34,6 @@ if TYPE_CHECKING:
 RECORD = "export.json"
 _KEPT = {".json", ".txt", ".safetensors", ".bin", ".model"}  # parts; no other framework's weights
 _ABSENT = (None, [None, None])
-_TYPES = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
 
 
 def export(
@@ -46,8 +46,9 @@ def export(
     """Write the model with the mitigation in its weights as a diffusers folder.
 
     Returns the folder. It is there in full or not at all: written under another name beside `out`,
-    then renamed. Weights keep the number type that their files have. Its folder `nemo` holds the
-    calibration as far as it holds (see `carried`), and `export.json`, which says what was done.
+    then renamed. Weights keep the number types that their files have; with a LoRA, which is fused
+    into them, they have the model's. Its folder `nemo` holds the calibration as far as it holds
+    (see `carried`), and `export.json`, which says what was done.
     Parameters: `model`, as `load` gave it, its weights unchanged since; `mitigation`, a permanent
     one; `out`, a folder that doesn't exist yet; `prompts`, those it is to hold for, by default all
     that the mitigation names; `finish`, called with the written folder before it is renamed.
@@ -57,10 +58,10 @@ def export(
     target = Path(out)
     _check_target(target)
     gains = _gains(model, mitigation, prompts)
-    part = target.with_name(f".{target.name}.{os.getpid()}.tmp")
+    part, fused = (target.with_name(f".{target.name}.{os.getpid()}.{s}") for s in ("tmp", "fused"))
     try:
-        source = _source_folder(model)
-        _copy_parts(source, part)
+        source = _source_folder(model, fused)
+        _copy_parts(model, source, part)
         before = _write_denoiser(model, source, part, gains)
         _write_notes(model, source, part, mitigation, prompts, gains, before)
         if finish:
@@ -69,7 +70,8 @@ def export(
         _sync(part)
         part.rename(target)
     finally:
-        shutil.rmtree(part, ignore_errors=True)
+        for folder in (part, fused):
+            shutil.rmtree(folder, ignore_errors=True)
     return target
 
 
@@ -127,21 +129,24 @@ def named_prompts(mitigation: Mitigation, prompts: Sequence[str]) -> list[str]:
     raise ValueError(f"prompts: {mitigation.name!r} needs those it is to hold for, got none")
 
 
-def _source_folder(model: DiffusionModel) -> Path:
-    """Where the model's files are; a hub model's, in the cache."""
-    from nemo_kit.models import resolve
+def _source_folder(model: DiffusionModel, scratch: Path) -> Path:
+    """Where the model's files are; a checkpoint's or a fused LoRA's are written to `scratch`."""
+    from nemo_kit.models import hub, opening
 
-    place = resolve(model.name)
-    if isinstance(place, Path):
+    place = opening.resolve(model.name)
+    if isinstance(place, str):
+        place, _ = hub.fetch(place, model.revision)
+    if place.is_dir() and model.lora is None:
         return place
-    from diffusers import StableDiffusionPipeline
+    with opening.quiet():
+        family, parts = opening.open_parts(model.name, place, model.dtype, model.config)
+        if model.lora is not None:
+            parts = opening.fused(family, parts, model.lora, model.device, model.dtype)
+        family.pipeline(parts).save_pretrained(scratch)
+    return scratch
 
-    return Path(
-        StableDiffusionPipeline.download(place, revision=model.revision, safety_checker=None)
-    )
 
-
-def _copy_parts(source: Path, part: Path) -> None:
+def _copy_parts(model: DiffusionModel, source: Path, part: Path) -> None:
     """The pipeline's index and parts, but no weights of the denoiser.
 
     A part that is named but not there (a safety checker that was never fetched) is named no more,
@@ -155,66 +160,71 @@ def _copy_parts(source: Path, part: Path) -> None:
         index["requires_safety_checker"] = False
     part.mkdir()
     write_json(part / "model_index.json", index)
-    for name in [*names, "clip"]:
+    for name in model.parts:
+        for file in files_of(source, name):
+            if name != "unet" or file.name == "config.json":
+                _copy(file, part / name)
+    for name in {*names, "clip"} - {*model.parts}:
         for file in sorted((source / name).rglob("*")):
-            if file.is_file() and _wanted(file, name):
-                copy = part / file.relative_to(source)
-                copy.parent.mkdir(parents=True, exist_ok=True)
-                shutil.copyfile(file, copy)
+            if file.is_file() and file.suffix in _KEPT:
+                _copy(file, part / file.parent.relative_to(source))
 
 
-def _wanted(file: Path, part: str) -> bool:
-    """Whether a file belongs to a plain pipeline: no variant, and of the U-Net the config alone."""
-    if part == "unet":
-        return file.name == "config.json"
-    variant = any(word in file.name for word in (".fp16.", ".non_ema.", ".bf16."))
-    return file.suffix in _KEPT and not variant
+def _copy(file: Path, folder: Path) -> None:
+    """The file under its plain name, which any program finds; an index names plain files too."""
+    folder.mkdir(parents=True, exist_ok=True)
+    if file.name.endswith(".json") and ".index." in file.name:
+        plain_text = _plain(file.read_text("utf-8"))
+        (folder / _plain(file.name)).write_text(plain_text, "utf-8")
+    else:
+        shutil.copyfile(file, folder / _plain(file.name))
+
+
+def _plain(name: str) -> str:
+    return name.replace(".fp16", "").replace(".bf16", "")
 
 
 def _write_denoiser(
     model: DiffusionModel, source: Path, part: Path, gains: Mapping[str, Tensor]
 ) -> str:
     """The U-Net with its weights multiplied; returns the digest of the files it came from."""
-    from diffusers import UNet2DConditionModel
-
-    kind = _stored_type(source / "unet")
-    unet = UNet2DConditionModel.from_pretrained(source, subfolder="unet", torch_dtype=kind)
-    _check_unchanged(model, unet)
-    for name, gain in gains.items():
-        _multiply(unet.get_submodule(name), gain)
-    config = (part / "unet" / "config.json").read_bytes()  # as it was: saving adds paths to it
-    unet.save_pretrained(part / "unet")
-    (part / "unet" / "config.json").write_bytes(config)
+    kept = choose("unet", [file.name for file in (source / "unet").iterdir()])
+    for name in kept.files:
+        target = part / "unet" / _plain(name).replace(".bin", ".safetensors")
+        if name.endswith(".json"):
+            text = _plain((source / "unet" / name).read_text("utf-8"))
+            target.write_text(text.replace(".bin", ".safetensors"), "utf-8")
+            continue
+        tensors = _tensors(source / "unet" / name)
+        _check_unchanged(model, tensors)
+        for layer, gain in gains.items():
+            _multiply(tensors, layer, gain)
+        save_file({n: t.contiguous() for n, t in tensors.items()}, target, {"format": "pt"})
     return folder_digest(source / "unet", [".safetensors", ".bin"])
 
 
-@torch.no_grad()
-def _multiply(module: nn.Module, gain: Tensor) -> None:
-    module.weight.copy_((module.weight.double() * gain).to(module.weight.dtype))
-    bias = getattr(module, "bias", None)
-    if bias is not None and gain.shape[1] == 1:  # a whole row: its bias belongs to it
-        bias.copy_((bias.double() * gain.flatten()).to(bias.dtype))
+def _tensors(file: Path) -> dict[str, Tensor]:
+    if file.suffix == ".safetensors":
+        return load_file(file)
+    return torch.load(file, map_location="cpu", weights_only=True)
 
 
-def _check_unchanged(model: DiffusionModel, unet: nn.Module) -> None:
+def _multiply(tensors: dict[str, Tensor], layer: str, gain: Tensor) -> None:
+    rows = gain.shape[1] == 1  # whole rows: their biases belong to them
+    for name, by in ((f"{layer}.weight", gain), (f"{layer}.bias", gain.flatten() if rows else 1)):
+        if name in tensors:
+            tensors[name] = (tensors[name].double() * by).to(tensors[name].dtype)
+
+
+def _check_unchanged(model: DiffusionModel, tensors: Mapping[str, Tensor]) -> None:
     """What is exported are the files; so the model in memory must be theirs."""
     now = model.denoiser.state_dict()
-    for name, stored in unet.state_dict().items():
+    for name, stored in tensors.items():
         if name not in now or not torch.equal(stored.to(model.dtype), now[name].cpu()):
             raise ValueError(
                 f"model: its weights in memory differ from those of {model.name!r} ({name}); "
                 "an export starts from the files, so load it anew or save the changed one first"
             )
-
-
-def _stored_type(folder: Path) -> torch.dtype:
-    """The number type of the files; single precision where they are no safetensors."""
-    for file in sorted(folder.glob("diffusion_pytorch_model*.safetensors")):
-        if _wanted(file, ""):
-            with safe_open(file, "pt") as tensors:
-                first = next(iter(tensors.keys()))
-                return _TYPES.get(tensors.get_slice(first).get_dtype(), torch.float32)
-    return torch.float32
 
 
 def _write_notes(
@@ -240,6 +250,7 @@ def _write_notes(
         {
             "model": model.name,
             "revision": model.revision,
+            "lora": model.lora and asdict(model.lora),
             "mitigation": plain(mitigation),
             "source": mitigation.source,
             "prompts": list(prompts),
@@ -269,7 +280,9 @@ def _statistics_note(model: DiffusionModel, gains: Mapping[str, Tensor]) -> str:
 
 
 def _sync(folder: Path) -> None:
+    """Onto the disk, and readable as the user's other files are: safetensors makes them private."""
     for file in folder.rglob("*"):
         if file.is_file():
+            shutil.copymode(folder / "model_index.json", file)
             with file.open("rb+") as opened:
                 os.fsync(opened.fileno())

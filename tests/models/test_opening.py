@@ -11,12 +11,13 @@ import diffusers
 import numpy as np
 import pytest
 import torch
+import transformers
 from conftest import TOY_SIMILARITY
 from diffusers import DDIMScheduler, StableDiffusionPipeline
 
 from nemo_kit.calibration import Calibration
 from nemo_kit.hooks import capture
-from nemo_kit.models import DiffusionModel, load
+from nemo_kit.models import DiffusionModel, hub, load
 
 
 @pytest.fixture(params=["toy_model", "sd2_model"])
@@ -35,7 +36,7 @@ def test_a_loaded_model(toy_model: DiffusionModel, toy_folder: Path) -> None:
     assert [layer.index for layer in toy_model.searched] == [1, 2, 3, 4, 5, 6, 7]
     assert len(toy_model.value_layers) == len(toy_model.key_layers) == 16
     assert not any(p.requires_grad for p in toy_model.denoiser.parameters())
-    assert repr(toy_model).startswith("DiffusionModel(")
+    assert repr(toy_model).startswith("StableDiffusion(")
 
 
 def test_embeddings_are_the_pipelines(toy_model: DiffusionModel, toy_folder: Path) -> None:
@@ -140,7 +141,7 @@ def test_bad_numbers(toy_model: DiffusionModel) -> None:
 
 
 def test_unknown_names(tmp_path: Path) -> None:
-    allowed = 'name must be "lab", a folder with a diffusers model, or a hub id'
+    allowed = 'name must be "lab", a folder with a diffusers model, a .safetensors checkpoint, or'
     for name in ("labb", "", 5, "a/b/c", "../x", "http://a/b"):
         with pytest.raises(ValueError, match=allowed):
             load(name)  # type: ignore[arg-type]
@@ -153,9 +154,11 @@ def test_unknown_names(tmp_path: Path) -> None:
 def test_bad_devices(toy_folder: Path) -> None:
     with pytest.raises(ValueError, match='device must be "auto", "cpu" or "cuda", got \'tpu9\''):
         load(str(toy_folder), device="tpu9")
-    if not torch.cuda.is_available():
-        with pytest.raises(ValueError, match="torch sees no CUDA device"):
-            load(str(toy_folder), device="cuda")
+    here = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}
+    missing = [device for device, there in here.items() if not there]
+    for device in (*missing, "meta", "cuda:99"):
+        with pytest.raises(ValueError, match=f"device is '{device}', but torch sees no such"):
+            load(str(toy_folder), device=device)
 
 
 def test_dtype_is_applied_to_all_parts(toy_folder: Path) -> None:
@@ -193,21 +196,25 @@ def test_a_folder_brings_its_calibration(toy_folder: Path, toy_model: DiffusionM
     assert found.similarity == TOY_SIMILARITY
 
 
-def test_only_from_pretrained_with_plain_arguments(toy_folder: Path, monkeypatch: Any) -> None:
-    seen: dict[str, Any] = {}
-    original = StableDiffusionPipeline.from_pretrained
+def test_parts_are_opened_without_code_or_network(toy_folder: Path, monkeypatch: Any) -> None:
+    seen: list[dict[str, Any]] = []
+    for library, kind in (
+        (diffusers, "UNet2DConditionModel"), (diffusers, "AutoencoderKL"),
+        (transformers, "CLIPTextModel"), (transformers, "CLIPTokenizer"),
+    ):  # fmt: skip
+        original = getattr(library, kind).from_pretrained
 
-    def spy(path: object, **options: Any) -> Any:
-        seen.update(options, path=path)
-        return original(toy_folder, safety_checker=None, requires_safety_checker=False)
+        def spy(*given: Any, original: Any = original, **options: Any) -> Any:
+            seen.append(options)
+            return original(*given, **options)
 
-    monkeypatch.setattr(diffusers.StableDiffusionPipeline, "from_pretrained", spy)
-    monkeypatch.setattr("nemo_kit.hub.fetch", lambda name, revision: (toy_folder, "0123abc"))
+        monkeypatch.setattr(getattr(library, kind), "from_pretrained", spy)
+    monkeypatch.setattr(hub, "fetch", lambda name, revision: (toy_folder, "0123abc"))
     model = load("owner/model", device="cpu", revision="v1")
-    assert model.revision == "0123abc"  # the commit behind the tag
-    assert (model.name, seen["path"]) == ("owner/model", toy_folder)
-    assert seen["safety_checker"] is None
-    assert set(seen) == {"path", "dtype", "safety_checker", "requires_safety_checker"}
+    assert (model.name, model.revision) == ("owner/model", "0123abc")  # the commit behind the tag
+    assert len(seen) == 4
+    assert all(options["local_files_only"] for options in seen)
+    assert not any("trust_remote_code" in options for options in seen)
 
 
 def test_code_in_a_models_folder_is_not_run(toy_folder: Path, tmp_path: Path) -> None:

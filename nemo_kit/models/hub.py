@@ -1,8 +1,7 @@
 """Models of the Hugging Face hub: what a download would fetch is said first, and how large it is.
 
-Scope: which files of a repository a pipeline needs, where they lie on this machine, and fetching
-the rest. Only weights, configuration and vocabulary are taken: no code, no safety checker, no
-second copy of the weights in another format.
+Scope: where the files of a repository lie on this machine, and fetching the rest. Only what the
+model's family needs is taken: no code, no safety checker, no second copy of the weights.
 """
 
 from __future__ import annotations
@@ -10,28 +9,24 @@ from __future__ import annotations
 import sys
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from typing import Any
 
-PARTS = ("scheduler", "text_encoder", "tokenizer", "unet", "vae")
-_SETTINGS = {".json", ".txt"}
 
-
-def fetch(name: str, revision: str | None = None) -> tuple[Path, str]:
+def fetch(name: str, revision: str | None = None, weights: bool = True) -> tuple[Path, str]:
     """The files of a hub model on this machine, downloaded where they are missing.
 
     Returns their folder and the commit they are of. Before a download, standard error says what is
     fetched, how large it is and where it goes.
-    Parameters: `name`, "owner/model"; `revision`, a commit, branch or tag, by default `main`.
-    Raises ValueError where the hub has no such model or wants a login, or can't be reached and the
-    files are not here.
+    Parameters: `name`, "owner/model"; `revision`, a commit, branch or tag, by default `main`;
+    `weights`, False for the settings and the vocabulary alone.
+    Raises ValueError for a pipeline of a family that is not supported, where the hub has no such
+    model or wants a login, or can't be reached and the files are not here.
     """
     try:
         with _plainly(name, revision):
-            return _download(name, revision, _info(name, revision))
-    except ValueError:
-        raise
-    except Exception as error:  # offline, no network, a proxy's own errors
+            return _download(name, revision, _info(name, revision), weights)
+    except _unreachable() as error:
         if folder := local(name, revision):
             return folder, folder.name
         raise _nowhere(name, error) from error
@@ -47,9 +42,7 @@ def lacking(name: str, revision: str | None, files: Iterable[str]) -> list[str]:
         with _plainly(name, revision):
             info = _info(name, revision)
         folder, there = local(name, info.sha), {file.rfilename for file in info.siblings}
-    except ValueError:
-        raise
-    except Exception as error:
+    except _unreachable() as error:
         if not (folder := local(name, revision)):
             raise _nowhere(name, error) from error
         there = set()
@@ -60,6 +53,14 @@ def _info(name: str, revision: str | None) -> Any:
     from huggingface_hub import HfApi
 
     return HfApi().model_info(name, revision=revision, files_metadata=True, timeout=20)
+
+
+def _unreachable() -> tuple[type[Exception], ...]:
+    """What is raised offline, without a network, by a proxy or a hub that is down."""
+    from httpx import HTTPError
+    from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
+
+    return ConnectionError, TimeoutError, HTTPError, HfHubHTTPError, LocalEntryNotFoundError
 
 
 @contextmanager
@@ -98,59 +99,42 @@ def local(name: str, revision: str | None = None) -> Path | None:
     return Path(found).parent if isinstance(found, str) else None
 
 
-def needed(sizes: Mapping[str, int]) -> dict[str, int]:
-    """The files of a repository that a pipeline is opened from, with their sizes.
+def needed(
+    index: Mapping[str, Any], sizes: Mapping[str, int], weights: bool = True
+) -> dict[str, int]:
+    """The files of a repository that its model is opened from, with their sizes.
 
-    Returns name -> bytes: settings and vocabulary, and of each part's weights one copy: safetensors
-    where there are any, in the precision they were published in.
-    Parameters: `sizes`, of all files of the repository.
-    Raises ValueError where a part has its weights as variants alone, which `load` does not open.
+    Returns name -> bytes: the index, calibration, and of each part that the family needs the
+    settings, vocabulary and one copy of the weights.
+    Parameters: `index`, the content of model_index.json; `sizes`, of all files of the repository.
+    Raises ValueError for another family, and where a part lacks what it is opened from.
     """
-    parts: dict[str, dict[str, int]] = {}
-    chosen = {}
-    for name, size in sizes.items():
-        path = PurePosixPath(name)
-        folder = str(path.parent)
-        settings = path.suffix in _SETTINGS and not name.endswith(".index.json")
-        if folder == "nemo" or name == "model_index.json" or (folder in PARTS and settings):
-            chosen[name] = size
-        elif folder in PARTS:
-            parts.setdefault(folder, {})[name] = size
-    for files in parts.values():
-        chosen |= _weights(files)
-    return chosen
+    from nemo_kit.models.families import INDEX, family_of
+    from nemo_kit.models.parts import WITHOUT_WEIGHTS, needed, settings_of
+
+    chosen = [name for name in sizes if name == INDEX or name.startswith("nemo/")]
+    for part in family_of(index).parts:
+        names = {n.removeprefix(f"{part}/") for n in sizes if n.startswith(f"{part}/")}
+        names = {name for name in names if "/" not in name}
+        kept = needed(part, names) if weights or part in WITHOUT_WEIGHTS else settings_of(names)
+        chosen += [f"{part}/{name}" for name in kept]
+    return {name: sizes[name] for name in chosen}
 
 
-def _weights(files: Mapping[str, int]) -> dict[str, int]:
-    """One copy of a part's weights, safetensors first; never a variant (`model.fp16.…`).
+def _download(name: str, revision: str | None, info: Any, weights: bool) -> tuple[Path, str]:
+    from huggingface_hub import hf_hub_download, snapshot_download, try_to_load_from_cache
 
-    An index of shards has the name of its weights, and goes with them.
-    """
-    variants = []
-    for ending in (".safetensors", ".bin"):
-        kind = {n: s for n, s in files.items() if n.removesuffix(".index.json").endswith(ending)}
-        stems = {n: PurePosixPath(n.removesuffix(".index.json")).stem for n in kind}
-        plain = {n: s for n, s in kind.items() if "." not in stems[n] and "ema" not in stems[n]}
-        if any(not name.endswith(".index.json") for name in plain):
-            return plain
-        variants += [name for name in kind if name not in plain]
-    if variants:
-        raise ValueError(
-            f"weights must be there without a variant's name, got {', '.join(sorted(variants))} "
-            "alone; save them under plain names in a folder (save_pretrained), and name that"
-        )
-    return {}
+    from nemo_kit.models.families import INDEX
+    from nemo_kit.models.parts import read_json
 
-
-def _download(name: str, revision: str | None, info: Any) -> tuple[Path, str]:
-    from huggingface_hub import snapshot_download, try_to_load_from_cache
-
+    sizes = {file.rfilename: file.size or 0 for file in info.siblings}
+    if INDEX not in sizes:
+        raise ValueError(f"name: {name!r} is no diffusers pipeline: it has no {INDEX}")
+    index = read_json(Path(hf_hub_download(name, INDEX, revision=info.sha)))
     try:
-        files = needed({file.rfilename: file.size or 0 for file in info.siblings})
+        files = needed(index, sizes, weights)
     except ValueError as error:
         raise ValueError(f"name: {name!r} could not be opened: {error}") from error
-    if "model_index.json" not in files:
-        raise ValueError(f"name: {name!r} is no diffusers pipeline: it has no model_index.json")
     cached = {n: try_to_load_from_cache(name, n, revision=info.sha) for n in files}
     missing = {n: size for n, size in files.items() if not isinstance(cached[n], str)}
     if missing:

@@ -1,0 +1,42 @@
+"""Text-to-image models behind the few operations the method needs: one file a model family.
+
+Scope: opening diffusers folders, hub ids and single-file checkpoints, with or without a LoRA.
+Weights and configuration alone are read: never custom pipelines or remote code. Names are imported
+only when asked for, so that what asks the hub's cache stays quick.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from nemo_kit.models.base import DiffusionModel
+    from nemo_kit.models.opening import (
+        DTYPES,
+        GENERATION_FILE,
+        default_dtype,
+        load,
+        notes_folder,
+        resolve,
+    )
+    from nemo_kit.models.stable_diffusion import StableDiffusion
+
+__all__ = [
+    "DTYPES",
+    "GENERATION_FILE",
+    "DiffusionModel",
+    "StableDiffusion",
+    "default_dtype",
+    "load",
+    "notes_folder",
+    "resolve",
+]
+
+_HOMES = {"DiffusionModel": "base", "StableDiffusion": "stable_diffusion"}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in __all__:
+        raise AttributeError(f"nemo_kit.models has no {name!r}; it has {', '.join(__all__)}")
+    return getattr(import_module(f"nemo_kit.models.{_HOMES.get(name, 'opening')}"), name)

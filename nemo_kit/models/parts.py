@@ -1,0 +1,199 @@
+"""A part of a pipeline: which of its files are needed, and opening it so that nothing is made up.
+
+Scope: one choice of weights for downloads and for opening, so that they can't disagree; and checks
+before and after the libraries load them, since these fill what is missing with random numbers.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import zipfile
+from collections.abc import Collection, Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+_WEIGHTS = re.compile(
+    r"(?P<stem>diffusion_pytorch_model|pytorch_model|model)(?:\.(?P<variant>\w+))?"
+    r"(?:-\d+-of-\d+)?(?:\.(?P<old>\w+))?\.(?P<kind>safetensors|bin)"
+    r"(?P<index>(?:\.(?P<early>\w+))?\.index(?:\.(?P<late>\w+))?\.json)?"
+)  # the places where diffusers and transformers put a variant's name, now and before
+_STEMS = {("diffusion_pytorch_model", "safetensors"), ("diffusion_pytorch_model", "bin"),
+          ("model", "safetensors"), ("pytorch_model", "bin")}  # fmt: skip
+_VARIANTS = ("", "fp16", "bf16")  # in the order in which they are taken
+_VOCABULARY = ({"tokenizer.json"}, {"vocab.json", "merges.txt"})
+_SETTINGS = (".json", ".txt")
+_POINTER = b"version https://git-lfs"
+WITHOUT_WEIGHTS = ("scheduler", "tokenizer")
+
+
+@dataclass(frozen=True)
+class Weights:
+    """One copy of a part's weights among those of its folder: file names, and how to ask for it."""
+
+    files: tuple[str, ...]
+    variant: str | None
+    safetensors: bool
+
+
+def choose(part: str, names: Iterable[str]) -> Weights:
+    """The copy that is opened: in full before half precision, safetensors before pickles.
+
+    Raises ValueError where there is none, and where only copies of other variants are there.
+    """
+    found: dict[tuple[str, str], list[str]] = {}
+    for name in sorted(names):
+        match = _WEIGHTS.fullmatch(name)
+        if match and (match["stem"], match["kind"]) in _STEMS:
+            variant = match["variant"] or match["old"] or match["early"] or match["late"] or ""
+            found.setdefault((variant, match["kind"]), []).append(name)
+    found = {key: files for key, files in found.items() if any(map(_is_no_index, files))}
+    for variant in _VARIANTS:
+        for kind in ("safetensors", "bin"):
+            if files := found.get((variant, kind)):
+                return Weights(tuple(files), variant or None, kind == "safetensors")
+    others = sorted({variant for variant, _ in found})
+    told = f"only those of variant {', '.join(others)}" if others else "none"
+    raise ValueError(f"{part}: weights must be there, plain or as variant fp16 or bf16, got {told}")
+
+
+def _is_no_index(name: str) -> bool:
+    return not name.endswith(".json")
+
+
+def needed(part: str, names: Collection[str]) -> list[str]:
+    """Files of a part's folder that it is opened from: settings, vocabulary, one copy of weights.
+
+    Raises ValueError where weights or vocabulary are not among them.
+    """
+    settings = settings_of(names)
+    if part not in WITHOUT_WEIGHTS:
+        return settings + list(choose(part, names).files)
+    if part == "tokenizer" and not any(kind <= set(names) for kind in _VOCABULARY):
+        raise ValueError(f"{part}: tokenizer.json, or vocab.json and merges.txt, must be there")
+    return settings
+
+
+def settings_of(names: Iterable[str]) -> list[str]:
+    """Settings and vocabulary among the files of a part's folder."""
+    return sorted(n for n in names if n.endswith(_SETTINGS) and not _WEIGHTS.fullmatch(n))
+
+
+def files_of(folder: Path, part: str) -> list[Path]:
+    """The files of that part in a folder on this machine, each of them whole.
+
+    Raises ValueError that names what is missing or broken.
+    """
+    place = folder / part
+    names = {file.name for file in place.iterdir() if file.is_file()} if place.is_dir() else set()
+    if not names:
+        raise ValueError(f"the part {part!r} is missing: there is nothing in {place}")
+    files = [place / name for name in needed(part, names)]
+    for file in files:
+        check_whole(file)
+    return files
+
+
+def check_whole(file: Path) -> None:
+    """Raise ValueError for a file that git left a pointer of, and for one that was cut short."""
+    from safetensors import SafetensorError, safe_open
+
+    with file.open("rb") as opened:
+        head = opened.read(len(_POINTER))
+    if head == _POINTER:
+        raise ValueError(f"{file} is a Git-LFS pointer, not the file: `git lfs pull` fetches it")
+    cut = "was it cut short by a download that ended early, or a full disk?"
+    if file.suffix == ".safetensors":
+        try:
+            with safe_open(file, "pt"):
+                pass
+        except SafetensorError as error:
+            raise ValueError(f"{file} is no whole safetensors file ({error}); {cut}") from error
+    elif file.suffix == ".bin" and head.startswith(b"PK") and not zipfile.is_zipfile(file):
+        raise ValueError(f"{file} is no whole file of weights; {cut}")
+
+
+def read_json(file: Path) -> dict[str, Any]:
+    """A JSON file's object; ValueError that names the file where it is none."""
+    try:
+        content = json.loads(file.read_text("utf-8"))
+    except (OSError, ValueError) as error:
+        raise ValueError(f"{file} can't be read: {error}") from error
+    if not isinstance(content, dict):
+        raise ValueError(f"{file} must hold a JSON object, got {type(content).__name__}")
+    return content
+
+
+def open_module(folder: Path, part: str, kind: Any, dtype: torch.dtype) -> Any:
+    """A diffusers or transformers model from its folder, in that number type, on the CPU.
+
+    Raises ValueError, which names the file or the tensors, for a part that is not whole, of another
+    class or quantized, and where a tensor is missing, unexpected or of another shape.
+    """
+    files = files_of(folder, part)
+    config = read_json(folder / part / "config.json")
+    _check_config(part, kind, config)
+    chosen = choose(part, [file.name for file in files])
+    diffusers_own = kind.__module__.startswith("diffusers")
+    with readable(f"{folder / part}"):
+        module, info = kind.from_pretrained(
+            folder / part,
+            variant=chosen.variant,
+            use_safetensors=chosen.safetensors,
+            output_loading_info=True,
+            ignore_mismatched_sizes=True,  # told below, by name
+            local_files_only=True,
+            **{"torch_dtype" if diffusers_own else "dtype": dtype},
+        )
+    check_complete(part, module, info, folder / part / chosen.files[0])
+    return module
+
+
+def _check_config(part: str, kind: Any, config: Mapping[str, Any]) -> None:
+    quantized = config.get("quantization_config")
+    if quantized:
+        method = quantized.get("quant_method", "?") if isinstance(quantized, dict) else quantized
+        raise ValueError(
+            f"{part}: its config.json says quantization_config ({method}); only weights in "
+            "float32, float16 or bfloat16 are supported"
+        )
+    said = config.get("_class_name", kind.__name__)
+    if said != kind.__name__:
+        raise ValueError(f"{part}: must be a {kind.__name__}, its config.json says {said}")
+
+
+def check_complete(part: str, module: Any, info: Mapping[str, Any], source: Path) -> None:
+    """Raise ValueError that names tensors which the file lacks, or has too many or in other shape.
+
+    Parameters: `info`, the loading info of diffusers or transformers.
+    """
+    mismatched = [entry[0] for entry in info.get("mismatched_keys", ())]
+    empty = {name for name, tensor in module.state_dict().items() if tensor.is_meta}
+    faults = {
+        "missing": {*info.get("missing_keys", ()), *empty} - set(mismatched),
+        "unexpected": info.get("unexpected_keys", ()),
+        "of another shape than config.json says": mismatched,
+    }
+    told = [f"{_listed(names)} {fault}" for fault, names in faults.items() if names]
+    if told:
+        raise ValueError(f"{part}: {'; '.join(told)} in {source}")
+
+
+def _listed(names: Iterable[str]) -> str:
+    ordered = sorted(names)
+    more = f" and {len(ordered) - 3} more" if len(ordered) > 3 else ""
+    return ", ".join(ordered[:3]) + more
+
+
+@contextmanager
+def readable(what: str) -> Iterator[None]:
+    """Whatever a library raises while it reads files, as a ValueError that names them."""
+    try:
+        yield
+    except Exception as error:  # of safetensors, zip, pickle, JSON, and of the libraries' own
+        text = " ".join(str(error).split()) or type(error).__name__
+        raise ValueError(f"{what} could not be opened: {text:.300}") from error

@@ -1,0 +1,158 @@
+"""Stable Diffusion 1.x and 2.x: U-Net, CLIP text encoder and autoencoder; and the embedded model.
+
+Source: "Finding NeMo" (arXiv 2406.02366), section 2 (the model's parts).
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor
+
+from nemo_kit.checks import check_texts
+from nemo_kit.models import schedulers
+from nemo_kit.models.base import DiffusionModel
+from nemo_kit.models.parts import files_of, open_module, read_json, readable
+
+_TEXTS_AT_ONCE = 64
+
+# Settings by which a part reads more than text, latents and timestep, or reads them otherwise.
+_FOREIGN = {
+    "unet": {
+        "time_cond_proj_dim": "guidance as an input (a latent consistency model)",
+        "class_embed_type": "a class or picture beside the text (unCLIP)",
+        "num_class_embeds": "a class beside the text",
+        "addition_embed_type": "more than the text's tokens (SDXL and others)",
+        "encoder_hid_dim_type": "text embeddings that it transforms first",
+        "dual_cross_attention": "two texts",
+        "only_cross_attention": "text in its self-attention's place (an upscaler)",
+    },
+    "vae": {
+        "shift_factor": "latents that are shifted",
+        "latents_mean": "latents that are standardized by channel",
+    },
+}
+
+
+class StableDiffusion(DiffusionModel):
+    """Stable Diffusion 1.x or 2.x, run as DDIM: ε- or v-prediction, one CLIP text encoder."""
+
+    pipelines = ("StableDiffusionPipeline", "StableDiffusionImg2ImgPipeline")
+    parts: ClassVar[Mapping[str, tuple[str, ...]]] = {
+        "scheduler": tuple(sorted(schedulers.SAME_PROCESS)),
+        "text_encoder": ("CLIPTextModel",),
+        "tokenizer": ("CLIPTokenizer", "CLIPTokenizerFast"),
+        "unet": ("UNet2DConditionModel",),
+        "vae": ("AutoencoderKL",),
+    }
+
+    @classmethod
+    def open(cls, folder: Path, index: Mapping[str, Any], dtype: torch.dtype) -> dict[str, Any]:
+        """The parts of a diffusers folder by name, on the CPU; ValueError names what is wrong."""
+        from diffusers import AutoencoderKL, UNet2DConditionModel
+        from transformers import CLIPTextModel, CLIPTokenizer
+
+        for part in ("scheduler", "tokenizer"):
+            files_of(folder, part)
+        _, named = index.get("scheduler") or (None, None)
+        config = read_json(folder / "scheduler" / "scheduler_config.json")
+        check_config("unet", read_json(folder / "unet" / "config.json"))
+        with readable(f"{folder / 'tokenizer'}"):
+            tokenizer = CLIPTokenizer.from_pretrained(folder / "tokenizer", local_files_only=True)
+        return {
+            "scheduler": schedulers.read(config, named),
+            "tokenizer": tokenizer,
+            "text_encoder": open_module(folder, "text_encoder", CLIPTextModel, dtype),
+            "unet": open_module(folder, "unet", UNet2DConditionModel, dtype),
+            "vae": open_module(folder, "vae", AutoencoderKL, dtype),
+        }
+
+    @classmethod
+    def pipeline(cls, parts: Mapping[str, Any]) -> Any:
+        """A diffusers pipeline of these parts."""
+        from diffusers import StableDiffusionPipeline
+
+        unused = dict.fromkeys(StableDiffusionPipeline._optional_components)
+        return StableDiffusionPipeline(**parts, **unused, requires_safety_checker=False)
+
+    @classmethod
+    def check(cls, parts: Mapping[str, Any]) -> None:
+        """Raise ValueError where the parts don't fit one another or the family."""
+        for part in ("unet", "vae"):
+            check_config(part, parts[part].config)
+        _check_together(**parts)
+
+    @classmethod
+    def assemble(cls, parts: Mapping[str, Any], **about: Any) -> StableDiffusion:
+        """The model of these parts."""
+        others = {name: part for name, part in parts.items() if name != "unet"}
+        return cls(denoiser=parts["unet"], **others, **about)
+
+    def embed(self, prompts: str | Sequence[str]) -> Tensor:
+        """The text encoder's embeddings, padded or cut to its length; cutting is warned of.
+
+        Returns [N, tokens, dim]. The empty prompt is allowed: it is the unconditional one.
+        Raises TypeError where a prompt is no text, ValueError where there is none.
+        """
+        texts = check_texts(prompts, empty_allowed=True)
+        parts = [texts[i : i + _TEXTS_AT_ONCE] for i in range(0, len(texts), _TEXTS_AT_ONCE)]
+        config = self.text_encoder.config
+        length = min(self.tokenizer.model_max_length, config.max_position_embeddings)
+        if any(len(ids) > length for ids in self.tokenizer(texts, verbose=False).input_ids):
+            told = f"prompts of more than the text encoder's {length} tokens are cut to them"
+            warnings.warn(told, RuntimeWarning, stacklevel=2)  # one text: shown once, not a prompt
+        with torch.no_grad():
+            return torch.cat([self._embed(part, length) for part in parts])
+
+    def _embed(self, texts: list[str], length: int) -> Tensor:
+        tokens = self.tokenizer(
+            texts, padding="max_length", max_length=length, truncation=True, return_tensors="pt"
+        ).to(self.device)
+        masked = getattr(self.text_encoder.config, "use_attention_mask", False)
+        mask = tokens.attention_mask if masked else None
+        return self.text_encoder(tokens.input_ids, attention_mask=mask)[0]
+
+    def _forward(self, latents: Tensor, timestep: Tensor, embeddings: Tensor) -> Tensor:
+        run = self.compiled or self.denoiser
+        texts = embeddings.to(self.dtype)
+        return run(latents, timestep, encoder_hidden_states=texts, return_dict=False)[0]
+
+    def _decode(self, latents: Tensor) -> Tensor:
+        scaled = latents.to(self.device, self.vae.dtype) / self.vae.config.scaling_factor
+        return self.vae.decode(scaled, return_dict=False)[0].float()
+
+
+def check_config(part: str, config: Mapping[str, Any]) -> None:
+    """Raise ValueError for a part of another kind of model, by the setting that says so."""
+    for name, what in _FOREIGN[part].items():
+        value = config.get(name)
+        if value is not None and value is not False:
+            raise ValueError(f"{part}: {name} = {value!r:.40} means {what}; not supported")
+
+
+def _check_together(unet: Any, vae: Any, text_encoder: Any, tokenizer: Any, **_: Any) -> None:
+    wanted, latents = unet.config, vae.config.latent_channels
+    if wanted.in_channels != latents:
+        raise ValueError(
+            f"unet: in_channels = {wanted.in_channels}, the latents have {latents}; inpainting, "
+            "depth and image-editing models are not supported"
+        )
+    if wanted.out_channels != latents:
+        raise ValueError(
+            f"unet: out_channels = {wanted.out_channels}, the latents have {latents}; models that "
+            "learn a variance are not supported"
+        )
+    if wanted.cross_attention_dim != text_encoder.config.hidden_size:
+        raise ValueError(
+            f"unet: cross_attention_dim = {wanted.cross_attention_dim}, the text encoder gives "
+            f"{text_encoder.config.hidden_size}: they are parts of different models"
+        )
+    words, known = len(tokenizer), text_encoder.config.vocab_size
+    if words > known:
+        raise ValueError(
+            f"tokenizer: {words} tokens, the text encoder knows {known}: is it another model's?"
+        )
