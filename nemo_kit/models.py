@@ -26,6 +26,7 @@ from nemo_kit.calibration import CALIBRATION_FILE, Calibration, published
 from nemo_kit.checks import HALF_PRECISION, check_choice, check_seeds, check_texts
 from nemo_kit.layers import Projection, key_layers, searched, value_layers
 
+VERSION = 1  # raised where results change (see nemo_kit.keys)
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
 _ALLOWED = 'name must be "lab", a folder with a diffusers model, or a hub id "owner/model"'
 GENERATION_FILE = "generation.json"
