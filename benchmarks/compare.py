@@ -17,8 +17,10 @@ from typing import TYPE_CHECKING, Any, get_args
 
 import pandas as pd
 
+from benchmarks import released
 from benchmarks.released import localize_released
 from nemo_kit.checks import check_choice, check_seeds, check_texts
+from nemo_kit.keys import versions
 from nemo_kit.localization import SEARCHES, Localization, LocalizationSettings, localize
 from nemo_kit.localization.differences import (
     Differences,
@@ -75,7 +77,9 @@ def measure(
         turn, order = zlib.crc32(item["prompt"].encode()) % len(chosen), list(chosen)
         return [_row(model, item, way, chosen[way], numbers) for way in order[turn:] + order[:turn]]
 
-    key = {"ways": list(ways), "seeds": numbers, "device": str(model.device), **model_key(model)}
+    code = versions("localization") | {"benchmarks.released": released.VERSION}
+    key = {"ways": list(ways), "seeds": numbers, "device": str(model.device), "code": code}
+    key |= model_key(model)
     items = prompts[["prompt", "group"]].to_dict("records")
     sweep = run(
         alternate, items, store, key, name="bench", retry_failed=retry_failed, progress=progress

@@ -33,6 +33,8 @@ from nemo_kit.similarity import noise_differences, pairwise, similarity
 if TYPE_CHECKING:
     from nemo_kit.models import DiffusionModel
 
+VERSION = 1  # raised where results change (see nemo_kit.keys)
+
 
 def localize_released(
     model: DiffusionModel, prompt: str, seeds: Iterable[int] = range(1, 11)

@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from nemo_kit.models import DiffusionModel
     from nemo_kit.settings import DetectionSettings
 
+VERSION = 1  # raised where results change (see nemo_kit.keys)
 Outputs = Mapping[int, Tensor]  # layer -> [samples, pixels, width]
 
 

@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from nemo_kit.generation import Run
     from nemo_kit.models import DiffusionModel
 
+VERSION = 1  # raised where results change (see nemo_kit.keys)
 Kind = Literal["value", "key", "convolution"]
 
 

@@ -1,8 +1,7 @@
-"""Files that are there in full or not at all, and fingerprints of content.
+"""Files that are there in full or not at all, and their fingerprints.
 
 Scope: writing by temporary file, fsync and rename; CSV cells that no spreadsheet runs; SHA-256 of
-files, of source trees and of plain values. Line endings of sources are levelled, so that a checkout
-on another system has the same fingerprints. Nothing here knows what is written.
+files and folders. Nothing here knows what is written.
 """
 
 from __future__ import annotations
@@ -11,15 +10,15 @@ import hashlib
 import json
 import os
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import fields, is_dataclass
 from pathlib import Path
 from secrets import token_hex
 from typing import TYPE_CHECKING, Any
 
+from nemo_kit.keys import value_digest
+
 if TYPE_CHECKING:
     import pandas as pd
 
-PACKAGE = Path(__file__).resolve().parent
 _FORMULA = tuple("=+-@\t\r")  # a cell that begins with one is run by spreadsheets
 GUARDED = "guarded_by_nemo_kit"  # column of tables in which a cell had to be kept from that
 
@@ -102,58 +101,3 @@ def folder_digest(folder: Path, suffixes: Iterable[str] = ()) -> str:
     kinds = set(suffixes)
     files = [p for p in folder.rglob("*") if p.is_file() and (not kinds or p.suffix in kinds)]
     return value_digest([[p.relative_to(folder).as_posix(), file_digest(p)] for p in sorted(files)])
-
-
-def source_digest(paths: Iterable[Path], root: Path = PACKAGE) -> str:
-    """SHA-256 over text files by path relative to ``root`` and content, line endings levelled."""
-    digest = hashlib.sha256()
-    for path in sorted(paths):
-        text = path.read_text(encoding="utf-8").replace("\r\n", "\n")
-        digest.update(f"{path.relative_to(root).as_posix()}\0{text}\0".encode())
-    return digest.hexdigest()
-
-
-def value_digest(value: Any) -> str:
-    """SHA-256 of a value made plain by ``plain``: equal values have equal digests."""
-    text = json.dumps(plain(value), sort_keys=True, ensure_ascii=False, allow_nan=False)
-    return hashlib.sha256(text.encode()).hexdigest()
-
-
-def plain(value: Any) -> Any:
-    """A value as JSON holds it: dataclasses and sets of neurons too, tensors as their digest.
-
-    Raises TypeError for what has no plain form, so that nothing enters a key by its address.
-    """
-    if value is None or isinstance(value, (bool, int, str)):
-        return value
-    if isinstance(value, float):
-        return value if value == value and abs(value) != float("inf") else str(value)
-    if isinstance(value, Mapping):
-        return {str(name): plain(part) for name, part in value.items()}
-    if isinstance(value, (list, tuple, range)):
-        return [plain(part) for part in value]
-    return _plain_object(value)
-
-
-def _plain_object(value: Any) -> Any:
-    if is_dataclass(value) and not isinstance(value, type):
-        kind = {"__class__": type(value).__name__}  # equal fields of two classes differ
-        return kind | {field.name: plain(getattr(value, field.name)) for field in fields(value)}
-    if hasattr(value, "to_json"):  # a NeuronSet
-        return json.loads(value.to_json())
-    if isinstance(value, (set, frozenset)):
-        return sorted((plain(part) for part in value), key=repr)
-    if isinstance(value, Path) or type(value).__module__ == "torch":  # torch.dtype, torch.device
-        return _plain_tensor(value) if hasattr(value, "detach") else str(value)
-    if hasattr(value, "item") and getattr(value, "ndim", 0) == 0:  # a NumPy number
-        return plain(value.item())
-    if hasattr(value, "tobytes"):  # a NumPy array
-        return [str(value.dtype), list(value.shape), hashlib.sha256(value.tobytes()).hexdigest()]
-    raise TypeError(f"a key must be made of plain values, got {type(value).__name__}")
-
-
-def _plain_tensor(value: Any) -> Any:
-    import torch
-
-    flat = value.detach().cpu().contiguous().reshape(-1).view(torch.uint8)
-    return [str(value.dtype), list(value.shape), hashlib.sha256(flat.numpy()).hexdigest()]

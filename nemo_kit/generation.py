@@ -36,6 +36,7 @@ if TYPE_CHECKING:
     from nemo_kit.mitigation import Mitigation
     from nemo_kit.models import DiffusionModel
 
+VERSION = 1  # raised where results change (see nemo_kit.keys)
 Progress = Callable[[str, int, int | None], None]
 Place = tuple[int, int]  # numbers of a prompt and of a seed
 Row = TypeVar("Row")

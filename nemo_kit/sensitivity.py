@@ -17,6 +17,7 @@ import pandas as pd
 from nemo_kit import effects, metrics
 from nemo_kit.experiments import Keyed, generate_all, model_key, run
 from nemo_kit.experiments.sweep import tidy
+from nemo_kit.keys import versions
 from nemo_kit.localization.thresholds import DEVIATIONS, localize_thresholds
 from nemo_kit.neurons import NeuronSet
 from nemo_kit.originals import TrainingImages
@@ -45,9 +46,10 @@ def thresholds_all(
     Raises what `experiments.run` raises, and RuntimeError when no prompt counts as memorized.
     """
     chosen, steps = list(seeds), [float(step) for step in deviations]
+    code = versions("localization")
     frame = tidy(run(
         lambda prompt: localize_thresholds(model, prompt, steps, chosen).to_rows(),
-        prompts, store, {"seeds": chosen, "deviations": steps, **model_key(model)},
+        prompts, store, {"seeds": chosen, "deviations": steps, "code": code, **model_key(model)},
         name="thresholds", progress=progress,
     ))  # fmt: skip
     rows = frame[frame["memorized"]].reset_index(drop=True)

@@ -19,7 +19,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from nemo_kit import NeuronSet, experiments, files
+from nemo_kit import NeuronSet, experiments, files, keys
 from nemo_kit.experiments import Sweep, detect_all, generate_all, localize_all, prompt_table, run
 from nemo_kit.models import DiffusionModel
 
@@ -38,15 +38,16 @@ def shards(store: Path) -> list[Path]:
 
 
 def test_rows_come_in_the_order_of_the_items_and_are_computed_once(tmp_path: Path) -> None:
-    seen = []
+    log = tmp_path / "log"
 
     def function(text: str) -> dict[str, Any]:
-        seen.append(text)
+        with log.open("a") as file:
+            file.write(f"{text}\n")
         return {"prompt": text, "n": len(text)}
 
     first = sweep(tmp_path, PROMPTS, function)
     second = sweep(tmp_path, [*reversed(PROMPTS), "new", "new"], function)
-    assert seen == [*PROMPTS, "new"]
+    assert log.read_text().splitlines() == [*PROMPTS, "new"]
     assert list(first.frame["prompt"]) == PROMPTS
     assert list(second.frame["prompt"]) == [*reversed(PROMPTS), "new"]
     assert (first.computed, first.reused, second.computed, second.reused) == (3, 0, 1, 3)
@@ -62,17 +63,23 @@ def test_another_key_or_name_is_another_result(tmp_path: Path, changed: dict[str
 def test_a_function_may_give_a_row_rows_or_a_frame(tmp_path: Path) -> None:
     rows = [{"a": 1, "b": [1, 2]}, {"a": 2, "b": []}]
     for name, value in {"row": rows[0], "rows": rows, "frame": pd.DataFrame(rows)}.items():
-        sweep(tmp_path, ["x"], lambda _, value=value: value, name=name)
-        again = sweep(tmp_path, ["x"], pytest.fail, name=name).frame
+
+        def function(_: str, value: Any = value) -> Any:
+            return value
+
+        sweep(tmp_path, ["x"], function, name=name)
+        found = sweep(tmp_path, ["x"], function, name=name)
+        assert found.computed == 0
+        again = found.frame
         assert list(again["a"]) == ([1] if name == "row" else [1, 2])
         assert list(again["b"].iloc[0]) == [1, 2]
 
 
 def test_a_failing_prompt_is_recorded_and_does_not_stop_the_rest(tmp_path: Path) -> None:
-    broken = {"a cat"}
+    mended = tmp_path / "mended"
 
     def function(text: str) -> dict[str, Any]:
-        if text in broken:
+        if text == "a cat" and not mended.exists():
             raise ValueError(f"cannot do {text}")
         return {"prompt": text}
 
@@ -81,7 +88,7 @@ def test_a_failing_prompt_is_recorded_and_does_not_stop_the_rest(tmp_path: Path)
     assert first.failed.to_dict("records") == [
         {"item": "a cat", "error": "ValueError: cannot do a cat"}
     ]
-    broken.clear()
+    mended.touch()
     assert sweep(tmp_path, PROMPTS, function).computed == 0
     retried = sweep(tmp_path, PROMPTS, function, retry_failed=True)
     assert (retried.computed, len(retried.failed), len(retried.frame)) == (1, 0, 3)
@@ -89,15 +96,19 @@ def test_a_failing_prompt_is_recorded_and_does_not_stop_the_rest(tmp_path: Path)
 
 @pytest.mark.parametrize("bad", [{"n": [1, "one"]}, {"n": object()}, {"n": {}}, {"n": 2**70}])
 def test_rows_that_cannot_be_stored_are_a_failure_of_the_prompt(tmp_path: Path, bad: Any) -> None:
-    def function(text: str) -> dict[str, Any]:
-        return {"prompt": text, **(bad if text == PROMPTS[0] else {"n": 1})}
+    mended = tmp_path / "mended"
 
-    found = sweep(tmp_path, PROMPTS, function)
+    def function(text: str) -> dict[str, Any]:
+        wrong = text == PROMPTS[0] and not mended.exists()
+        return {"prompt": text, **(bad if wrong else {"n": 1})}
+
+    found = sweep(tmp_path, PROMPTS, function, version=1)
     assert list(found.frame["prompt"]) == PROMPTS[1:]
     [failed] = found.failed.to_dict("records")
     assert failed["item"] == PROMPTS[0]
     assert "its rows can't be stored" in failed["error"]
-    assert sweep(tmp_path, PROMPTS, retry_failed=True).computed == 1
+    mended.touch()
+    assert sweep(tmp_path, PROMPTS, function, version=1, retry_failed=True).computed == 1
 
 
 def test_when_all_fail_the_first_error_is_raised(tmp_path: Path) -> None:
@@ -106,14 +117,17 @@ def test_when_all_fail_the_first_error_is_raised(tmp_path: Path) -> None:
 
 
 def test_an_interrupt_is_no_failure_of_a_prompt(tmp_path: Path) -> None:
+    begun = tmp_path / "begun"
+
     def function(text: str) -> dict[str, Any]:
-        if text == PROMPTS[1]:
+        if text == PROMPTS[1] and not begun.exists():
+            begun.touch()
             raise KeyboardInterrupt
         return {"prompt": text}
 
     with pytest.raises(KeyboardInterrupt):
         sweep(tmp_path, PROMPTS, function)
-    assert sweep(tmp_path, PROMPTS).reused == 1
+    assert sweep(tmp_path, PROMPTS, function).reused == 1
 
 
 @pytest.mark.parametrize("left", [0.0, 0.01, 0.5, 0.999])
@@ -190,7 +204,8 @@ def slow(text):
         log.write(text + chr(10))
     return {"prompt": text, "n": len(text)}
 
-found = run(slow, [f"prompt {i}" for i in range(60)], sys.argv[1], {"seeds": [1]}, name="slow")
+texts = [f"prompt {i}" for i in range(60)]
+found = run(slow, texts, sys.argv[1], {"seeds": [1]}, name="slow", version=1)  # has no source
 print(found.computed, found.reused, found.frame["n"].sum())
 """
 
@@ -309,8 +324,8 @@ def test_equal_fields_of_two_kinds_are_two_keys() -> None:
     class Other:
         factor: float = 1.0
 
-    assert files.value_digest(One()) == files.value_digest(One(1.0))
-    assert files.value_digest(One()) != files.value_digest(Other())
+    assert keys.value_digest(One()) == keys.value_digest(One(1.0))
+    assert keys.value_digest(One()) != keys.value_digest(Other())
 
 
 def test_failed_prompts_are_named_in_a_warning(toy_model: DiffusionModel, tmp_path: Path) -> None:

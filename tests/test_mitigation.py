@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 from toys import count_hooks, tokenizer
 
-from nemo_kit.files import value_digest
 from nemo_kit.generation import generate
+from nemo_kit.keys import value_digest
 from nemo_kit.mitigation import (
     MITIGATIONS,
     InitialCandidates,

@@ -12,9 +12,9 @@ import pytest
 import torch
 from toys import count_hooks
 
-from nemo_kit.files import value_digest
 from nemo_kit.generation import Run, generate
 from nemo_kit.hooks import capture
+from nemo_kit.keys import value_digest
 from nemo_kit.mitigation import (
     MITIGATIONS,
     AttentionMasking,

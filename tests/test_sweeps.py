@@ -215,7 +215,7 @@ def test_a_full_disk_in_a_worker_ends_the_run_and_loses_nothing(tmp_path: Path) 
         sweep(store, FullAt(str(store)), executor=pool)
     kept = len(list(store.rglob("*.parquet")))
     assert kept == 3
-    again = sweep(store, length)
+    again = sweep(store, Slow(str(tmp_path / "log"), 0.0))
     assert (again.computed, again.reused) == (len(ITEMS) - kept, kept)
 
 

@@ -11,7 +11,7 @@ files; whatever is killed, torn or full, the same call goes on where it stopped.
 from nemo_kit.experiments.method import detect_all, generate_all, localize_all
 from nemo_kit.experiments.released import read_released, write_released
 from nemo_kit.experiments.sweep import Sweep, run
-from nemo_kit.experiments.work import Keyed, ModelRef, method_digest, model_key
+from nemo_kit.experiments.work import Keyed, ModelRef, model_key
 from nemo_kit.prompts import prompt_rows, prompt_table
 
 __all__ = [
@@ -21,7 +21,6 @@ __all__ = [
     "detect_all",
     "generate_all",
     "localize_all",
-    "method_digest",
     "model_key",
     "prompt_rows",
     "prompt_table",

@@ -17,6 +17,7 @@ import pandas as pd
 
 from nemo_kit.experiments.sweep import run, tidy
 from nemo_kit.experiments.work import Keyed, ModelRef, check_gpus, model_key, opened
+from nemo_kit.keys import versions
 
 if TYPE_CHECKING:
     from nemo_kit.mitigation import Mitigation
@@ -91,13 +92,15 @@ def generate_all(
     workers: int = 1,
     retry_failed: bool = False,
     progress: bool = True,
+    version: Any = None,
     **options: Any,
 ) -> pd.DataFrame:
     """``generate`` for many prompts, resumable: columns prompt, seed, image (uint8 [H, W, 3]).
 
     ``neurons``, ``mitigation``: one for all prompts, or one for each (a prompt without one is
     undisturbed). ``options`` go to ``generate``; ``executor`` and ``workers`` as in ``run``, where
-    the model is opened once a process by its id. Raises what ``run`` raises; prompts that failed
+    the model is opened once a process by its id. A mitigation from outside the package counts with
+    its source, ``version`` where that can't be had. Raises what ``run`` raises; prompts that failed
     are named in a warning and have no row.
     """
     texts = list(prompts)
@@ -108,7 +111,7 @@ def generate_all(
     work = Generate(_for_workers(model, executor, workers), list(seeds), options)
     sweep = run(
         work, items, store, work.key(), name="generate", executor=executor, workers=workers,
-        retry_failed=retry_failed, progress=progress,
+        retry_failed=retry_failed, progress=progress, version=version,
     )  # fmt: skip
     frame = tidy(sweep)
     return frame.assign(image=[_image(png) for png in frame["image"]])
@@ -126,11 +129,20 @@ class PerPrompt:
         """What its results depend on besides the prompt."""
         known = isinstance(self.model, (ModelRef, Keyed))
         model = self.model.key if known else model_key(self.model)
-        return {"seeds": self.seeds, "options": self.options, **model}
+        code = versions(*self.rooms())
+        return {"seeds": self.seeds, "options": self.options, "code": code, **model}
+
+    def rooms(self) -> list[str]:
+        """Where what it does is written."""
+        raise NotImplementedError
 
 
 class Detect(PerPrompt):
     """``detect`` as the work on one prompt."""
+
+    def rooms(self) -> list[str]:
+        """Where detection is written."""
+        return ["localization.detection"]
 
     def __call__(self, prompt: str) -> pd.DataFrame:
         """One row, as ``detect`` gives it, with its settings."""
@@ -150,6 +162,14 @@ class Detect(PerPrompt):
 class Localize(PerPrompt):
     """``localize`` as the work on one prompt."""
 
+    def rooms(self) -> list[str]:
+        """Where Algorithms 1 to 4 and the search mode are written."""
+        from nemo_kit.localization.search import find_search
+
+        mode = find_search(self.options.get("search", "speculative")).select.__module__
+        own = [f"localization.{name}" for name in ("detection", "candidates", "nemo")]
+        return [*own, mode.partition(".")[2]]
+
     def __call__(self, prompt: str) -> dict[str, Any]:
         """One row, as ``Localization.to_row`` gives it."""
         from nemo_kit.localization import localize
@@ -160,6 +180,10 @@ class Localize(PerPrompt):
 
 class Generate(PerPrompt):
     """``generate`` as the work on one prompt."""
+
+    def rooms(self) -> list[str]:
+        """Where pictures are made; a mitigation names its own."""
+        return ["generation"]
 
     def __call__(self, item: Mapping[str, Any]) -> list[dict[str, Any]]:
         """One row a seed; the image as PNG, which is a third of its size and exact."""

@@ -20,7 +20,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from nemo_kit import __version__
-from nemo_kit.files import value_digest, write_atomically
+from nemo_kit.files import write_atomically
+from nemo_kit.keys import value_digest
 
 Rows = Mapping[str, Any] | Sequence[Mapping[str, Any]] | pd.DataFrame
 _NOTE = b"nemo_kit"
@@ -36,7 +37,7 @@ class Shard:
 
 
 def shard_paths(
-    items: Iterable[Any], store: Path, name: str, key: Mapping[str, Any]
+    items: Iterable[Any], store: Path, name: str, key: Mapping[str, Any], version: Any = None
 ) -> dict[Path, Any]:
     """Path of each item's shard -> item, in order; an item given twice has one path.
 
@@ -46,8 +47,9 @@ def shard_paths(
     if not name.replace("_", "").isalnum():
         raise ValueError(f"name must consist of letters, digits and '_', got {name!r}")
     paths: dict[Path, Any] = {}
+    known = value_digest(key, version)
     for item in items:
-        digest = value_digest({"name": name, "key": key, "item": item})
+        digest = value_digest({"name": name, "key": known, "item": item}, version)
         paths.setdefault(store / name / digest[:2] / f"{digest}.parquet", item)
     return paths
 

@@ -22,7 +22,8 @@ from filelock import FileLock, Timeout
 
 from nemo_kit.experiments.executors import finished
 from nemo_kit.experiments.store import Rows, Shard, read_shard, read_written, shard_paths
-from nemo_kit.experiments.work import Unit
+from nemo_kit.experiments.work import Unit, title
+from nemo_kit.keys import is_own
 from nemo_kit.progress import Bar
 
 _TOGETHER = 1000  # frames that are joined into one
@@ -56,23 +57,27 @@ def run(
     workers: int = 1,
     retry_failed: bool = False,
     progress: bool = True,
+    version: Any = None,
 ) -> Sweep:
     """Call ``function(item)`` for each item that the store doesn't hold, and gather all rows.
 
     Returns a ``Sweep``; an item given twice is computed and listed once. ``function`` returns a
     row, a list of rows or a frame. ``key`` holds all that its results depend on besides the item
-    (seeds, settings, model), ``name`` is the folder in the store and part of the key. A recorded
-    failure is tried again only with ``retry_failed``, or where the environment variable
+    (seeds, settings, model) and the function itself, which counts with its source, or by
+    ``version`` where that can't be had; ``name`` is the folder in the store and part of the key. A
+    recorded failure is tried again only with ``retry_failed``, or where the environment variable
     ``NEMO_KIT_RETRY_FAILED`` is set. A file that ``NEMO_KIT_FAILED`` names gets a line of JSON, the
     prompt, for each item that failed.
     ``executor``: any ``concurrent.futures.Executor``, a dask ``Client`` or the address of a dask
     scheduler; ``workers``: processes on this machine, 1 for this one. Away from this process,
     ``function`` must be importable and the store in a folder that all workers share.
     Raises RuntimeError when every item failed or workers can't work, OSError when a shard can't be
-    written, TypeError for a function that can't be sent; what was computed until then stays.
+    written, TypeError for a function that can't be sent, or whose source can't be had; what was
+    computed until then stays.
     """
     folder, retry_failed = Path(store), retry_failed or bool(os.environ.get(RETRY))
-    paths = shard_paths(items, folder, name, key)
+    whole = {**key, "function": function} if is_own(function) else key
+    paths = shard_paths(items, folder, name, whole, version)
     gathered = _Gathered(paths)
     todo = []
     for path in paths:
@@ -171,11 +176,6 @@ def _note(failed: Iterable[str]) -> None:
     if path := os.environ.get(FAILED):
         with open(path, "a", encoding="utf-8") as file:
             file.writelines(json.dumps(item) + "\n" for item in failed)
-
-
-def title(item: Any) -> str:
-    """What an item is called in messages: its prompt, where it has one."""
-    return str(item["prompt"]) if isinstance(item, Mapping) and "prompt" in item else str(item)
 
 
 def tidy(sweep: Sweep) -> pd.DataFrame:

@@ -10,7 +10,7 @@ import os
 import tempfile
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cache
@@ -20,29 +20,13 @@ from typing import TYPE_CHECKING, Any
 
 import pandas as pd
 
-from nemo_kit import __version__
 from nemo_kit.checks import MachineError
 from nemo_kit.experiments.store import Rows, Shard, read_shard, to_frame, write_shard
-from nemo_kit.files import PACKAGE, plain, source_digest, value_digest
+from nemo_kit.keys import FORMS, value_digest, versions
 
 if TYPE_CHECKING:
     from nemo_kit.calibration import Calibration
     from nemo_kit.models import DiffusionModel
-
-METHOD = (
-    "neurons",
-    "layers",
-    "hooks",
-    "compilation",
-    "models",
-    "initial_noise",
-    "similarity",
-    "settings",
-    "calibration",
-    "localization",
-    "generation",
-    "mitigation",
-)
 
 
 @dataclass(frozen=True)
@@ -90,8 +74,13 @@ class Unit:
         self._store(Shard(pd.DataFrame(), error), 0.0)
 
     def _store(self, shard: Shard, seconds: float) -> None:
-        about = {"item": plain(self.item), "seconds": round(seconds, 3), "process": os.getpid()}
+        about = {"item": title(self.item), "seconds": round(seconds, 3), "process": os.getpid()}
         write_shard(self.path, shard, about)
+
+
+def title(item: Any) -> str:
+    """What an item is called in messages: its prompt, where it has one."""
+    return str(item["prompt"]) if isinstance(item, Mapping) and "prompt" in item else str(item)
 
 
 @dataclass(frozen=True, eq=False)
@@ -240,11 +229,11 @@ def free_gpu() -> str:
 
 
 def model_key(model: DiffusionModel) -> dict[str, Any]:
-    """What results depend on besides prompt, seeds and settings, as plain values for a key.
+    """What results depend on besides prompt, seeds, settings and method, as values for a key.
 
     Returns digests of the weights as they are in memory (also after an edit), of tokenizer,
-    scheduler and calibration, the number type, and the version and sources of the package's
-    method. The name is none of it: a folder may move.
+    scheduler and calibration, the number type, and the version of what reads and runs models. The
+    name is none of it: a folder may move.
     """
     parts = (model.denoiser, model.text_encoder, model.vae)
     scheduler = {k: v for k, v in dict(model.scheduler.config).items() if not k.startswith("_")}
@@ -256,13 +245,8 @@ def model_key(model: DiffusionModel) -> dict[str, Any]:
         "dtype": str(model.dtype),
         "guidance": model.guidance,
         "calibration": value_digest(model.calibration),
-        "version": [__version__, method_digest()],
+        "version": versions("models"),
     }
 
 
-@cache
-def method_digest() -> str:
-    """Digest of the sources that results depend on; the version alone stays behind edits."""
-    files = [path for name in METHOD for path in [PACKAGE / f"{name}.py"] if path.is_file()]
-    folders = [path for name in METHOD for path in (PACKAGE / name).rglob("*.py")]
-    return source_digest([*files, *folders])
+FORMS["DiffusionModel"] = model_key  # a function may hold a model

@@ -1,6 +1,7 @@
 """When a figure is stale: fingerprints of what its content depends on.
 
-Scope: the notebook's sources, the package's sources and the lab's data, the parameters, the model.
+Scope: the notebook's code cells, the versions of what the package computes, the lab's data, the
+parameters, the model.
 Where and on what a notebook runs (folders, device) is no part of them.
 """
 
@@ -14,20 +15,10 @@ from typing import Any
 
 from nemo_kit.figures.output import PLACES
 from nemo_kit.figures.registry import Parameters
-from nemo_kit.files import PACKAGE, file_digest, folder_digest, source_digest, value_digest
+from nemo_kit.files import file_digest, folder_digest
+from nemo_kit.keys import PACKAGE, value_digest, versions
 from nemo_kit.models import hub
 
-_SHOWN_ONLY = (  # what runs, shows or explores, and draws nothing that a figure holds
-    "cli/",
-    "course",
-    "explorer/",
-    "figures/gallery.py",
-    "figures/report.py",
-    "figures/runner.py",
-    "figures/worker.py",
-    "progress.py",
-)
-_LAB_USED = {"lab/__init__.py", "lab/autoencoder.py", "lab/copy_descriptor.py"}
 _PATHS = {"sscd", "clip", "inception", "real_images"}  # parameters that may be files or folders
 _WEIGHTS = (".json", ".txt", ".safetensors", ".bin")
 
@@ -99,17 +90,8 @@ def notebook_parameters(path: Path) -> dict[str, Any]:
 
 
 def package_digest() -> str:
-    """Digest of the sources that figures depend on, and of the lab model's data.
-
-    What trains the lab model is left out: it acts through the model and the data alone.
-    """
-    named = {path: path.relative_to(PACKAGE).as_posix() for path in PACKAGE.rglob("*.py")}
-    sources = [
-        path
-        for path, name in named.items()
-        if not name.startswith(_SHOWN_ONLY) and (name in _LAB_USED or not name.startswith("lab/"))
-    ]
-    return value_digest([source_digest(sources), folder_digest(PACKAGE / "lab" / "data")])
+    """Digest of the versions of all that the package computes, and of the lab model's data."""
+    return value_digest([versions(), folder_digest(PACKAGE / "lab" / "data")])
 
 
 def model_digest(model: str, revision: str | None = None) -> str:

@@ -21,7 +21,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from nemo_kit.figures.registry import NOTEBOOKS
-from nemo_kit.files import PACKAGE, spreadsheet_safe, write_atomically, write_json
+from nemo_kit.files import spreadsheet_safe, write_atomically, write_json
+from nemo_kit.keys import PACKAGE
 
 if TYPE_CHECKING:
     import pandas as pd

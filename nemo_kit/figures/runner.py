@@ -23,7 +23,8 @@ from nemo_kit.figures.keys import Once, content_key, notebook_parameters
 from nemo_kit.figures.output import PLACES, manifest_path
 from nemo_kit.figures.process import NotebookFailed, Tick, execute
 from nemo_kit.figures.registry import NOTEBOOKS, Figure, parameters
-from nemo_kit.files import PACKAGE, value_digest, write_atomically, write_json
+from nemo_kit.files import write_atomically, write_json
+from nemo_kit.keys import PACKAGE, value_digest
 
 # seconds of wall clock for one notebook
 LIMITS = {"quick": 1800.0, "lab": 7200.0, "paper": 7 * 24 * 3600.0}

@@ -19,7 +19,6 @@ import pandas as pd
 from nemo_kit import detectors
 from nemo_kit.checks import check_seeds, check_whole
 from nemo_kit.experiments import model_key, run
-from nemo_kit.files import file_digest
 from nemo_kit.metrics import detection_metrics
 
 if TYPE_CHECKING:
@@ -61,6 +60,7 @@ def detector_scores(
     store: str | Path,
     retry_failed: bool = False,
     progress: bool = True,
+    version: Any = None,
 ) -> pd.DataFrame:
     """Score of every detector for every prompt, resumable.
 
@@ -68,7 +68,7 @@ def detector_scores(
     many), `protocol` (how the score was computed); a score that failed has no row.
 
     Parameters: `prompts`, with `prompt` and `group`; `chosen`, name -> function and options, by
-    default `usual()`; `store`, `retry_failed`, `progress` as in `experiments.run`.
+    default `usual()`; `store`, `retry_failed`, `progress`, `version` as in `experiments.run`.
     Raises ValueError for a missing column or no detector, RuntimeError when all failed.
     """
     chosen = usual() if chosen is None else chosen
@@ -78,24 +78,23 @@ def detector_scores(
         raise ValueError("chosen must hold at least one detector, got none")
     texts = list(dict.fromkeys(prompts["prompt"]))
     items = [
-        {"prompt": text, "detector": name, "options": options}
-        for name, (_, options) in chosen.items()
+        {"prompt": text, "detector": name, "function": function, "options": options}
+        for name, (function, options) in chosen.items()
         for text in texts
     ]
 
     def score(item: dict[str, Any]) -> dict[str, Any]:
-        function, options = chosen[item["detector"]]
-        found = asdict(function(model, item["prompt"], **options))
+        found = asdict(item["function"](model, item["prompt"], **item["options"]))
         return found | {
             "prompt": item["prompt"],
             "detector": item["detector"],
             "seeds": len(found.pop("by_seed")),
         }
 
-    key = {"code": file_digest(Path(detectors.__file__)), **model_key(model)}
     sweep = run(
-        score, items, store, key, name="detectors", retry_failed=retry_failed, progress=progress
-    )
+        score, items, store, model_key(model), name="detectors",
+        retry_failed=retry_failed, progress=progress, version=version,
+    )  # fmt: skip
     if len(sweep.failed):
         first = sweep.failed.iloc[0]
         warnings.warn(

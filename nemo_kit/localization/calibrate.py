@@ -24,6 +24,7 @@ from nemo_kit.similarity import SimilaritySettings
 if TYPE_CHECKING:
     from nemo_kit.models import DiffusionModel
 
+VERSION = 1  # raised where results change (see nemo_kit.keys)
 LEAST_SPREAD = 1e-4  # of scores, whose equal pairs differ from 1 by up to 3e-5 in float32
 
 

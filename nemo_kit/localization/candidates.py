@@ -20,6 +20,7 @@ from nemo_kit.neurons import NeuronSet
 if TYPE_CHECKING:
     from nemo_kit.models import DiffusionModel
 
+VERSION = 1  # raised where results change (see nemo_kit.keys)
 _TEXTS_AT_ONCE = 64
 
 

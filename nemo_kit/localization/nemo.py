@@ -34,6 +34,8 @@ from nemo_kit.similarity import pairwise
 if TYPE_CHECKING:
     from nemo_kit.models import DiffusionModel
 
+VERSION = 1  # raised where results change (see nemo_kit.keys)
+
 
 def localize(
     model: DiffusionModel,

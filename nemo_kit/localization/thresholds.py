@@ -31,6 +31,7 @@ from nemo_kit.settings import LocalizationSettings
 if TYPE_CHECKING:
     from nemo_kit.models import DiffusionModel
 
+VERSION = 1  # raised where results change (see nemo_kit.keys)
 Memory = dict[tuple[NeuronSet, int], float]  # (set, seed) -> score
 MODES = ("speculative", "sequential", "bisect")  # those that ask nothing but scores
 DEVIATIONS = (-1.0, 0.0, 1.0)  # figures 14 and 15: μ − σ, μ, μ + σ

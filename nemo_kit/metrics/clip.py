@@ -17,6 +17,7 @@ from nemo_kit.metrics._checks import unit
 from nemo_kit.metrics.embedders import Embedder, processor
 from nemo_kit.metrics.images import alignment, clip_features, clip_pixels
 
+VERSION = 1  # raised where results change (see nemo_kit.keys)
 PAPER_CLIP = "openai/clip-vit-base-patch32"  # paper, section 4
 
 

@@ -20,6 +20,7 @@ from nemo_kit.metrics.embedders import as_embedder
 from nemo_kit.metrics.images import Median, between_seeds, median, same_seed
 from nemo_kit.metrics.scores import COPY_THRESHOLD, share_above, summarize
 
+VERSION = 1  # raised where results change (see nemo_kit.keys)
 ALL, DISTINCT = "all", "without near duplicates"
 _TOLD = ("kept", "group", "measure", "prompts", "median", "mad", "low", "high")
 LABELS = ("embedder", "protocol", "clip_model")  # columns that name what measured

@@ -21,6 +21,7 @@ from nemo_kit.checks import check_whole
 from nemo_kit.metrics._checks import array
 from nemo_kit.metrics.embedders import Embedder
 
+VERSION = 1  # raised where results change (see nemo_kit.keys)
 _NAMES = {"Inception": ("FID", "KID"), "CLIP": ("CLIP-FID", "CLIP-KID")}
 _OTHER = ("Fréchet distance", "kernel distance")
 PICTURES = {".png", ".jpg", ".jpeg", ".webp", ".bmp"}

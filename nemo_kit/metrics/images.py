@@ -14,6 +14,7 @@ import numpy as np
 from nemo_kit.checks import check_choice
 from nemo_kit.metrics._checks import array, check_images, unit
 
+VERSION = 1  # raised where results change (see nemo_kit.keys)
 Look = Callable[[np.ndarray], Any]
 """uint8 images [N, H, W, 3] -> vectors [N, D] (array or tensor); an `Embedder` is one."""
 

@@ -14,6 +14,7 @@ import pandas as pd
 from nemo_kit.metrics._checks import finite, interval
 from nemo_kit.neurons import NeuronSet
 
+VERSION = 1  # raised where results change (see nemo_kit.keys)
 COPY_THRESHOLD = 0.7  # SSCD above it counts as a verbatim copy (paper, section 4)
 TPR_RULE = "FPR at most 0.01"  # others: below 0.01 (Wen et al.), nearest to it (Ren, Jeon)
 

@@ -18,13 +18,15 @@ if TYPE_CHECKING:
     from nemo_kit.generation import Run
     from nemo_kit.models import DiffusionModel
 
+VERSION = 1  # raised where results change (see nemo_kit.keys)
+
 
 @dataclass(frozen=True)
 class Mitigation:
     """Nothing is changed; the base of all others.
 
     A mitigation is a frozen dataclass of plain values and neuron sets, so that equal ones have
-    equal digests (`files.value_digest`). What it does to an image depends on that image's prompt
+    equal digests (`keys.value_digest`). What it does to an image depends on that image's prompt
     and seed, and where its protocol says so on all seeds of the prompt, never on the batch.
     Attributes: `name`, as tables call it; `source`, who proposed it; `protocol`, what its authors'
     code does where papers or codes differ, in words for results; `permanent`, whether it can be

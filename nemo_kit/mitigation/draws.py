@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import torch
 
-from nemo_kit.files import value_digest
+from nemo_kit.keys import value_digest
 
 
 def draw_seed(*parts: int | str) -> int:

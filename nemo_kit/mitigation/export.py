@@ -24,7 +24,8 @@ from torch import Tensor
 from nemo_kit import __version__
 from nemo_kit.calibration import ActivationStatistics, Calibration
 from nemo_kit.checks import check_texts
-from nemo_kit.files import folder_digest, plain, write_json
+from nemo_kit.files import folder_digest, write_json
+from nemo_kit.keys import plain
 from nemo_kit.mitigation.base import Mitigation
 from nemo_kit.models.parts import choose, files_of
 

@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from nemo_kit.generation import Run
     from nemo_kit.models import DiffusionModel
 
+VERSION = 1  # raised where results change (see nemo_kit.keys)
 Neurons = NeuronSet | Mapping[str, NeuronSet]
 _SOURCE = "Hintersdorf et al., Finding NeMo, NeurIPS 2024 (arXiv 2406.02366)"
 

@@ -21,6 +21,7 @@ from nemo_kit.mitigation.draws import numbers
 if TYPE_CHECKING:
     from nemo_kit.models import DiffusionModel
 
+VERSION = 1  # raised where results change (see nemo_kit.keys)
 _MOST_TOKEN = 49400  # of Stable Diffusion's 49,408; the last eight are left out there
 
 

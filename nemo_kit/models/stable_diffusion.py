@@ -20,6 +20,8 @@ from nemo_kit.models.parts import files_of, open_module, read_json, readable
 
 _TEXTS_AT_ONCE = 64
 
+VERSION = 1  # raised where results change (see nemo_kit.keys)
+
 # Settings by which a part reads more than text, latents and timestep, or reads them otherwise.
 _FOREIGN = {
     "unet": {

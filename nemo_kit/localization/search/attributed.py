@@ -22,6 +22,7 @@ from nemo_kit.localization.search.verification import unnecessary, verified
 from nemo_kit.localization.verdicts import ScoreFunction, Verdicts, finite, verdicts
 from nemo_kit.neurons import NeuronSet
 
+VERSION = 1  # raised where results change (see nemo_kit.keys)
 __all__ = ["refine", "select"]
 
 GRADIENTS = 2  # leading seeds whose gradient is taken

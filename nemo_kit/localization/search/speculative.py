@@ -34,6 +34,8 @@ from nemo_kit.localization.verdicts import ScoreFunction, Verdicts, finite, verd
 from nemo_kit.neurons import NeuronSet
 from nemo_kit.settings import LocalizationSettings
 
+VERSION = 1  # raised where results change (see nemo_kit.keys)
+
 
 def select(
     score: ScoreFunction | Verdicts,
