@@ -126,6 +126,8 @@ class _Plain:
             return [_name(type(value)), self(dict(value.state_dict()))]
         if _origin(type(value).__module__) == "own" and hasattr(value, "__dict__"):
             return {"__class__": type(value).__name__, **self._of_class(value), **self(vars(value))}
+        if _origin(type(value).__module__) == "library" and getattr(value, "__dict__", None):
+            return [_name(type(value)), self(vars(value))]  # as torch.no_grad around a function
         return self._refused(value, f"a key must be made of plain values, got {_name(type(value))}")
 
     def _of_class(self, value: Any) -> dict[str, Any]:

@@ -27,6 +27,7 @@ from nemo_kit.localization.candidates import text_activations, z_scores
 from nemo_kit.localization.thresholds import localize_thresholds
 from nemo_kit.mitigation import (
     AttentionMasking,
+    AttentionMaskingAndScaling,
     AttentionScaling,
     EmbeddingAdjustment,
     EmbeddingNoise,
@@ -168,7 +169,11 @@ MITIGATIONS = {
     "mitigation.noise": [NoiseOptimisation(steps=1, candidates=1)],
     "mitigation.prompts": [RandomTokens(4), RandomNumbers(), WordRepetition()],
     "mitigation.embedding": [EmbeddingAdjustment(steps=2), EmbeddingNoise()],
-    "mitigation.attention": [AttentionScaling(), AttentionMasking()],
+    "mitigation.attention": [
+        AttentionScaling(),
+        AttentionMasking(),
+        AttentionMaskingAndScaling(),
+    ],
     "mitigation.wanda": [WandaPruning()],
 }
 CASES: dict[str, Callable[[], Numbers]] = {

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from nemo_kit.generation import Run
     from nemo_kit.models import DiffusionModel
 
-VERSION = 1  # raised where results change (see nemo_kit.keys)
+VERSION = 2  # raised where results change (see nemo_kit.keys)
 _SD_ACCEPTED, _SD_RISE = 8.2, 0.1
 Form = Literal["code", "paper"]
 
