@@ -1,175 +1,132 @@
-"""Figures made of pictures: the workflow on one prompt, generations before and after.
+"""Rows of pictures with words beside and between them: figures 3, 9 to 13 and 18 to 20.
 
-Source: Hintersdorf et al., "Finding NeMo", NeurIPS 2024, figures 1, 3, and 9 to 12.
+Source: Hintersdorf et al., "Finding NeMo", NeurIPS 2024, for what the figures show.
 """
 
 from collections.abc import Sequence
+from textwrap import wrap
 
 import numpy as np
-import pandas as pd
-from matplotlib.axes import Axes
+from matplotlib import pyplot as plt
 from matplotlib.figure import Figure
 
-from nemo_kit.plots.style import (
-    ACCENT,
-    PALE,
-    TEXT,
-    Drawing,
-    plain,
-    require,
-    row_of,
-    same_length,
-    show,
-    strips,
-    styled,
-    tile,
-)
+from nemo_kit.plots.style import ACCENT, TEXT, plain, row_of, show, strips
+
+PAGE = 9.0  # inches of text on a page, from top to bottom
+BOX, GAP, LINE = 0.62, 0.1, 0.17  # inches: a box of words, between blocks, a line of text
+LETTER = 0.055  # inches a letter takes in a heading
+
+Block = np.ndarray | str | None
 
 
-@styled
-def interventions(
-    training: np.ndarray | None,
-    before: np.ndarray,
-    after: np.ndarray,
-    prompts: Sequence[str],
-    boxes: Sequence[str | int],
-    heading: str = "neurons deactivated",
+def picture_rows(
+    rows: Sequence[Sequence[Block]],
+    headings: Sequence[str] = (),
+    labels: Sequence[str] = (),
+    captions: Sequence[str] = (),
+    side: float = PAGE,
 ) -> Figure:
-    """Generations of each prompt, and the same seeds with neurons deactivated (F3, F9, F10-F12).
+    """Rows of blocks, each some pictures beside one another or a text in a box.
 
-    Returns a figure of the text width, a row for each prompt: training image, generations, a box
-    with the number (or the names) of the neurons, the same seeds without them.
+    Returns a pyplot figure of the text width, narrower where the pictures are at their largest; all
+    pictures have one size, such that a page holds them.
 
-    Parameters: `training`, uint8 [P, H, W, 3], or None where there is none to show; `before` and
-    `after`, uint8 [P, S, H, W, 3]; `prompts`, P texts; `boxes`, P numbers of neurons or short
-    texts; `heading`, over the right half.
-    Raises ValueError for other shapes or dtypes, or different numbers of prompts.
-    Source: paper, figures 3 and 9 to 12.
+    Parameters: `rows`, for each the same number of blocks: uint8 [N, H, W, 3] or one picture
+    [H, W, 3], a text, or None for nothing (where it is None in all rows it takes no width);
+    `headings`, one over each block; `labels`, one left of each row; `captions`, one over each row,
+    such as its prompt; `side`, the largest width of a picture in inches.
+    Raises ValueError for no pictures, other shapes or dtypes, and numbers that don't fit.
     """
-    before, after = strips("before", before), strips("after", after)
-    if before.ndim != 5 or before.shape != after.shape:
-        shapes = f"{list(before.shape)} and {list(after.shape)}"
-        raise ValueError(f"before and after must both be [P, S, H, W, 3], got {shapes}")
-    originals = before[:, 0] if training is None else strips("training", training)
-    same_length(training=len(originals), before=len(before), prompts=len(prompts), boxes=len(boxes))
-    page = Page(len(prompts), before.shape[1], training is not None)
-    for row, prompt in enumerate(prompts):
-        if training is not None:
-            show(page.axes(row, page.first, 1), originals[row])
-        left = page.axes(row, page.left, page.seeds)
-        show(left, row_of(before[row]))
-        show(page.axes(row, page.right, page.seeds), row_of(after[row]))
-        page.text(row, page.middle, str(boxes[row]))
-        page.caption(row, plain(prompt, 110))
-    page.headings(heading)
+    cells = [[_block(cell) for cell in row] for row in rows]
+    pictures = [cell for row in cells for cell in row if isinstance(cell, np.ndarray)]
+    if not pictures:
+        raise ValueError("rows must hold at least one picture, got none")
+    blocks = len(cells[0])
+    _same("blocks", blocks, **{f"row {place + 1}": row for place, row in enumerate(cells)})
+    _same("blocks", blocks, headings=headings or cells[0])
+    _same("rows", len(cells), labels=labels or cells, captions=captions or cells)
+    counts = [_pictures(column) for column in zip(*cells, strict=True)]
+    gaps = GAP * (sum(map(bool, counts)) - 1)
+    left = 0.05 + max((len(line) for text in labels for line in text.split("\n")), default=0) * 0.06
+    boxes = BOX * sum(count == "box" for count in counts)
+    spare = TEXT - left - gaps - boxes - 0.05
+    tall = max(cell.shape[1] / cell.shape[2] for cell in pictures)
+    above = LINE * bool(captions) + 0.06
+    head = _head(headings)
+    number = sum(count for count in counts if count != "box")
+    side = min(side, spare / number, ((PAGE - head) / len(cells) - above) / tall)
+    sizes = [BOX if count == "box" else count * side for count in counts]
+    page = _Page(left + sum(sizes) + gaps + 0.05, head + len(cells) * (side * tall + above) + 0.02)
+    starts = [left + sum(sizes[:j]) + GAP * sum(map(bool, sizes[:j])) for j in range(blocks)]
+    for place, row in enumerate(cells):
+        top = head + place * (side * tall + above) + LINE * bool(captions)
+        if captions:
+            text = plain(captions[place], int(page.width / LETTER))
+            page.write(0.05, top - 0.035, text, va="bottom", fontsize=7, style="italic")
+        if labels:
+            page.write(left - 0.06, top + side * tall / 2, labels[place], ha="right", fontsize=7)
+        for start, cell in zip(starts, row, strict=True):
+            if isinstance(cell, str):
+                page.box(start + BOX / 2, top + side * tall / 2, cell)
+            elif cell is not None:
+                page.strip(start, top, side * len(cell), side * tall, cell)
+    for start, size, text in zip(starts, sizes, headings, strict=False):
+        lines = _lines(text, max(size, BOX)) if size else []
+        page.write(start + size / 2, head - 0.05, "\n".join(lines), ha="center", va="bottom")
     return page.figure
 
 
-class Page:
-    """Places of pictures on a page of the text width, in inches from the upper left corner."""
+def _block(cell: Block) -> Block:
+    if cell is None or isinstance(cell, str):
+        return cell
+    images = strips("pictures", cell)
+    images = images[None] if images.ndim == 3 else images
+    if images.ndim != 4:
+        raise ValueError(f"pictures must be [N, H, W, 3] or [H, W, 3], got {list(images.shape)}")
+    return images
 
-    margin, gap, box, line, head = 0.05, 0.1, 0.62, 0.17, 0.2
 
-    def __init__(self, rows: int, seeds: int, training: bool) -> None:
-        """A page of `rows` prompts with `seeds` pictures each side and perhaps a training image."""
-        spare = TEXT - 2 * self.margin - self.box - training * self.gap
-        self.side = spare / (2 * seeds + training)
-        self.seeds = seeds
-        self.first = self.margin
-        self.left = self.margin + training * (self.side + self.gap)
-        self.middle = self.left + seeds * self.side + self.box / 2
-        self.right = self.middle + self.box / 2
-        self.row = self.side + self.line + 0.06
-        self.height = self.head + rows * self.row + 0.02
-        self.training = training
-        self.figure = Drawing(figsize=(TEXT, self.height))
+def _pictures(column: Sequence[Block]) -> int | str:
+    """How many pictures wide a column is, or "box" for words, 0 for nothing."""
+    if any(isinstance(cell, str) for cell in column):
+        return "box"
+    return max(0 if cell is None else len(cell) for cell in column)
 
-    def axes(self, row: int, left: float, pictures: int) -> Axes:
-        """Axes for a strip of pictures in a row, `left` inches from the edge."""
-        top = self.head + row * self.row + self.line
-        bottom = 1 - (top + self.side) / self.height
-        size = (pictures * self.side / TEXT, self.side / self.height)
-        return self.figure.add_axes((left / TEXT, bottom, *size))
 
-    def _write(self, x: float, y: float, text: str, **kwargs: object) -> None:
-        place = (x / TEXT, 1 - y / self.height)
-        self.figure.text(*place, text, parse_math=False, **kwargs)
+def _same(what: str, number: int, **given: Sequence[object]) -> None:
+    for name, values in given.items():
+        if len(values) != number:
+            raise ValueError(f"{name} must be as many as there are {what}, {number}, got {values}")
 
-    def text(self, row: int, x: float, text: str) -> None:
-        """A boxed text in the middle of a row."""
-        y = self.head + row * self.row + self.line + self.side / 2
+
+def _lines(text: str, width: float) -> list[str]:
+    """A heading in at most two lines that fit into so many inches."""
+    letters = max(8, int(width / LETTER))
+    lines = wrap(plain(text, 2 * letters), letters)
+    return lines[:2]
+
+
+def _head(headings: Sequence[str]) -> float:
+    return 0.05 if not headings else 0.36 if max(map(len, headings)) > 24 else 0.2
+
+
+class _Page:
+    """A figure whose places are inches from its upper left corner."""
+
+    def __init__(self, width: float, height: float) -> None:
+        self.width, self.height = width, height
+        self.figure = plt.figure(figsize=(width, height), layout="none")
+
+    def write(self, x: float, y: float, text: str, **look: object) -> None:
+        look = {"va": "center", "fontsize": 7.5} | look
+        self.figure.text(x / self.width, 1 - y / self.height, text, **look)
+
+    def box(self, x: float, y: float, text: str) -> None:
         frame = {"boxstyle": "round,pad=0.35", "facecolor": "white", "edgecolor": ACCENT}
         size = 9 if len(text) < 5 else 6.5
-        self._write(x, y, text, ha="center", va="center", fontsize=size, bbox=frame)
+        self.write(x, y, text, ha="center", fontsize=size, bbox=frame)
 
-    def caption(self, row: int, text: str) -> None:
-        """A prompt over its row."""
-        y = self.head + row * self.row + self.line - 0.035
-        self._write(self.first, y, text, va="bottom", fontsize=7, style="italic")
-
-    def headings(self, heading: str) -> None:
-        """What the columns are."""
-        half = self.seeds * self.side / 2
-        places = [(self.left + half, "generated"), (self.right + half, heading)]
-        places += [(self.middle, "neurons")]
-        places += [(self.first + self.side / 2, "training")] if self.training else []
-        for x, text in places:
-            self._write(x, 0.16, text, ha="center", va="bottom", fontsize=8, weight="bold")
-
-
-@styled
-def workflow(
-    frame: pd.DataFrame,
-    training: np.ndarray | None,
-    before: np.ndarray,
-    after: np.ndarray,
-    prompt: str,
-) -> Figure:
-    """The method on one prompt, from its training image to the generations without it (F1).
-
-    Returns a figure of the text width in four parts: training image, generations, all neurons by
-    layer and z with candidates and refined ones marked, generations with the refined ones at zero.
-
-    Parameters: `frame`, one row a neuron, with `layer`, `neuron`, `z`, `stage` ("other",
-    "candidate", "refined"); `training`, uint8 [H, W, 3] or None; `before` and `after`, uint8
-    [S, H, W, 3], of which up to four are shown; `prompt`.
-    Raises ValueError for a missing column, an unknown stage, or other shapes.
-    Source: paper, figure 1.
-    """
-    require(frame, "layer", "neuron", "z", "stage")
-    unknown = set(frame["stage"]) - {"other", "candidate", "refined"}
-    if unknown:
-        raise ValueError(f"stage must be other, candidate or refined, got {sorted(unknown)}")
-    pictures = [tile(strips("before", before)[:4]), tile(strips("after", after)[:4])]
-    first = pictures[0] if training is None else strips("training", training)
-    figure = Drawing(figsize=(TEXT, 2.15), layout="constrained")
-    grid = figure.subplots(1, 4, width_ratios=(1, 1, 1.75, 1))
-    count = int((frame.stage == "refined").sum())
-    titles = ["training image", "1  generated", "", f"3  {count} neuron{'s' * (count != 1)} off"]
-    for place, image in ((0, first), (1, pictures[0]), (3, pictures[1])):
-        show(grid[place], image)
-        grid[place].set_title(titles[place])
-    if training is None:
-        grid[0].remove()
-    _stages(grid[2], frame)
-    figure.suptitle(plain(prompt, 100), fontsize=8, style="italic", parse_math=False)
-    return figure
-
-
-def _stages(axes: Axes, frame: pd.DataFrame) -> None:
-    jitter = (frame.neuron % 17 / 16 - 0.5) * 0.5  # spreads neurons of a layer, the same each time
-    looks = {
-        "other": {"marker": ".", "color": PALE, "ms": 2},
-        "candidate": {"marker": "o", "mfc": "none", "color": "#333333", "ms": 4, "mew": 0.7},
-        "refined": {"marker": "o", "color": ACCENT, "mec": "black", "mew": 0.4, "ms": 5.5},
-    }
-    names = {"candidate": "2  candidates", "refined": "refined"}
-    for stage, look in looks.items():
-        rows = frame[(frame.stage == stage)]
-        count = len(rows) if stage == "refined" else int((frame.stage != "other").sum())
-        label = None if stage == "other" else f"{names[stage]} ({count})"
-        axes.plot(rows.layer + jitter[rows.index], rows.z, ls="", label=label, **look)
-    axes.axhline(0, color="#666666", linewidth=0.5, zorder=0)
-    axes.set(xlabel="value layer", ylabel="z", xticks=sorted(frame.layer.unique()))
-    look = {"loc": "lower center", "bbox_to_anchor": (0.5, 0.98), "ncols": 2}
-    axes.legend(**look, handletextpad=0.1, columnspacing=0.8)
+    def strip(self, x: float, y: float, width: float, height: float, images: np.ndarray) -> None:
+        sizes = (width / self.width, height / self.height)
+        axes = self.figure.add_axes((x / self.width, 1 - (y + height) / self.height, *sizes))
+        show(axes, row_of(images))
