@@ -13,8 +13,8 @@ from matplotlib.figure import Figure
 from nemo_kit.plots.style import ACCENT, TEXT, plain, row_of, show, strips
 
 PAGE = 9.0  # inches of text on a page, from top to bottom
-BOX, GAP, LINE = 0.62, 0.1, 0.17  # inches: a box of words, between blocks, a line of text
-LETTER = 0.055  # inches a letter takes in a heading
+BOX, GAP, EDGE = 0.62, 0.1, 0.05  # inches: a box of words, between blocks, around all
+LINE, LETTER = 0.17, 0.055  # inches: a line of text, a letter in it
 
 Block = np.ndarray | str | None
 
@@ -28,8 +28,8 @@ def picture_rows(
 ) -> Figure:
     """Rows of blocks, each some pictures beside one another or a text in a box.
 
-    Returns a pyplot figure of the text width, narrower where the pictures are at their largest; all
-    pictures have one size, such that a page holds them.
+    Returns a pyplot figure of at most the text width, narrower where pictures have their largest
+    size; all pictures are equally wide, and such that a page holds them.
 
     Parameters: `rows`, for each the same number of blocks: uint8 [N, H, W, 3] or one picture
     [H, W, 3], a text, or None for nothing (where it is None in all rows it takes no width);
@@ -38,45 +38,25 @@ def picture_rows(
     Raises ValueError for no pictures, other shapes or dtypes, and numbers that don't fit.
     """
     cells = [[_block(cell) for cell in row] for row in rows]
-    pictures = [cell for row in cells for cell in row if isinstance(cell, np.ndarray)]
-    if not pictures:
-        raise ValueError("rows must hold at least one picture, got none")
-    blocks = len(cells[0])
-    _same("blocks", blocks, **{f"row {place + 1}": row for place, row in enumerate(cells)})
-    _same("blocks", blocks, headings=headings or cells[0])
-    _same("rows", len(cells), labels=labels or cells, captions=captions or cells)
-    counts = [_pictures(column) for column in zip(*cells, strict=True)]
-    gaps = GAP * (sum(map(bool, counts)) - 1)
-    left = 0.05 + max((len(line) for text in labels for line in text.split("\n")), default=0) * 0.06
-    boxes = BOX * sum(count == "box" for count in counts)
-    spare = TEXT - left - gaps - boxes - 0.05
-    tall = max(cell.shape[1] / cell.shape[2] for cell in pictures)
-    above = LINE * bool(captions) + 0.06
-    head = _head(headings)
-    number = sum(count for count in counts if count != "box")
-    side = min(side, spare / number, ((PAGE - head) / len(cells) - above) / tall)
-    sizes = [BOX if count == "box" else count * side for count in counts]
-    page = _Page(left + sum(sizes) + gaps + 0.05, head + len(cells) * (side * tall + above) + 0.02)
-    starts = [left + sum(sizes[:j]) + GAP * sum(map(bool, sizes[:j])) for j in range(blocks)]
+    page = _Page(cells, headings, labels, captions, side)
     for place, row in enumerate(cells):
-        top = head + place * (side * tall + above) + LINE * bool(captions)
-        if captions:
-            text = plain(captions[place], int(page.width / LETTER))
-            page.write(0.05, top - 0.035, text, va="bottom", fontsize=7, style="italic")
-        if labels:
-            page.write(left - 0.06, top + side * tall / 2, labels[place], ha="right", fontsize=7)
-        for start, cell in zip(starts, row, strict=True):
-            if isinstance(cell, str):
-                page.box(start + BOX / 2, top + side * tall / 2, cell)
-            elif cell is not None:
-                page.strip(start, top, side * len(cell), side * tall, cell)
-    for start, size, text in zip(starts, sizes, headings, strict=False):
-        lines = _lines(text, max(size, BOX)) if size else []
-        page.write(start + size / 2, head - 0.05, "\n".join(lines), ha="center", va="bottom")
+        top = page.top(place)
+        for text in captions[place : place + 1]:
+            line = plain(text, int(page.width / LETTER))
+            look = {"ha": "left", "va": "bottom", "fontsize": 7, "style": "italic"}
+            page.write(EDGE, top - 0.035, line, **look)
+        for text in labels[place : place + 1]:
+            page.write(page.left - 0.06, top + page.height / 2, text, ha="right", fontsize=7)
+        for start, cell in zip(page.starts, row, strict=True):
+            page.draw(start, top, cell)
+    for start, size, text in zip(page.starts, page.sizes, headings, strict=False):
+        if size:
+            page.write(start + size / 2, page.head - 0.05, _two_lines(text, size), va="bottom")
     return page.figure
 
 
 def _block(cell: Block) -> Block:
+    """The pictures as [N, H, W, 3]; words and nothing as they are."""
     if cell is None or isinstance(cell, str):
         return cell
     images = strips("pictures", cell)
@@ -86,47 +66,76 @@ def _block(cell: Block) -> Block:
     return images
 
 
-def _pictures(column: Sequence[Block]) -> int | str:
-    """How many pictures wide a column is, or "box" for words, 0 for nothing."""
-    if any(isinstance(cell, str) for cell in column):
-        return "box"
-    return max(0 if cell is None else len(cell) for cell in column)
-
-
 def _same(what: str, number: int, **given: Sequence[object]) -> None:
     for name, values in given.items():
-        if len(values) != number:
-            raise ValueError(f"{name} must be as many as there are {what}, {number}, got {values}")
+        if len(values) not in (0, number):
+            raise ValueError(f"{name} must be one for each of {number} {what}, got {len(values)}")
 
 
-def _lines(text: str, width: float) -> list[str]:
-    """A heading in at most two lines that fit into so many inches."""
-    letters = max(8, int(width / LETTER))
-    lines = wrap(plain(text, 2 * letters), letters)
-    return lines[:2]
-
-
-def _head(headings: Sequence[str]) -> float:
-    return 0.05 if not headings else 0.36 if max(map(len, headings)) > 24 else 0.2
+def _two_lines(text: str, width: float) -> str:
+    letters = int(max(width, BOX) / LETTER)
+    return "\n".join(wrap(plain(text, 2 * letters), letters, max_lines=2, placeholder="…"))
 
 
 class _Page:
-    """A figure whose places are inches from its upper left corner."""
+    """Sizes and places, in inches from the upper left corner, and the figure that has them."""
 
-    def __init__(self, width: float, height: float) -> None:
-        self.width, self.height = width, height
-        self.figure = plt.figure(figsize=(width, height), layout="none")
+    def __init__(
+        self,
+        cells: list[list[Block]],
+        headings: Sequence[str],
+        labels: Sequence[str],
+        captions: Sequence[str],
+        side: float,
+    ) -> None:
+        pictures = [cell for row in cells for cell in row if isinstance(cell, np.ndarray)]
+        if not pictures:
+            raise ValueError("rows must hold at least one picture, got none")
+        named = {f"row {place}": row for place, row in enumerate(cells, start=1)}
+        _same("blocks", len(cells[0]), headings=headings, **named)
+        _same("rows", len(cells), labels=labels, captions=captions)
+        longest = max((len(line) for text in labels for line in text.split("\n")), default=0)
+        self.left = EDGE + 0.06 * longest
+        self.head = EDGE + LINE * (bool(headings) + (max(map(len, headings), default=0) > 24))
+        self.above = 0.06 + LINE * bool(captions)
+        tall = max(cell.shape[1] / cell.shape[2] for cell in pictures)
+        columns = list(zip(*cells, strict=True))
+        boxes = [any(isinstance(cell, str) for cell in column) for column in columns]
+        counts = [
+            max((len(cell) for cell in column if isinstance(cell, np.ndarray)), default=0)
+            for column in columns
+        ]
+        used = [bool(count) or box for count, box in zip(counts, boxes, strict=True)]
+        fixed = self.left + GAP * (sum(used) - 1) + BOX * sum(boxes) + EDGE
+        high = ((PAGE - self.head) / len(cells) - self.above) / tall
+        self.side = min(side, (TEXT - fixed) / sum(counts), high)
+        self.height = self.side * tall
+        self.sizes = [
+            max(count * self.side, BOX * box) for count, box in zip(counts, boxes, strict=True)
+        ]
+        steps = [size + GAP * bool(size) for size in self.sizes]
+        *self.starts, end = self.left + np.cumsum([0, *steps])
+        self.width = end - GAP + EDGE
+        whole = self.head + len(cells) * (self.height + self.above)
+        self.size = np.array([self.width, whole])
+        self.figure = plt.figure(figsize=tuple(self.size), layout="none")
+
+    def top(self, row: int) -> float:
+        """Where the pictures of a row begin."""
+        return self.head + (row + 1) * self.above - 0.06 + row * self.height
 
     def write(self, x: float, y: float, text: str, **look: object) -> None:
-        look = {"va": "center", "fontsize": 7.5} | look
-        self.figure.text(x / self.width, 1 - y / self.height, text, **look)
+        """A text at a place."""
+        look = {"ha": "center", "va": "center", "fontsize": 7.5} | look
+        self.figure.text(x / self.size[0], 1 - y / self.size[1], text, **look)
 
-    def box(self, x: float, y: float, text: str) -> None:
-        frame = {"boxstyle": "round,pad=0.35", "facecolor": "white", "edgecolor": ACCENT}
-        size = 9 if len(text) < 5 else 6.5
-        self.write(x, y, text, ha="center", fontsize=size, bbox=frame)
-
-    def strip(self, x: float, y: float, width: float, height: float, images: np.ndarray) -> None:
-        sizes = (width / self.width, height / self.height)
-        axes = self.figure.add_axes((x / self.width, 1 - (y + height) / self.height, *sizes))
-        show(axes, row_of(images))
+    def draw(self, x: float, y: float, cell: Block) -> None:
+        """A block, its upper left corner at a place."""
+        if isinstance(cell, str):
+            frame = {"boxstyle": "round,pad=0.35", "facecolor": "white", "edgecolor": ACCENT}
+            size = 9 if len(cell) < 5 else 6.5
+            self.write(x + BOX / 2, y + self.height / 2, cell, fontsize=size, bbox=frame)
+        elif cell is not None:
+            width, height = np.array([len(cell) * self.side, self.height]) / self.size
+            place = (x / self.size[0], 1 - y / self.size[1] - height, width, height)
+            show(self.figure.add_axes(place), row_of(cell))
