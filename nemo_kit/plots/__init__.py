@@ -4,10 +4,9 @@ A figure itself is drawn in the notebook that shows it, with seaborn; nothing he
 alone, but for `explorer`, whose pictures are a widget's.
 """
 
-from nemo_kit.plots.ablation import scaling
+from nemo_kit.plots.bench import bench_costs
 from nemo_kit.plots.explorer import noise_pictures, png, score_in_distribution, z_map
 from nemo_kit.plots.pictures import picture_rows
-from nemo_kit.plots.quality import disentanglement, quality, unseen
 from nemo_kit.plots.style import (
     ACCENT,
     COLUMN,
@@ -29,19 +28,16 @@ __all__ = [
     "PALE",
     "PALETTE",
     "TEXT",
-    "disentanglement",
+    "bench_costs",
     "legend",
     "noise_pictures",
     "picture_rows",
     "plain",
     "png",
-    "quality",
     "results",
-    "scaling",
     "score_in_distribution",
     "show",
     "style",
     "table",
-    "unseen",
     "z_map",
 ]

@@ -14,7 +14,7 @@ from nemo_kit.plots.style import ACCENT, TEXT, plain, row_of, show, strips
 
 PAGE = 9.0  # inches of text on a page, from top to bottom
 BOX, GAP, EDGE = 0.62, 0.1, 0.05  # inches: a box of words, between blocks, around all
-LINE, LETTER = 0.17, 0.055  # inches: a line of text, a letter in it
+LINE, LETTER = 0.17, 0.06  # inches: a line of text, a letter in it
 
 Block = np.ndarray | str | None
 
@@ -66,6 +66,11 @@ def _block(cell: Block) -> Block:
     return images
 
 
+def _widths(images: np.ndarray) -> float:
+    """How wide a strip of pictures is, in pictures."""
+    return row_of(images).shape[1] / images.shape[2]
+
+
 def _same(what: str, number: int, **given: Sequence[object]) -> None:
     for name, values in given.items():
         if len(values) not in (0, number):
@@ -102,7 +107,7 @@ class _Page:
         columns = list(zip(*cells, strict=True))
         boxes = [any(isinstance(cell, str) for cell in column) for column in columns]
         counts = [
-            max((len(cell) for cell in column if isinstance(cell, np.ndarray)), default=0)
+            max((_widths(cell) for cell in column if isinstance(cell, np.ndarray)), default=0)
             for column in columns
         ]
         used = [bool(count) or box for count, box in zip(counts, boxes, strict=True)]
@@ -136,6 +141,6 @@ class _Page:
             size = 9 if len(cell) < 5 else 6.5
             self.write(x + BOX / 2, y + self.height / 2, cell, fontsize=size, bbox=frame)
         elif cell is not None:
-            width, height = np.array([len(cell) * self.side, self.height]) / self.size
+            width, height = np.array([_widths(cell) * self.side, self.height]) / self.size
             place = (x / self.size[0], 1 - y / self.size[1] - height, width, height)
             show(self.figure.add_axes(place), row_of(cell))

@@ -163,16 +163,6 @@ def groups(frame: pd.DataFrame) -> list[tuple[str, Look, pd.DataFrame]]:
     ]
 
 
-def count_text(frame: pd.DataFrame, name: str) -> str:
-    """A group's name with its number of prompts, for a legend."""
-    return f"{name} (n = {frame['prompt'].nunique()})"
-
-
-def told(axes: Axes, text: str) -> None:
-    """Small words over the right end of the axes: what bands, whiskers or marks are."""
-    axes.set_title(text, loc="right", fontsize=6.5)
-
-
 # ------------------------------------------------------------------------------ pictures
 
 
