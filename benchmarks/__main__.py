@@ -79,7 +79,7 @@ def bench(
     """
     from benchmarks import compare, quality
     from nemo_kit.experiments import prompt_table
-    from nemo_kit.frames import choose
+    from nemo_kit.groups import choose
     from nemo_kit.lab.truth import known_neurons
     from nemo_kit.localization.search import find_search
 

@@ -57,7 +57,7 @@ def measure(
     verified (1 or 0; NaN for modes that don't verify), fell_back (count), nearest (of the
     baseline: smallest distance to a threshold), peak (MiB). What the store holds is not run again.
     Prompts that failed are named in a warning and in `attrs["failed"]`, and have no row.
-    Parameters: `prompts`, with `prompt` and `group` (VM, TM), as `frames.choose` gives;
+    Parameters: `prompts`, with `prompt` and `group` (VM, TM), as `groups.choose` gives;
     `retry_failed`, whether those that failed before are tried again.
     Raises ValueError for an unknown way or missing columns, and what `experiments.run` raises.
     """

@@ -1,25 +1,20 @@
 """What deactivating neurons does to pictures: copying, diversity and alignment by prompt.
 
 Scope: measures generated pictures that `nemo_kit.experiments` made, with the copy descriptor and
-the CLIP of the embedded model; training images are a `TrainingImages`. Noise differences
-under an intervention are the one thing drawn from a model here.
-Source: Hintersdorf et al., "Finding NeMo", NeurIPS 2024, section 4, table 1, figures 3 and 13.
+the CLIP of the embedded model; training images are a `TrainingImages`.
+Source: Hintersdorf et al., "Finding NeMo", NeurIPS 2024, section 4, table 1 and figure 3.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import pandas as pd
 
 from nemo_kit import lab, metrics
 from nemo_kit.originals import TrainingImages
-
-if TYPE_CHECKING:
-    from nemo_kit.models import DiffusionModel
-    from nemo_kit.neurons import NeuronSet
 
 FIRST_SEED = 101  # pictures are judged on other seeds than detection's 1, 2, …
 SIDE = 64  # what the lab's descriptor and CLIP look at
@@ -166,89 +161,3 @@ def summary(measured: pd.DataFrame, both_ways: bool = False) -> pd.DataFrame:
     numbers = measured.select_dtypes("number").columns
     found = metrics.over_groups(measured, list(numbers))
     return found if both_ways else found[found["kept"] == "all"].drop(columns="kept")
-
-
-def dose(
-    prompts: pd.DataFrame,
-    detected: pd.DataFrame,
-    localized: pd.DataFrame,
-    generated: pd.DataFrame,
-    training: TrainingImages | None = None,
-) -> pd.DataFrame:
-    """Score, share of verbatim copies and number of neurons of each ladder prompt.
-
-    Returns a frame with `prompt`, `repetitions`, `score`, `copies` (share of pictures whose cosine
-    to the training image is above 0.7), `copy` (their median cosine), `memorized`, `neurons` (NaN
-    where detection stopped the search).
-
-    Parameters: `prompts`, with `prompt` and `repetitions`; `detected`, `localized`, `generated`,
-    from `detect_all`, `localize_all`, `generate_all` on these prompts; `training`, by default the
-    lab's.
-    Raises ValueError for a prompt without pictures or without a training image.
-    """
-    names = list(prompts["prompt"])
-    originals = (training or TrainingImages()).of(names)
-    if originals is None:
-        raise ValueError("prompts must all have a training image, one has none")
-    shots = pictures(generated, names)
-    cosines = [metrics.copy_similarities(s, o, look) for s, o in zip(shots, originals, strict=True)]
-    copies = pd.DataFrame(
-        {
-            "prompt": names,
-            "copies": [metrics.share_above(values) for values in cosines],
-            "copy": [float(np.median(values)) for values in cosines],
-        }
-    )
-    sets = localized[["prompt", "memorized"]].assign(
-        neurons=localized["n_refined"].where(localized["memorized"])
-    )
-    table = prompts[["prompt", "repetitions"]].merge(detected[["prompt", "score"]], on="prompt")
-    return table.merge(copies, on="prompt").merge(sets, on="prompt")
-
-
-def noise_cases(
-    model: DiffusionModel,
-    memorized: str,
-    neurons: NeuronSet,
-    other: str,
-    seeds: Sequence[int] = range(1, 11),
-) -> dict[str, np.ndarray]:
-    """Noise differences of a memorized prompt, the same with neurons blocked, and another (F13).
-
-    Returns name -> float32 [seeds, C, H, W] in [0, 1].
-    Source: paper, figure 13.
-    """
-    from nemo_kit.localization import prompt_differences
-
-    cases = {
-        "memorized": (memorized, None),
-        "memorized,\nneurons blocked": (memorized, neurons),
-        "non-memorized": (other, None),
-    }
-    drawn = {k: prompt_differences(model, [p], seeds, neurons=n) for k, (p, n) in cases.items()}
-    return {name: values[0].cpu().numpy() for name, values in drawn.items()}
-
-
-def noise_scores(model: DiffusionModel, cases: dict[str, np.ndarray]) -> pd.DataFrame:
-    """Best pairwise score of every seed of every case, under the model's similarity settings.
-
-    Returns a frame with `case`, `place` (of the seed, from 1), `score`.
-    Parameters: `cases`, from `noise_cases`.
-    """
-    import torch
-
-    from nemo_kit.similarity import SimilaritySettings, pairwise
-
-    settings = model.calibration.similarity if model.calibration else SimilaritySettings.sd()
-    parts = []
-    for name, values in cases.items():
-        pairs = pairwise(torch.from_numpy(values), settings).numpy().copy()
-        np.fill_diagonal(pairs, -np.inf)
-        places = np.arange(1, len(pairs) + 1)
-        parts.append(pd.DataFrame({"case": name, "place": places, "score": pairs.max(axis=1)}))
-    return pd.concat(parts, ignore_index=True)
-
-
-def best_scores(scores: pd.DataFrame) -> dict[str, float]:
-    """The memorization score of each case: the largest of its seeds' best pairwise scores."""
-    return scores.groupby("case", sort=False)["score"].max().to_dict()

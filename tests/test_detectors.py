@@ -13,8 +13,8 @@ from diffusers.models.attention_processor import Attention
 from torch import Tensor
 from toys import count_hooks
 
-from nemo_kit import detect, detectors, plots
-from nemo_kit.frames.detectors import detector_scores, detector_table, usual
+from nemo_kit import detect, detectors
+from nemo_kit.detector_scores import detector_scores, usual
 from nemo_kit.mitigation import NoiseOptimisation
 from nemo_kit.models import DiffusionModel
 
@@ -296,43 +296,6 @@ def test_the_usual_detectors_run(toy_model: DiffusionModel, tmp_path: Path) -> N
     assert told["NeMo"] == "3 images, largest pair, ms_ssim, timesteps[1]"
 
 
-def table_input() -> pd.DataFrame:
-    groups = ["VM"] * 3 + ["TM"] * 2 + ["non-memorized"] * 4
-    scores = {"good": [9, 8, 7, 6, 5, 1, 2, 3, 4], "poor": [1, 5, 2, 4, 4, 1, 5, 2, 4]}
-    parts = [
-        pd.DataFrame(
-            {
-                "group": groups,
-                "detector": n,
-                "score": s,
-                "samples": 10,
-                "seconds": 0.5,
-                "protocol": f"as {n}",
-            }
-        )
-        for n, s in scores.items()
-    ]
-    return pd.concat(parts).astype({"score": float})
-
-
-def test_the_table_against_scikit_learn() -> None:
-    from sklearn.metrics import roc_auc_score
-
-    frame = table_input()
-    got = detector_table(frame, resamples=50).set_index(["detector", "memorized"])
-    assert len(got) == 6
-    assert got.loc[("good", "VM"), "AUROC"] == 1
-    assert got.loc[("good", "VM + TM"), "TPR@1%FPR"] == 1
-    assert set(got["TPR_rule"]) == {"FPR at most 0.01"}
-    assert got.loc[("poor", "VM"), "protocol"] == "as poor"
-    poor = frame[(frame.detector == "poor") & (frame.group != "TM")]
-    wanted = roc_auc_score(poor.group == "VM", poor.score)
-    row = got.loc[("poor", "VM")]
-    assert row["AUROC"] == pytest.approx(wanted)
-    assert row["AUROC_low"] <= wanted <= row["AUROC_high"]
-    assert (row["prompts"], row["others"], row["samples"], row["seconds"]) == (3, 4, 10, 0.5)
-
-
 def test_the_comparison_refuses(toy_model: DiffusionModel, tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="prompts lacks group"):
         detector_scores(toy_model, PROMPTS[["prompt"]], store=tmp_path)
@@ -340,17 +303,3 @@ def test_the_comparison_refuses(toy_model: DiffusionModel, tmp_path: Path) -> No
         detector_scores(toy_model, PROMPTS, {}, store=tmp_path)
     with pytest.raises(ValueError, match="steps must be an integer of at least 5"):
         usual(steps=2)
-    with pytest.raises(ValueError, match="scores lacks samples, seconds"):
-        detector_table(table_input().drop(columns=["samples", "seconds"]))
-    with pytest.raises(ValueError, match=r"needs memorized and other prompts, got \{'TM'\}"):
-        detector_table(table_input().query("group == 'TM'"))
-
-
-def test_the_figure_shows_every_detector() -> None:
-    figure = plots.detector_comparison(detector_table(table_input(), resamples=20))
-    left, right = figure.axes
-    assert [t.get_text() for t in left.get_yticklabels()] == ["good", "poor"]
-    assert "VM (n = 3) against 4 others" in left.get_legend_handles_labels()[1]
-    assert [t.get_text() for t in right.texts] == ["10 (0.5 s)"] * 2
-    with pytest.raises(ValueError, match="table lacks AUROC"):
-        plots.detector_comparison(pd.DataFrame({"detector": ["a"]}))

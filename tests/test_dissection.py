@@ -1,4 +1,4 @@
-"""Whole layers and halves of convolutions switched off: hooks, pictures, frames, figures."""
+"""Whole layers and halves of convolutions switched off: hooks, pictures, losses."""
 
 from __future__ import annotations
 
@@ -12,10 +12,9 @@ import torch
 from torch import nn
 from toys import KnownImages, count_hooks, unet
 
-from nemo_kit import dissection, plots
+from nemo_kit import dissection
 from nemo_kit.dissection import Cut
 from nemo_kit.experiments import model_key
-from nemo_kit.frames import layers as layer_frames
 from nemo_kit.generation import generate
 from nemo_kit.hooks import scale_channels
 from nemo_kit.layers import down_convolutions
@@ -115,7 +114,7 @@ def test_pictures_of_every_part(
     assert toy_model.samples_evaluated == before, "the second time from the store"
 
 
-# ------------------------------------------------------------------------- frames, figures
+# ---------------------------------------------------------------------------------- losses
 
 
 def pictures(side: int = 64) -> pd.DataFrame:
@@ -171,68 +170,5 @@ def test_a_prompt_that_failed_under_a_cut_is_in_no_layer(kind: str) -> None:
     got = dissection.losses(made[~failed], both, "VM")
     assert got["prompt"].tolist() == ["b"] * 4
     assert set(got["reference"]) == {"undisturbed picture"}  # b has no training image
-    assert "VM (n = 1)" in plots.layer_effects(got).axes[2].get_xlabel()
     with pytest.raises(ValueError, match="in all 4 frames, of 1 prompts none has them"):
         dissection.losses(made[~failed], PROMPTS, "VM")
-
-
-def test_grids_have_the_undisturbed_row_first() -> None:
-    cells, names = layer_frames.picture_grid(pictures(8), "value", ["b", "a"], most=1)
-    assert cells.shape == (3, 2, 1, 8, 8, 3)
-    assert names == ["none 0", "value 1", "value 2"]
-    assert cells[2, 0, 0, 0, 0].tolist() == [0, 0, 200]
-    listed = layer_frames.picture_list(pictures(8), "key", ["a"])
-    assert listed["place"].unique().tolist() == ["none 0", "key 1"]
-    with pytest.raises(ValueError, match="none of kind 'convolution'"):
-        layer_frames.picture_grid(pictures(8), "convolution", ["a"])
-    with pytest.raises(ValueError, match="as many of each prompt"):
-        layer_frames.picture_grid(pictures(8), "value", ["a", "x"])
-    with pytest.raises(ValueError, match=r"as many of each prompt, got \[1, 2\]"):
-        layer_frames.picture_grid(pictures(8)[1:], "value", ["a", "b"])
-
-
-def test_grids_are_grey_where_a_prompt_failed() -> None:
-    made = pictures(8)
-    failed = (made["prompt"] == "a") & (made["place"] == "value 1")
-    whole, names = layer_frames.picture_grid(made, "value", ["b", "a"])
-    cells, same = layer_frames.picture_grid(made[~failed], "value", ["b", "a"])
-    assert names == same
-    assert cells.shape == whole.shape
-    assert (cells[1, 1] == 200).all()
-    assert (cells[:, 0] == whole[:, 0]).all()
-    assert (cells[[0, 2], 1] == whole[[0, 2], 1]).all()
-
-
-def test_the_prompts_shown_are_vm_ones_where_there_are_some() -> None:
-    assert layer_frames.shown(PROMPTS) == ["a"]
-    assert layer_frames.shown(PROMPTS[1:]) == ["b"]
-    with pytest.raises(ValueError, match="prompts must hold VM or TM ones, got"):
-        layer_frames.shown(PROMPTS.assign(group="non-memorized"))
-
-
-@pytest.mark.usefixtures("_colours")
-def test_curves_over_layers() -> None:
-    figure = plots.layer_effects(dissection.losses(pictures(), PROMPTS, "VM"))
-    assert len(figure.axes) == 3
-    lines = {line.get_label(): line for line in figure.axes[0].lines}
-    assert list(lines["value"].get_ydata()) == pytest.approx([1, 0])
-    assert list(lines["undisturbed"].get_ydata()) == pytest.approx([1, 1])
-    assert figure.axes[0].get_ylabel() == "median similarity\nto training image"
-    assert "VM (n = 1)" in figure.axes[2].get_xlabel()
-    with pytest.raises(ValueError, match="kind must be value, key or none"):
-        plots.layer_effects(dissection.losses(pictures(), PROMPTS, "VM").assign(kind="query"))
-    empty = plots.layer_effects(dissection.losses(pictures(), PROMPTS[:0], "VM"))
-    assert "no prompt of this group" in empty.axes[0].texts[0].get_text()
-
-
-def test_rows_of_pictures_are_named_and_fit_the_page() -> None:
-    cells = np.zeros((3, 2, 9, 8, 8, 3), np.uint8)
-    figure = plots.picture_rows(cells, ["x", "y", "z"], ["one prompt", "a $2 prompt"])
-    assert len(figure.axes) == 6
-    assert figure.get_size_inches()[0] <= 6.9 + 1e-6
-    texts = [text.get_text() for text in figure.texts]
-    assert texts == ["x", "y", "z", "one prompt", "a $2 prompt"]
-    with pytest.raises(ValueError, match=r"images must be \[R, P, S, H, W, 3\]"):
-        plots.picture_rows(cells[0], ["x"], ["p"])
-    with pytest.raises(ValueError, match="one entry a prompt is needed"):
-        plots.picture_rows(cells, ["x"], ["p", "q"])

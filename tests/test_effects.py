@@ -11,8 +11,6 @@ import torch
 from toys import KnownImages
 
 from nemo_kit import effects, lab, metrics
-from nemo_kit.models import DiffusionModel
-from nemo_kit.neurons import NeuronSet
 from nemo_kit.originals import TrainingImages
 
 RED, GREEN, BLUE = np.eye(3, dtype=np.uint8) * 200
@@ -150,32 +148,3 @@ def test_summary_leaves_out_what_is_unknown() -> None:
     assert got[["group", "measure", "prompts", "median", "mad"]].to_numpy().tolist() == [
         ["VM", "gen", 2, pytest.approx(0.3), pytest.approx(0.1)], ["TM", "gen", 1, 0.9, 0]
     ]  # fmt: skip
-
-
-def test_dose_by_hand() -> None:
-    prompts = pd.DataFrame({"prompt": ["red", "green"], "repetitions": [1, 50]})
-    detected = pd.DataFrame({"prompt": ["green", "red"], "score": [0.8, 0.1]})
-    localized = pd.DataFrame(
-        {"prompt": ["red", "green"], "memorized": [False, True], "n_refined": [0, 3]}
-    )
-    got = effects.dose(prompts, detected, localized, generated()).set_index("prompt")
-    assert got["score"].to_dict() == {"red": 0.1, "green": 0.8}
-    assert got["copies"].to_dict() == {"red": 0.5, "green": 1}  # of red, blue; and twice green
-    assert np.isnan(got.loc["red", "neurons"])  # detection stopped the search
-    assert got.loc["green", "neurons"] == 3
-    with pytest.raises(ValueError, match="must all have a training image"):
-        effects.dose(prompts.assign(prompt=["red", "x"]), detected, localized, generated())
-
-
-def test_noise_cases_and_their_scores(toy_model: DiffusionModel) -> None:
-    every = NeuronSet({p.index: range(p.width) for p in toy_model.searched})
-    cases = effects.noise_cases(toy_model, "cat", every, "red cup", seeds=[1, 2, 3])
-    assert list(cases) == ["memorized", "memorized,\nneurons blocked", "non-memorized"]
-    assert {values.shape for values in cases.values()} == {(3, 4, 16, 16)}
-    assert not np.array_equal(cases["memorized"], cases["memorized,\nneurons blocked"])
-    scores = effects.noise_scores(toy_model, cases)
-    assert scores["place"].tolist() == [1, 2, 3] * 3
-    best = effects.best_scores(scores)
-    assert best["memorized"] == scores["score"][:3].max()
-    own = scores[scores["case"] == "memorized"]["score"].sort_values()
-    assert own.iloc[-1] == own.iloc[-2]  # the two seeds of the best pair share its score

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -10,11 +9,10 @@ import numpy as np
 import pandas as pd
 import pytest
 from matplotlib.figure import Figure
-from toys import KnownImages
 
 from nemo_kit import metrics, plots
 from nemo_kit.disentanglement import disentanglement
-from nemo_kit.frames import ablation, evaluation, memorization_types, mitigation, paper, quality
+from nemo_kit.frames import ablation, evaluation, mitigation, paper, quality
 from nemo_kit.mitigation import NeMo, NoiseOptimisation, RandomNeurons
 from nemo_kit.models import DiffusionModel
 from nemo_kit.neurons import NeuronSet, frequency
@@ -299,9 +297,6 @@ def test_it_is_told_where_random_neurons_lie_in_other_layers() -> None:
     )  # both neurons of layer 2 are found
     assert quality.elsewhere(narrow) == {4: 2}
     assert "other layers than those: 2 of 4. " in quality.control(narrow)
-    shown = layers().assign(elsewhere=2 * (layers()["choice"] == "random"))
-    names = [label.get_text() for label in plots.disentanglement(shown).axes[0].get_yticklabels()]
-    assert [name.count("(2 in other layers)") for name in names] == [0, 0, 1, 1]
 
 
 def test_blocks_without_room_have_no_random_ones() -> None:
@@ -350,7 +345,6 @@ def test_distances_are_named_after_their_network_and_told_over_seeds() -> None:
     single = quality.over_seeds(got[got["seed"] == 1])
     assert single["deviation"].isna().all(), "one seed has no spread"
     assert "most frequent not measured; random not told from one seed" in quality.sentences(single)
-    assert plots.quality(single).axes
 
 
 def curves() -> pd.DataFrame:
@@ -396,60 +390,7 @@ def test_disentangled_averages_over_draws(toy_model: DiffusionModel) -> None:
     assert rest["deviation"] == pytest.approx(wanted, rel=1e-4)
 
 
-# ------------------------------------------------------------------------ memorization types
-
-
-def test_the_closest_picture_tells_the_type() -> None:
-    colours = np.eye(3, dtype=np.uint8) * 200
-    paint = lambda *which: [np.broadcast_to(colours[i], (64, 64, 3)) for i in which]  # noqa: E731
-    colour = metrics.Embedder("colour", "mean", lambda x: x.reshape(len(x), -1, 3).mean(1))
-    training = KnownImages(a=paint(0)[0], b=paint(1)[0])
-    generated = pd.DataFrame({"prompt": list("aabbcc"), "image": paint(1, 0, 0, 2, 0, 0)})
-    got = memorization_types.maxima(ROWS, generated, embedder=colour, training=training)
-    assert got["prompt"].tolist() == ["a", "b"]  # the third has no training image
-    assert got["maximum"].tolist() == [1, 0]
-    assert got["measured"].tolist() == ["VM", "TM"]
-    assert set(got["embedder"]) == {"colour"}
-    assert memorization_types.maxima(ROWS[2:], generated).empty
-    told = memorization_types.agreement(got.assign(measured="VM")).set_index("group")
-    assert told.loc["TM", ["prompts", "VM", "TM"]].tolist() == [1, 1, 0]
-    assert memorization_types.sentence(got) == "All 2 prompts measure as labelled at 0.7."
-    text = memorization_types.sentence(got.assign(measured="VM"))
-    assert text == "1 of 1 labelled TM measure as the other type at 0.7."
-    assert "No prompt here" in memorization_types.sentence(got[:0])
-    with pytest.raises(ValueError, match="rows lack group"):
-        memorization_types.maxima(ROWS[["prompt"]], generated)
-
-
 # --------------------------------------------------------------------------------- figures
-
-
-def layers() -> pd.DataFrame:
-    rows = [(c, n, k, 0.9) for c in ("most frequent", "random") for n in (1, 5) for k in (1, 2)]
-    return pd.DataFrame(rows, columns=["choice", "neurons", "layer", "similarity"])
-
-
-CASES: list[tuple[Callable[..., Figure], Callable[[], pd.DataFrame], str]] = [
-    (plots.results, lambda: evaluation.over_prompts(measured()), "setting"),
-    (plots.quality, curves, "deviation"),
-    (plots.disentanglement, layers, "similarity"),
-    (plots.scaling, lambda: ablation.scaling(measured(), [0.5]), "factor"),
-    (plots.unseen, lambda: quality.unseen(
-        pd.DataFrame({"group": ["non-memorized"], "n_refined": [1]})), "share"),
-    (plots.maximum_similarity, lambda: ROWS.assign(maximum=[0.9, 0.3, 0.5]), "maximum"),
-]  # fmt: skip
-
-
-@pytest.mark.parametrize(
-    ("draw", "frame", "needed"), CASES, ids=lambda x: getattr(x, "__name__", "")
-)
-def test_figures_draw_and_refuse(
-    draw: Callable[..., Figure], frame: Callable[[], pd.DataFrame], needed: str, tmp_path: Path
-) -> None:
-    figure = draw(frame())
-    figure.savefig(tmp_path / "figure.png", dpi=60)
-    with pytest.raises(ValueError, match=f"frame lacks {needed}"):
-        draw(frame().drop(columns=needed))
 
 
 def texts(figure: Figure) -> list[str]:
@@ -474,37 +415,3 @@ def test_a_missing_cell_of_the_table_is_a_dash() -> None:
     table = evaluation.over_prompts(measured())
     gone = table[~((table["setting"] == "NeMo") & (table["measure"] == "orig"))]
     assert texts(plots.results(gone)).count("–") == 2
-
-
-def test_quality_draws_the_baseline_and_a_panel_for_each_measure() -> None:
-    two = pd.concat([curves(), curves().assign(measure="CLIP-KID")])
-    figure = plots.quality(two)
-    assert [axes.get_ylabel() for axes in figure.axes] == ["CLIP-FID", "CLIP-KID"]
-    named = plots.quality(curves().assign(extractor="lab CLIP (unit vectors)"))
-    assert named.axes[0].get_ylabel() == "CLIP-FID (lab CLIP)"
-    lines = {line.get_label(): line for line in figure.axes[0].lines}
-    assert lines["most frequent"].get_xydata().tolist() == [[1, 10], [5, 13], [9, 14]]
-    assert lines["none blocked"].get_ydata()[0] == 10
-    with pytest.raises(ValueError, match="choice must be none, most frequent or random"):
-        plots.quality(curves().replace({"choice": {"random": "none of them"}}))
-    with pytest.raises(ValueError, match="neurons must be at least 1, got 0"):
-        plots.quality(curves().assign(neurons=0))
-
-
-def test_disentanglement_writes_every_cell_and_the_mean() -> None:
-    figure = plots.disentanglement(layers())
-    assert texts(figure).count(".900") == 4 * 3
-    with pytest.raises(ValueError, match="choice must be most frequent or random"):
-        plots.disentanglement(layers().assign(choice="all"))
-
-
-def test_scaling_draws_medians() -> None:
-    figure = plots.scaling(ablation.scaling(measured(), [0.5]))
-    line = figure.axes[0].lines[0]
-    assert line.get_xydata().tolist() == [[0, 0.1], [0.5, 0.5], [1, 0.9]]
-
-
-def test_types_without_training_images_say_so() -> None:
-    empty = ROWS.assign(maximum=0.5)[:0]
-    assert texts(plots.maximum_similarity(empty)) == ["no prompt with a training image"]
-    assert "VM above 0.6" in texts(plots.maximum_similarity(ROWS.assign(maximum=0.5), 0.6))

@@ -1,4 +1,4 @@
-"""Thresholds over prompts: the sweep, what it does to pictures, its frames and figures."""
+"""Thresholds over prompts: the sweep, what it does to pictures, prompt by prompt."""
 
 from __future__ import annotations
 
@@ -10,25 +10,11 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from nemo_kit import plots, sensitivity
-from nemo_kit.frames import thresholds
+from nemo_kit import sensitivity
 from nemo_kit.models import DiffusionModel
 from nemo_kit.neurons import NeuronSet
 
 A, B = NeuronSet({1: [4], 3: [7]}), NeuronSet({3: [7]})
-
-
-def swept() -> pd.DataFrame:
-    """Two VM prompts and one TM prompt, thresholds μ and μ + σ."""
-    rows = [
-        (prompt, group, *pair, initial, refined, 30, alone)
-        for prompt, group in (("a", "VM"), ("b", "VM"), ("c", "TM"))
-        for pair, initial, refined, alone in (
-            ((0.0, 0.0), 9, 4, 20), ((0.0, 1.0), 9, 2, 20), ((1.0, 1.0), 5, 1 + (prompt == "b"), 10)
-        )
-    ]  # fmt: skip
-    names = ["prompt", "group", *thresholds.PAIR, "n_initial", "n_refined", "samples"]
-    return pd.DataFrame(rows, columns=[*names, "samples_alone"])
 
 
 def grid(prompt: str, memorized: bool) -> Any:
@@ -85,8 +71,6 @@ def test_effects_are_those_of_each_pair_s_neurons(
     assert sets == [None, {"a": A}, {"a": B}]
     assert got["gen"].tolist() == pytest.approx([0.4, 0.2])
     assert got["orig"].isna().all()
-    both = thresholds.with_effects(frame, got)
-    assert both["gen"].tolist() == pytest.approx([0.4, 0.2])
 
 
 def test_a_prompt_that_failed_with_a_pair_s_neurons_has_no_row_for_it(
@@ -107,57 +91,12 @@ def test_a_prompt_that_failed_with_a_pair_s_neurons_has_no_row_for_it(
     pairs = [(0.0, 0.0, A), (0.0, 1.0, B)]
     frame = pd.DataFrame(
         [(prompt, "VM", *pair) for prompt in "abc" for pair in pairs],
-        columns=["prompt", "group", *thresholds.PAIR, "refined"],
+        columns=["prompt", "group", *sensitivity.PAIR, "refined"],
     )
     got = sensitivity.threshold_effects(toy_model, frame, [101, 102], store="x")
     assert got[["prompt", "refinement_deviations"]].to_numpy().tolist() == [
         ["c", 0], ["b", 1], ["c", 1]
     ]  # fmt: skip
-    counted = thresholds.medians(thresholds.with_effects(frame, got), "VM", "gen")
-    assert counted["prompts"].tolist() == [1, 2]
     failed.add(("c", None))
     with pytest.raises(ValueError, match="of 3 prompts none has them"):
         sensitivity.threshold_effects(toy_model, frame, [101, 102], store="x")
-
-
-def test_medians_of_each_pair() -> None:
-    got = thresholds.medians(swept(), "VM", "n_refined")
-    assert got["initial"].tolist() == ["μ", "μ", "μ + σ"]
-    assert got["refinement"].tolist() == ["μ", "μ + σ", "μ + σ"]
-    assert got["median"].tolist() == [4, 2, 1.5]
-    assert got["mad"].tolist() == [0, 0, 0.5]
-    assert set(got["prompts"]) == {2}
-    with pytest.raises(ValueError, match="group must be VM or TM, got 'XM'"):
-        thresholds.medians(swept(), "XM", "n_refined")
-    with pytest.raises(ValueError, match="frame lacks gen"):
-        thresholds.medians(swept(), "VM", "gen")
-
-
-def test_names_of_thresholds() -> None:
-    assert [thresholds.threshold_name(d) for d in (-1, 0, 1, -0.5)] == [
-        "μ − σ", "μ", "μ + σ", "μ − 0.5σ"
-    ]  # fmt: skip
-
-
-def test_saved_samples_are_counted_once_a_prompt() -> None:
-    got = thresholds.saved(swept()).set_index("group")
-    assert got.loc["VM"].tolist() == [2, 3, 100, 60, pytest.approx(0.4)]
-    assert got.loc["all", ["samples_alone", "samples_shared"]].tolist() == [150, 90]
-
-
-def test_a_heat_map_has_a_text_in_each_pair_that_makes_sense() -> None:
-    figure = plots.threshold_map(thresholds.medians(swept(), "VM", "n_refined"), "refined neurons")
-    axes = figure.axes[0]
-    assert [t.get_text() for t in axes.texts if t.get_text()] == ["4\n± 0", "2\n± 0", "1.5\n± 0.5"]
-    assert (axes.get_xlabel(), axes.get_ylabel()) == ("refinement threshold", "initial threshold")
-    assert axes.get_title(loc="right") == "VM (n = 2)"
-    assert figure.axes[1].get_ylabel() == "refined neurons"
-
-
-def test_a_heat_map_without_numbers_says_so() -> None:
-    rows = thresholds.medians(swept().assign(orig=np.nan), "TM", "orig")
-    for frame in (rows, rows[:0]):
-        text = plots.threshold_map(frame, "similarity").axes[0].texts[0].get_text()
-        assert text == "similarity: not known for any prompt"
-    with pytest.raises(ValueError, match="frame lacks median"):
-        plots.threshold_map(rows.drop(columns="median"), "x")

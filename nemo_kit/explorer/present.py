@@ -12,10 +12,15 @@ from nemo_kit import plots
 from nemo_kit.explorer import markup
 from nemo_kit.explorer.controller import Controller
 from nemo_kit.explorer.session import Facts, Look, Pictures
-from nemo_kit.frames import ALGORITHMS, MEASURES
 from nemo_kit.neurons import NeuronSet
 from nemo_kit.plots.style import row_of
 
+ALGORITHMS = {
+    "detect": "1 noise differences",
+    "activations": "2 activations",
+    "select": "3 initial selection",
+    "refine": "4 refinement",
+}
 _SIDE = 128  # pixels of a shown image: messages stay small whatever the model draws
 
 
@@ -79,7 +84,7 @@ def score_chart(controller: Controller, known: pd.DataFrame | None) -> str:
         own.std if own else None,
         frame=known,
         left=left,
-        measure=MEASURES.get(session.similarity.kind, session.similarity.kind),
+        measure=session.similarity.kind.upper().replace("_", "-"),
     )
     words = f"Memorization score {look.score:.2f}"
     words += f", threshold {session.threshold:.2f}" if session.threshold is not None else ""

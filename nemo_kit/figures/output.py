@@ -40,7 +40,7 @@ _written: dict[Path, dict[str, list[str]]] = {}  # folder → figure → files, 
 
 
 def save(
-    fig: MatplotlibFigure | None, frame: pd.DataFrame, name: str, out: str | Path
+    fig: MatplotlibFigure | None, frame: pd.DataFrame, name: str, out: str | Path, shows: str = ""
 ) -> list[Path]:
     """Write a figure as ``out/name.png`` at 200 dpi and the data behind it as ``out/name.csv``.
 

@@ -12,7 +12,12 @@ Source: "Finding NeMo" (arXiv 2406.02366), section 3, and the authors' released 
 
 from nemo_kit.calibration import ActivationStatistics, Calibration
 from nemo_kit.localization.calibrate import calibrate
-from nemo_kit.localization.candidates import candidates, mean_activations, z_scores
+from nemo_kit.localization.candidates import (
+    candidates,
+    mean_activations,
+    text_activations,
+    z_scores,
+)
 from nemo_kit.localization.detection import detect
 from nemo_kit.localization.differences import prompt_differences
 from nemo_kit.localization.nemo import localize
@@ -40,5 +45,6 @@ __all__ = [
     "prompt_differences",
     "refine",
     "select_initial",
+    "text_activations",
     "z_scores",
 ]

@@ -1,11 +1,13 @@
-"""One look for all figures: colours, markers and line styles of the groups, fonts and checks.
+"""One look for all figures: sizes, fonts, the groups' colours, and what draws without pyplot.
 
-Colours are from the Okabe-Ito palette, which stays apart under the common colour blindnesses; each
-group also has a line style, a marker and a hatch, so that figures read in grey. Sizes are meant for
-print: 3.3 in is one column, 6.9 in the text width.
+`style()` sets it for a notebook, as `seaborn.set_theme` does: from then on pyplot and seaborn draw
+in it. Sizes are meant for print: 3.3 in is one column, 6.9 in the text width. Colours are from the
+Okabe-Ito palette, which stays apart under the common colour blindnesses and in grey. What runs
+outside a notebook's main thread (the explorer) draws on a `canvas` instead, which leaves pyplot and
+matplotlib's settings alone.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import wraps
 from io import BytesIO
@@ -29,31 +31,34 @@ class Look:
     colour: str
     line: str
     marker: str
-    hatch: str
 
 
 GROUPS = {
-    "VM": Look("#D55E00", "-", "o", ""),
-    "TM": Look("#0072B2", "--", "s", "////"),
-    "non-memorized": Look("#6B6B6B", ":", "^", "...."),
-    "hold-out": Look("#CC79A7", "-.", "v", "xxxx"),
+    "VM": Look("#D55E00", "-", "o"),
+    "TM": Look("#0072B2", "--", "s"),
+    "non-memorized": Look("#949494", ":", "^"),
+    "hold-out": Look("#CC79A7", "-.", "v"),
 }
+PALETTE = {name: look.colour for name, look in GROUPS.items()}  # for hue="group"
+MARKERS = {name: look.marker for name, look in GROUPS.items()}  # for style="group"
 ACCENT = "#009E73"  # what the method found
 PALE = "#B8B8B8"
 
-_RC = sns.axes_style("ticks") | {
+_RC = {
     "axes.labelsize": 8,
     "axes.linewidth": 0.7,
     "axes.spines.right": False,
     "axes.spines.top": False,
-    "axes.titlesize": 8,
+    "axes.titlesize": 7,
+    "figure.constrained_layout.use": True,
     "figure.dpi": 150,
+    "figure.figsize": (COLUMN, 2.4),
     "font.family": "DejaVu Sans",
     "font.size": 7.5,
-    "hatch.linewidth": 0.5,
-    "legend.fontsize": 7,
+    "legend.fontsize": 6.5,
+    "legend.title_fontsize": 6.5,
     "legend.frameon": False,
-    "legend.handlelength": 2.0,
+    "legend.handlelength": 1.7,
     "lines.linewidth": 1.4,
     "lines.markersize": 4,
     "savefig.dpi": 200,
@@ -61,20 +66,59 @@ _RC = sns.axes_style("ticks") | {
     "xtick.labelsize": 7,
     "xtick.major.size": 3,
     "xtick.major.width": 0.7,
+    "xtick.minor.size": 1.5,
+    "xtick.minor.width": 0.5,
     "ytick.labelsize": 7,
     "ytick.major.size": 3,
     "ytick.major.width": 0.7,
+    "ytick.minor.size": 1.5,
+    "ytick.minor.width": 0.5,
 }
 
 P = ParamSpec("P")
 
 
+def style() -> None:
+    """Draw in the house style from here on: matplotlib's settings and seaborn's theme."""
+    sns.set_theme(style="ticks", palette="colorblind", rc=_RC)
+
+
+def legend(axes: Axes, frame: pd.DataFrame | None = None, **options: Any) -> None:
+    """A legend above all axes of the figure, where it covers nothing, without a title.
+
+    Parameters: `axes`, whose legend it is, or whose labelled artists are told; `frame`, with
+    `group` and `prompt`: names of groups get their number of prompts; `options`, of the legend.
+    """
+    own = axes.get_legend()
+    handles, names = axes.get_legend_handles_labels()
+    if own is not None:  # as seaborn makes it
+        handles, names = own.legend_handles, [text.get_text() for text in own.texts]
+        own.remove()
+    if frame is not None:
+        counts = frame.groupby("group")["prompt"].nunique()
+        names = [f"{name} (n = {counts[name]})" if name in counts else name for name in names]
+    look = {"loc": "outside upper center", "ncols": 3, "columnspacing": 0.9} | options
+    axes.figure.legend(handles, names, **look)
+
+
+def plain(text: str, length: int = 60) -> str:
+    """A prompt as a label: one line, shortened, only signs the font has, and no formula."""
+    text = " ".join(text.split())
+    signs = get_font(findfont(FontProperties(family="DejaVu Sans"))).get_charmap()
+    text = "".join(sign if ord(sign) in signs else "□" for sign in text)
+    text = text if len(text) <= length else text[: length - 1].rstrip() + "…"
+    return text.replace("$", r"\$")
+
+
+# ------------------------------------------------------------------------------ without pyplot
+
+
 def styled(draw: Callable[P, Figure]) -> Callable[P, Figure]:
-    """Draw in the common style, and leave matplotlib's settings as they were."""
+    """Draw in the house style, and leave matplotlib's settings as they were."""
 
     @wraps(draw)
     def inside(*args: P.args, **kwargs: P.kwargs) -> Figure:
-        with mpl.rc_context(_RC):
+        with mpl.rc_context(sns.axes_style("ticks") | _RC):
             return draw(*args, **kwargs)
 
     return inside
@@ -119,6 +163,9 @@ def groups(frame: pd.DataFrame) -> list[tuple[str, Look, pd.DataFrame]]:
     ]
 
 
+# ------------------------------------------------------------------------------ pictures
+
+
 def strips(name: str, images: Any) -> np.ndarray:
     """Images as an array [..., H, W, 3] of uint8; ValueError for anything else."""
     images = np.asarray(images)
@@ -128,60 +175,6 @@ def strips(name: str, images: Any) -> np.ndarray:
             f"got {images.dtype} {list(images.shape)}"
         )
     return images
-
-
-def same_length(**lengths: int) -> None:
-    """ValueError, with the names and numbers, unless all lengths are equal."""
-    if len(set(lengths.values())) > 1:
-        told = ", ".join(f"{name} {length}" for name, length in lengths.items())
-        raise ValueError(f"one entry a prompt is needed in each argument, got {told}")
-
-
-def legend(axes: Axes, where: str = "outside upper center") -> None:
-    """A legend above all axes of the figure, where it covers nothing and takes no width."""
-    look = {"ncols": 3, "columnspacing": 0.9, "handlelength": 1.7, "fontsize": 6.5}
-    axes.figure.legend(*axes.get_legend_handles_labels(), loc=where, **look)
-
-
-def told(axes: Axes, text: str) -> None:
-    """Small words over the right end of the axes: what bands, whiskers or marks are."""
-    axes.set_title(text, loc="right", fontsize=6.5)
-
-
-def vertical(axes: Axes, x: float, text: str, colour: str = "black", top: float = 1.0) -> None:
-    """A dashed line at x with its text at the upper end."""
-    axes.axvline(x, color=colour, linestyle=(0, (4, 2)), linewidth=0.9, zorder=1)
-    axes.annotate(
-        text,
-        (x, top),
-        xycoords=("data", "axes fraction"),
-        xytext=(2, -1),
-        textcoords="offset points",
-        va="top",
-        fontsize=7,
-        color=colour,
-    )
-
-
-def plain(text: str, length: int = 60) -> str:
-    """A prompt as a label: one line, shortened, and only signs the font has."""
-    text = " ".join(text.split())
-    signs = get_font(findfont(FontProperties(family="DejaVu Sans"))).get_charmap()
-    text = "".join(sign if ord(sign) in signs else "□" for sign in text)
-    return text if len(text) <= length else text[: length - 1].rstrip() + "…"
-
-
-def write(axes: Axes, x: float, y: float, text: str, **kwargs: Any) -> None:
-    """Text in axes coordinates, taken literally: a prompt's dollar signs are no formula."""
-    axes.text(x, y, text, transform=axes.transAxes, parse_math=False, **kwargs)
-
-
-def show(axes: Axes, image: np.ndarray) -> None:
-    """A picture without ticks, in a thin frame."""
-    axes.imshow(image)
-    axes.set(xticks=[], yticks=[])
-    for spine in axes.spines.values():
-        spine.set(visible=True, linewidth=0.4, color="#888888")
 
 
 def row_of(images: np.ndarray, gap: int | None = None) -> np.ndarray:
@@ -194,23 +187,20 @@ def row_of(images: np.ndarray, gap: int | None = None) -> np.ndarray:
     return row
 
 
-def tile(images: np.ndarray, columns: int = 2) -> np.ndarray:
-    """Pictures [N, H, W, 3] as a square-ish tableau with white between, as one picture."""
-    rows = [row_of(images[i : i + columns]) for i in range(0, len(images), columns)]
-    height, width, gap = rows[0].shape[0], rows[0].shape[1], max(1, images.shape[2] // 16)
-    page = np.full((len(rows) * (height + gap) - gap, width, 3), 255, np.uint8)
-    for place, row in enumerate(rows):
-        page[place * (height + gap) :][:height, : row.shape[1]] = row
-    return page
+def show(axes: Axes, images: np.ndarray, columns: int | None = None) -> None:
+    """A picture without ticks, in a thin frame.
 
-
-def count_text(frame: pd.DataFrame, name: str) -> str:
-    """A group's name with its number of prompts, for a legend."""
-    return f"{name} (n = {frame['prompt'].nunique()})"
-
-
-def mean_interval(values: Sequence[float], resamples: int = 1000) -> tuple[float, float, float]:
-    """Mean of values with the ends of its 95 % bootstrap interval (fixed seed)."""
-    values = np.asarray(values, dtype=float)
-    draws = np.random.default_rng(0).choice(values, (resamples, len(values))).mean(axis=1)
-    return float(values.mean()), *map(float, np.quantile(draws, [0.025, 0.975]))
+    Parameters: `images`, uint8 [H, W, 3], or several, [N, H, W, 3], which are drawn in rows of
+    `columns`, by default all in one.
+    """
+    images = np.asarray(images)
+    if images.ndim == 4:
+        places = range(0, len(images), columns or len(images))
+        rows = [row_of(images[place : place + (columns or len(images))]) for place in places]
+        blank = [np.full((len(r), rows[0].shape[1] - r.shape[1], 3), 255, np.uint8) for r in rows]
+        whole = [np.concatenate([r, b], axis=1) for r, b in zip(rows, blank, strict=True)]
+        images = row_of(np.stack(whole).transpose(0, 2, 1, 3)).transpose(1, 0, 2)
+    axes.imshow(images)
+    axes.set(xticks=[], yticks=[])
+    for spine in axes.spines.values():
+        spine.set(visible=True, linewidth=0.4, color="#888888")

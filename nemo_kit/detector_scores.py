@@ -1,7 +1,6 @@
-"""Detection scores of the field beside NeMo's own, over prompts, and the table that compares them.
+"""Detection scores of the field beside NeMo's own, over prompts.
 
-Scope: which detectors with which settings, their scores through the store, and AUROC and true
-positives by detector with what each costs.
+Scope: which detectors with which settings, and their scores through the store.
 Source: Hintersdorf et al., "Finding NeMo", NeurIPS 2024, section 4, for the way of comparing; the
 detectors name their own.
 """
@@ -9,7 +8,7 @@ detectors name their own.
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -19,13 +18,11 @@ import pandas as pd
 from nemo_kit import detectors
 from nemo_kit.checks import check_seeds, check_whole
 from nemo_kit.experiments import model_key, run
-from nemo_kit.metrics import detection_metrics
 
 if TYPE_CHECKING:
     from nemo_kit.models import DiffusionModel
 
 Detector = Callable[..., detectors.PromptScore]
-AGAINST = "non-memorized"
 
 
 def usual(
@@ -104,49 +101,3 @@ def detector_scores(
         )
     names = ["prompt", "group", "detector", "score", "samples", "seconds", "seeds", "protocol"]
     return sweep.frame.merge(prompts[["prompt", "group"]], on="prompt")[names]
-
-
-def detector_table(
-    scores: pd.DataFrame, resamples: int = 1000, groups: Sequence[str] = ("VM", "TM")
-) -> pd.DataFrame:
-    """AUROC and TPR at 1 % FPR of each detector with intervals, and its cost.
-
-    Returns a frame with `detector`, `memorized` (which prompts: each group, and all), `prompts`,
-    `others` (numbers of prompts), `AUROC`, `AUROC_low`, `AUROC_high`, `TPR@1%FPR`, `TPR@1%FPR_low`,
-    `TPR@1%FPR_high` (95 % bootstrap intervals over prompts), `TPR_rule` (which convention that
-    is), `samples` (mean of a prompt), `seconds` (median of a prompt, on this machine) and
-    `protocol` (how the score was computed).
-
-    Parameters: `scores`, from `detector_scores`; `resamples`, of the bootstrap; `groups`, of
-    memorized prompts, each against the non-memorized ones.
-    Raises ValueError for a missing column, or without prompts of both kinds.
-    """
-    needed = {"group", "detector", "score", "samples", "seconds", "protocol"}
-    if missing := needed - set(scores):
-        raise ValueError(f"scores lacks {', '.join(sorted(missing))}; it has {list(scores)}")
-    there = [name for name in groups if (scores["group"] == name).any()]
-    if not there or not (scores["group"] == AGAINST).any():
-        raise ValueError(f"scores needs memorized and other prompts, got {set(scores['group'])}")
-    sets = {name: [name] for name in there}
-    if len(there) > 1:
-        sets[" + ".join(there)] = there
-    rows = [
-        {"detector": name, "memorized": label} | _numbers(part, members, resamples)
-        for name, part in scores.groupby("detector", sort=False)
-        for label, members in sets.items()
-    ]
-    return pd.DataFrame(rows)
-
-
-def _numbers(part: pd.DataFrame, members: Sequence[str], resamples: int) -> dict[str, Any]:
-    own, other = part[part["group"].isin(members)], part[part["group"] == AGAINST]
-    both = pd.concat([own, other])
-    labels = [True] * len(own) + [False] * len(other)
-    table = detection_metrics(both["score"], labels, 0.0, resamples=resamples).set_index("metric")
-    found: dict[str, Any] = {"prompts": len(own), "others": len(other)}
-    for metric in ("AUROC", "TPR@1%FPR"):
-        row = table.loc[metric]
-        found |= {metric: row.value, f"{metric}_low": row.low, f"{metric}_high": row.high}
-    found["TPR_rule"] = table.loc["TPR@1%FPR", "rule"]
-    found |= {"samples": both["samples"].mean(), "seconds": both["seconds"].median()}
-    return found | {"protocol": "; ".join(dict.fromkeys(both["protocol"]))}
