@@ -6,12 +6,15 @@ Scope: texts, seeds, numbers, choices; used by every room above. What no input c
 
 from __future__ import annotations
 
+import difflib
 import math
 import operator
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
+from typing import Any
 
 ROUNDING = 1e-6  # of a quantity's size: what float32 arithmetic leaves where nothing is said
 HALF_PRECISION = 'in half precision? then dtype="float32" (--dtype float32) helps'
+_PLAIN = {"int": (int,), "float": (int, float), "str": (str,), "bool": (bool,)}
 
 
 class MachineError(RuntimeError):
@@ -103,7 +106,24 @@ def check_number(name: str, value: object, least: float = -math.inf, finite: boo
         raise ValueError(f"{name} must be {kind}{bound}, got {value!r}")
 
 
-def check_choice(name: str, value: object, allowed: Sequence[object]) -> None:
-    """Raise ValueError unless the value is one of those allowed."""
-    if value not in allowed:
-        raise ValueError(f"{name} must be one of {', '.join(map(str, allowed))}; got {value!r}")
+def check_choice(name: str, value: object, allowed: Iterable[object]) -> None:
+    """Raise ValueError unless the value is one of those allowed; it names what may be meant."""
+    if value not in (known := list(allowed)):
+        hint = alike(str(value), map(str, known))
+        raise ValueError(f"{name} must be one of {', '.join(map(str, known))}; got {value!r}{hint}")
+
+
+def alike(wrong: str, names: Iterable[str]) -> str:
+    """A question after the names that someone may have meant, as "; did you mean F14a, F14b?"."""
+    known = {name.casefold(): name for name in names}
+    holding = [name for name in known if wrong and wrong.casefold() in name]
+    found = holding or difflib.get_close_matches(wrong.casefold(), known, 3, 0.6)
+    return f"; did you mean {', '.join(known[name] for name in found[:4])}?" if found else ""
+
+
+def fits(value: Any, kind: str) -> bool:
+    """Whether a value is of a type, given as "float | None" or "list[int]"."""
+    kind, _, none = kind.partition(" | ")
+    if isinstance(value, list):
+        return kind.startswith("list[") and all(fits(one, kind[5:-1]) for one in value)
+    return bool(none) if value is None else type(value) in _PLAIN.get(kind, ())

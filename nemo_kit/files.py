@@ -101,3 +101,19 @@ def folder_digest(folder: Path, suffixes: Iterable[str] = ()) -> str:
     kinds = set(suffixes)
     files = [p for p in folder.rglob("*") if p.is_file() and (not kinds or p.suffix in kinds)]
     return value_digest([[p.relative_to(folder).as_posix(), file_digest(p)] for p in sorted(files)])
+
+
+def named_path(value: Any, folder: Path | None = None) -> Path | None:
+    """The file or folder that a text names, as "sscd.pt" or "pictures/"; None for other values."""
+    if not isinstance(value, str) or not (os.sep in value or Path(value).suffix):
+        return None
+    path = (folder or Path.cwd()) / value
+    return path if path.exists() else None
+
+
+def by_content(value: Any, folder: Path) -> Any:
+    """The value, with a digest in place of each text that names a file or folder."""
+    if isinstance(value, list):
+        return [by_content(one, folder) for one in value]
+    path = named_path(value, folder)
+    return value if not path else folder_digest(path) if path.is_dir() else file_digest(path)

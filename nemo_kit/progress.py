@@ -1,19 +1,42 @@
-"""A progress bar that whoever waits for the process can read too.
+"""What a process tells the one that waits for it: how far its work is, and which prompts failed.
 
-Scope: tqdm's bar, whose numbers also go to the file that an environment variable names. So the
-runner of the figures shows how far the work inside a notebook is, without reading printed text.
+Scope: tqdm's bar, whose numbers also go to a file; the file of failed prompts. Both lie in a folder
+that `follow` names once, when the process starts: the runner of the figures does so in the kernels
+that it waits for, and nobody else needs to. Without it nothing is written.
 """
 
 from __future__ import annotations
 
 import json
 import os
+import sys
+from collections.abc import Iterable
+from dataclasses import dataclass
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
 from tqdm import tqdm
 
-FILE = "NEMO_KIT_PROGRESS"  # environment variable: where the numbers go; unset: nowhere
+WORK, FAILED = "work.json", "failed.jsonl"
+EVERY = 30.0  # seconds between two lines of a log
+clock = tqdm.format_interval  # seconds as 1:23:45 or 23:45
+
+
+@dataclass
+class Followed:
+    """Where this process reports to, and whether prompts that failed before are tried again."""
+
+    folder: Path | None = None
+    retry_failed: bool = False
+
+
+followed = Followed()
+
+
+def follow(folder: str | Path | None, retry_failed: bool = False) -> None:
+    """Report to this folder from now on; ``retry_failed``, as if each sweep were told so."""
+    followed.folder, followed.retry_failed = folder and Path(folder), retry_failed
 
 
 class Bar(tqdm):
@@ -28,19 +51,61 @@ class Bar(tqdm):
         """Close the bar; its numbers are no longer true."""
         shown = not self.disable
         super().close()
-        if shown and (name := os.environ.get(FILE)):
-            Path(name).unlink(missing_ok=True)
+        if shown and followed.folder:
+            (followed.folder / WORK).unlink(missing_ok=True)
+
+
+class Seconds:
+    """A bar that counts seconds, done and to come; in a log plain lines with date and time."""
+
+    def __init__(self, log: bool) -> None:
+        self.log, self.file = log, _Lines() if log else sys.stderr
+        form = "{desc} {percentage:3.0f}%|{bar}| about {remaining} left{postfix}"
+        self.bar = tqdm(
+            total=1, bar_format="{desc}: about {remaining} left in all{postfix}" if log else form,
+            file=self.file, mininterval=EVERY if log else 0.2, leave=not log,
+            maxinterval=2 * EVERY, smoothing=0, delay=1e-9,
+        )  # fmt: skip
+
+    def at(self, name: str, done: float, left: float, place: str) -> None:
+        """What is worked on, and where it is, is shown, if that was long enough ago."""
+        self.bar.total = done + left
+        self.bar.set_description_str(name, refresh=False)
+        self.bar.set_postfix_str(place, refresh=False)
+        self.bar.update(done - self.bar.n)
+
+    def say(self, text: str) -> None:
+        """Something that stays."""
+        self.file.write(text) if self.log else self.bar.write(text, file=sys.stderr)
+
+
+class _Lines:
+    """Standard error as a file of plain lines, each with date and time."""
+
+    def write(self, text: str) -> None:
+        if text.strip():
+            stamp = datetime.now().astimezone().isoformat(sep=" ", timespec="seconds")
+            print(f"{stamp}  {text.strip()}", file=sys.stderr, flush=True)
+
+    def flush(self) -> None:
+        pass
+
+
+def note_failed(prompts: Iterable[str]) -> None:
+    """Name prompts that failed, a line of JSON each."""
+    if followed.folder:
+        with (followed.folder / FAILED).open("a", encoding="utf-8") as file:
+            file.writelines(json.dumps(prompt) + "\n" for prompt in prompts)
 
 
 def _note(numbers: dict[str, Any]) -> None:
     """Write by rename, so that a reader never sees half; progress is never worth a failure."""
-    if not (name := os.environ.get(FILE)):
+    if not followed.folder:
         return
-    path = Path(name)
-    part = path.with_name(f"{path.name}.part")
+    part = followed.folder / f"{WORK}.part"
     try:
         part.write_text(json.dumps(_numbers(**numbers)), encoding="utf-8")
-        os.replace(part, path)
+        os.replace(part, followed.folder / WORK)
     except OSError:
         return
 

@@ -329,6 +329,8 @@ def test_summary_refuses() -> None:
         metrics.summarize([])
     with pytest.raises(ValueError, match="level must lie between 0 and 1, got 95"):
         metrics.summarize([1, 2], level=95)
+    with pytest.raises(ValueError, match="resamples must be at least 1, got 0"):
+        metrics.summarize([1, 2], resamples=0)
 
 
 def test_share_above_is_strict() -> None:

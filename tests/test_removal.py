@@ -154,7 +154,7 @@ def test_the_command_writes_folder_and_report(
     (tmp_path / "sets.json").write_text(json.dumps({PROMPT: {"1": [0]}}))
     (tmp_path / "control.txt").write_text("Öl\nred cup\n", "utf-8")
     (tmp_path / "prompts.txt").write_text(f"{PROMPT}\n")
-    monkeypatch.setattr("nemo_kit.figures.runner.root", lambda: tmp_path)
+    monkeypatch.setattr("nemo_kit.provenance.root", lambda: tmp_path)
     arguments = [
         "export", "--model", str(toy_folder), "--neurons", str(tmp_path / "sets.json"),
         "--neurons", '{"2": [1]}', "--prompts", str(tmp_path / "prompts.txt"), "--pictures", "2",

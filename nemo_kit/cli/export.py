@@ -186,7 +186,7 @@ def _texts(files: Sequence[Path] | None) -> list[str]:
 def _reporter(model: Any, settings: dict[str, Any]) -> Callable[[Path], None]:
     """What measures the written folder and puts the report into it."""
     from nemo_kit.cli import report
-    from nemo_kit.figures.runner import root
+    from nemo_kit.provenance import root
 
     store = str(root() / "runs" / "store")
     report.notebook("removal")  # that it is there is known before anything is written

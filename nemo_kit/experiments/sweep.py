@@ -7,8 +7,6 @@ runs that share a store share the work.
 
 from __future__ import annotations
 
-import json
-import os
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import closing, contextmanager
@@ -24,11 +22,9 @@ from nemo_kit.experiments.executors import finished
 from nemo_kit.experiments.store import Rows, Shard, read_shard, read_written, shard_paths
 from nemo_kit.experiments.work import Unit, title
 from nemo_kit.keys import is_own
-from nemo_kit.progress import Bar
+from nemo_kit.progress import Bar, followed, note_failed
 
 _TOGETHER = 1000  # frames that are joined into one
-FAILED = "NEMO_KIT_FAILED"  # environment variable: the file that failed prompts are noted in
-RETRY = "NEMO_KIT_RETRY_FAILED"  # environment variable: not empty, as retry_failed=True everywhere
 
 
 @dataclass(frozen=True)
@@ -65,9 +61,7 @@ def run(
     row, a list of rows or a frame. ``key`` holds all that its results depend on besides the item
     (seeds, settings, model) and the function itself, which counts with its source, or by
     ``version`` where that can't be had; ``name`` is the folder in the store and part of the key. A
-    recorded failure is tried again only with ``retry_failed``, or where the environment variable
-    ``NEMO_KIT_RETRY_FAILED`` is set. A file that ``NEMO_KIT_FAILED`` names gets a line of JSON, the
-    prompt, for each item that failed.
+    recorded failure is tried again only with ``retry_failed``.
     ``executor``: any ``concurrent.futures.Executor``, a dask ``Client`` or the address of a dask
     scheduler; ``workers``: processes on this machine, 1 for this one. Away from this process,
     ``function`` must be importable and the store in a folder that all workers share.
@@ -75,7 +69,7 @@ def run(
     written, TypeError for a function that can't be sent, or whose source can't be had; what was
     computed until then stays.
     """
-    folder, retry_failed = Path(store), retry_failed or bool(os.environ.get(RETRY))
+    folder, retry_failed = Path(store), retry_failed or followed.retry_failed
     whole = {**key, "function": function} if is_own(function) else key
     paths = shard_paths(items, folder, name, whole, version)
     gathered = _Gathered(paths)
@@ -154,7 +148,7 @@ class _Gathered:
             for path, item in self._items.items()
             if path in errors
         ]
-        _note(row["item"] for row in failed)
+        note_failed(row["item"] for row in failed)
         parts = [*self._parts, *self._loose]
         if failed and not parts:
             told = f"all {len(failed)} prompts failed; the first with {failed[0]['error']}"
@@ -169,13 +163,6 @@ class _Gathered:
 def _joined(parts: list[tuple[np.ndarray, pd.DataFrame]]) -> tuple[np.ndarray, pd.DataFrame]:
     places, frames = zip(*parts, strict=True)
     return np.concatenate(places), pd.concat(frames, ignore_index=True)
-
-
-def _note(failed: Iterable[str]) -> None:
-    """Name the prompts in the file that ``NEMO_KIT_FAILED`` names, where it names one."""
-    if path := os.environ.get(FAILED):
-        with open(path, "a", encoding="utf-8") as file:
-            file.writelines(json.dumps(item) + "\n" for item in failed)
 
 
 def tidy(sweep: Sweep) -> pd.DataFrame:

@@ -41,6 +41,8 @@ def unit(vectors: np.ndarray) -> np.ndarray:
 
 def interval(draws: np.ndarray, level: float) -> tuple[Any, Any]:
     """Percentile interval of bootstrap draws along their first axis."""
+    if not len(draws):
+        raise ValueError("resamples must be at least 1, got 0")
     if not 0 < level < 1:
         raise ValueError(f"level must lie between 0 and 1, got {level}")
     return tuple(np.quantile(draws, [(1 - level) / 2, (1 + level) / 2], axis=0))

@@ -12,6 +12,11 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from nemo_kit.files import file_digest, folder_digest
+from nemo_kit.keys import PACKAGE, value_digest
+
+_WEIGHTS = (".json", ".txt", ".safetensors", ".bin")
+
 
 def fetch(name: str, revision: str | None = None, weights: bool = True) -> tuple[Path, str]:
     """The files of a hub model on this machine, downloaded where they are missing.
@@ -33,11 +38,13 @@ def fetch(name: str, revision: str | None = None, weights: bool = True) -> tuple
 
 
 def lacking(name: str, revision: str | None, files: Iterable[str]) -> list[str]:
-    """Those of the files that a hub model has neither on this machine nor in its repository.
+    """Those of the files that a model has neither on this machine nor in its repository.
 
-    Nothing is downloaded. Parameters as in `fetch`; `files`, paths inside the repository.
-    Raises ValueError as `fetch` does.
+    Nothing is downloaded. Parameters: `name`, a folder, or as `revision` in `fetch`; `files`, paths
+    inside it. Raises ValueError as `fetch` does.
     """
+    if Path(name).is_dir():
+        return [file for file in files if not Path(name, file).is_file()]
     try:
         with _plainly(name, revision):
             info = _info(name, revision)
@@ -97,6 +104,28 @@ def local(name: str, revision: str | None = None) -> Path | None:
 
     found = try_to_load_from_cache(name, "model_index.json", revision=revision or "main")
     return Path(found).parent if isinstance(found, str) else None
+
+
+def digest(name: str, revision: str | None = None) -> str:
+    """SHA-256 that tells models apart: of files, or of a hub model's commit.
+
+    Calibrations count by their content, since they may be written on this machine later; the
+    embedded model with its data.
+    Parameters: `name`, "lab", a folder, a checkpoint, or "owner/model"; `revision`, of a hub model.
+    """
+    from nemo_kit.models.opening import notes_folder
+
+    place = Path(name)
+    if name == "lab":
+        return value_digest([folder_digest(PACKAGE / "lab" / part) for part in ("model", "data")])
+    if place.is_dir():
+        return folder_digest(place, _WEIGHTS)
+    there = None if place.is_file() else local(name, revision)
+    notes = notes_folder(place) if place.is_file() else there and there / "nemo"
+    own = [folder_digest(notes)] if notes and notes.is_dir() else []
+    if place.is_file():
+        return value_digest([file_digest(place), *own])
+    return value_digest([name, there.name if there else revision or "main", *own])
 
 
 def needed(
