@@ -39,8 +39,11 @@ html_copy_source = html_show_copyright = html_use_index = False
 suppress_warnings = ["myst.xref_missing"]  # links to files outside the site
 
 FIGURES = Path(__file__).resolve().parents[1] / "figures" / "lab"
-SAVED = re.compile(r'"(\w+)",\s*folder\s*\)')  # figures.save(figure, table, "F2a", folder)
-SHOWS = {row.name: row.shows for row in figures.FIGURES}
+BOOKS = figures.read_all(FIGURES.parents[1] / "notebooks")
+SHOWS = {row.name: row.shows for row in figures.select(BOOKS)}
+SAVED = re.compile(
+    r'"(\w+)",\s*folder\s*,\s*shows='
+)  # figures.save(figure, table, "F2a", folder, …)
 
 
 def write_formula(translator: Any, node: nodes.Element) -> None:

@@ -6,7 +6,9 @@ import os
 
 os.environ["HF_HUB_OFFLINE"] = "1"
 
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -66,3 +68,19 @@ def shared_data() -> Path:
     if not folder.is_dir():
         pytest.skip(f"the released code's data files are not at {folder}; set NEMO_KIT_SHARED")
     return folder
+
+
+@pytest.fixture
+def plan(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Any]:
+    """The job of the one notebook of a folder, `tmp_path/notebooks` by default."""
+    from nemo_kit import figures
+    from nemo_kit.figures import runner
+
+    monkeypatch.setattr(runner, "root", lambda: tmp_path)
+
+    def planned(folder: Path | None = None, preset: str = "quick", **given: Any) -> Any:
+        books = figures.read_all(folder or tmp_path / "notebooks")
+        [job] = runner.plan(books, figures.select(books), preset, tmp_path / "figs", **given)
+        return job
+
+    return planned

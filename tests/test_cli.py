@@ -77,24 +77,25 @@ def test_the_version(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixt
     ("arguments", "message"),
     [
         (["walk"], "No such command 'walk'"),
-        (["figures", "--only", "F14"], "did you mean F14a, F14b, F14c, F14d? nemo-kit figures"),
+        (["figures", "--only", "F14"], "got 'F14'; did you mean F14a, F14b, F14c, F14d?"),
         (["figures", "--only", "dose"], "got 'dose'; did you mean dose_response, 04_dose_resp"),
         (["figures", "--only", "quikstart"], "did you mean quickstart, 00_quickstart?"),
-        (["figures", "--only", "zzz"], "got 'zzz'; nemo-kit figures --list names them all"),
-        (["figures", "--only", ""], "got ''; nemo-kit figures --list names them all"),
+        (["figures", "--only", "zzz"], "(--list shows them), got 'zzz'"),
+        (["figures", "--only", ""], "(--list shows them), got ''"),
         (["figures", "--only", "F2a", "--out", "FULL/x"], "--out: nothing can be written to FULL"),
         (["figures", "--model", "FOLDER", "--prompts", "P"], "'FOLDER' has no model_index.json"),
         (["figures", "--model", "a/b/c", "--prompts", "P"], "got 'a/b/c'"),
-        (["figures", "--preset", "full"], "'full' is not one of 'quick', 'lab', 'paper'"),
+        (["figures", "--preset", "full"], "preset must be one of quick, lab, paper; got 'full'"),
         (["figures", "--set", "steps"], "--set must be NAME=VALUE, got 'steps'"),
-        (["figures", "--set", "stepz=3"], "no notebook chosen has the parameter 'stepz'; they"),
-        (["figures", "--set", "steps=0"], "steps: Input should be greater than or equal to 1"),
-        (["figures", "--also", "gif"], "'gif' is not one of 'pdf', 'svg'"),
+        (["figures", "--set", "stepz=3"], "got 'stepz'; did you mean steps"),
+        (["figures", "--set", "steps=many"], "steps of 00_quickstart must be int, got 'many'"),
+        (["figures", "--set", "device=cpu"], "NAME of --set must be one of bootstrap, clip"),
+        (["figures", "--also", "gif"], "--also must be one of pdf, svg; got 'gif'"),
         (["figures", "--training-images", "/nowhere"], "--training-images: there is no folder"),
         (["figures", "--device", "tpu"], "'tpu' is not one of 'auto', 'cpu', 'cuda'"),
         (["figures", "--limit", "0"], "0"),
         (["figures", "--model", "owner/model"], "needs --prompts FILE"),
-        (["figures", "--notebooks", "/nowhere"], "is not in /nowhere"),
+        (["figures", "--notebooks", "/nowhere"], "is in /nowhere: run in a clone, or name"),
         (["figures", "--prompts", "/nowhere.csv", "--model", "a/b"], "no file /nowhere.csv"),
         (["figures", "--wrong"], "No such option"),
         (
@@ -224,47 +225,45 @@ def test_a_bug_is_no_bad_input(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_list_says_what_there_is_and_draws_nothing(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:
-    from test_figures import notebook
+    from tiny import COMMON, notebook
 
-    folder = notebook(tmp_path / "notebooks", name="02_activations")
-    arguments = ["--list", "--only", "F2b", "--notebooks", str(folder), "--out", str(tmp_path)]
-    assert call(monkeypatch, "figures", *arguments) == 0
-    head, row = capsys.readouterr().out.splitlines()
-    assert head.split() == ["--only", "in", "the", "paper", "notebook", "state", "shows"]
-    assert row.split()[:5] == ["F2b", "Figure", "2b", "02_activations", "missing"]
-    assert call(monkeypatch, "figures", "--dry-run", *arguments[1:]) == 0
-    first, total, _ = capsys.readouterr().out.splitlines()
-    assert first.split() == ["02_activations", "~", "0:20", "missing", "(F2b", "extremes)"]
-    assert total == "1 notebook would run, about 0:20; 0 up to date"
-    assert not list(tmp_path.glob("*.json"))
+    cell = 'figures.save(f, d, "F2b", out, shows="density of z")'
+    folder = notebook(tmp_path / "notebooks", cell, parameters=COMMON, seconds={"quick": 20})
+    arguments = ["--only", "F2b", "--notebooks", str(folder), "--out", str(tmp_path / "out")]
+    for option in ("--list", "--dry-run"):
+        assert call(monkeypatch, "figures", option, *arguments) == 0
+        head, row, total = capsys.readouterr().out.splitlines()
+        assert head.split() == ["--only", "in", "the", "paper", "notebook", "state", "shows"]
+        assert row.split()[:6] == ["F2b", "Figure", "2b", "00_tiny", "missing,", "about"]
+        assert row.endswith("missing, about 00:20 on two cores  density of z")
+        assert total == "1 of 1 notebooks to run, about 00:20"
+    assert not (tmp_path / "out").exists()
 
 
-def test_figures_draws_shows_the_table_and_says_what_failed(
+def test_figures_draws_shows_the_list_and_says_what_failed(
     monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:
-    from test_figures import notebook
+    from tiny import COMMON, TABLE, end, notebook
 
-    from nemo_kit.figures import keys, runner
+    from nemo_kit.figures import runner
 
     monkeypatch.setattr(runner, "root", lambda: tmp_path)
-    monkeypatch.setattr(keys, "package_digest", lambda: "as it is")
-    folder = notebook(tmp_path / "notebooks")
-    arguments = ["figures", "--only", "quickstart", "--notebooks", str(folder)]
-    assert call(monkeypatch, *arguments) == 0
+    given = {"parameters": COMMON + "images = 4"}
+    folder = notebook(tmp_path / "notebooks", TABLE, end("00_tiny"), **given)
+    assert call(monkeypatch, "figures") == 0
     shown = capfd.readouterr()
-    assert "00_quickstart drew quickstart in" in shown.err
-    assert "left" in shown.err
-    assert shown.out.splitlines()[-2].endswith("figures/lab-quick/quickstart.png")
+    assert "00_tiny drew tiny in" in shown.err
+    assert " drawn " in shown.out.splitlines()[-2]
     assert shown.out.splitlines()[-1].endswith("figures/lab-quick/index.html")
-    assert call(monkeypatch, *arguments) == 0
-    assert capfd.readouterr().out.splitlines()[-2].endswith("quickstart.png  (up to date)")
-    notebook(folder, "raise ValueError('it broke')")
-    assert call(monkeypatch, *arguments) == 1
+    assert call(monkeypatch, "figures") == 0
+    assert " up to date " in capfd.readouterr().out.splitlines()[-2]
+    notebook(folder, TABLE, "raise ValueError('it broke')", **given)
+    assert call(monkeypatch, "figures", "--only", "tiny") == 1
     shown = capfd.readouterr()
     assert "failed after" in shown.err
-    assert "ValueError: it broke in cell 3" in shown.err
-    assert shown.out.splitlines()[-2].endswith("failed, see above")
-    assert (tmp_path / "figures" / "lab-quick" / "quickstart.png").is_file()
+    assert "ValueError: it broke in cell 5" in shown.err
+    assert " failed, see above " in shown.out.splitlines()[-2]
+    assert (tmp_path / "figures" / "lab-quick" / "tiny.csv").is_file()
 
 
 @pytest.mark.usefixtures("toy")
@@ -325,28 +324,26 @@ def test_statistics_come_from_either_kind_of_file(
 def test_prompts_that_failed_are_told_at_the_end_with_exit_code_1(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:
-    from test_figures import notebook
+    from tiny import COMMON, notebook
 
-    from nemo_kit.figures import keys, report, runner
+    from nemo_kit.figures import runner
 
     retried = []
 
-    def draw(jobs: Any, *_: Any, **__: Any) -> dict[str, Any]:
-        retried.append([job.retry_failed for job in jobs])
+    def draw(jobs: Any, *_: Any) -> dict[str, Any]:
+        retried.append([job.told["retry_failed"] for job in jobs])
         return {}
 
     monkeypatch.setattr(runner, "root", lambda: tmp_path)
-    monkeypatch.setattr(keys, "package_digest", lambda: "as it is")
-    monkeypatch.setattr(report, "draw", draw)
+    monkeypatch.setattr(runner, "draw", draw)
     out = tmp_path / "figures" / "lab-quick"
     out.mkdir(parents=True)
-    (out / "00_quickstart.manifest.json").write_text('{"failed_prompts": 2, "failed": ["a", "b"]}')
-    folder = notebook(tmp_path / "notebooks")
-    words = ["figures", "--only", "quickstart", "--notebooks", str(folder)]
-    assert call(monkeypatch, *words) == 1
-    told = "2 prompts failed; nemo-kit figures --retry-failed tries them again"
+    (out / "00_tiny.manifest.json").write_text('{"files": {}, "failed": ["a", "b"]}')
+    notebook(tmp_path / "notebooks", parameters=COMMON)
+    assert call(monkeypatch, "figures") == 1
+    told = "2 prompts failed; nemo-kit figures --retry-failed tries again"
     assert capsys.readouterr().out.splitlines()[-1] == told
-    assert call(monkeypatch, *words, "--retry-failed") == 1
+    assert call(monkeypatch, "figures", "--retry-failed") == 1
     assert retried == [[False], [True]]
 
 
@@ -463,10 +460,15 @@ def test_figures_of_a_model_without_statistics_are_refused_before_anything_is_do
     cached: Path,
     toy_folder: Path,
 ) -> None:
+    from tiny import COMMON, DRAW, notebook
+
     from nemo_kit.figures import runner
     from nemo_kit.models import hub
 
     monkeypatch.setattr(runner, "root", lambda: tmp_path)
+    notebook(tmp_path / "notebooks", parameters=COMMON)
+    cells = (DRAW.replace("tiny", "pictures"),)
+    notebook(tmp_path / "notebooks", *cells, name="x", parameters=COMMON, statistics=False)
     monkeypatch.setattr(hub, "fetch", lambda *_: pytest.fail("something was downloaded"))
     (tmp_path / "p.txt").write_text("a dog\n")
     assert cached.is_dir()
@@ -489,13 +491,12 @@ def test_figures_of_a_hub_model_are_up_to_date_after_the_run_that_fetched_it(
     tmp_path: Path,
     cached: Path,
 ) -> None:
-    from test_figures import notebook
+    from tiny import COMMON, TABLE, end, notebook
 
-    from nemo_kit.figures import keys, runner
+    from nemo_kit.figures import runner
     from nemo_kit.models import hub
 
     monkeypatch.setattr(runner, "root", lambda: tmp_path)
-    monkeypatch.setattr(keys, "package_digest", lambda: "as it is")
     reference = cached.parents[1] / "refs" / "main"
     reference.unlink()  # not on this machine yet
 
@@ -509,19 +510,19 @@ def test_figures_of_a_hub_model_are_up_to_date_after_the_run_that_fetched_it(
     for name in ("calibration.json", "statistics.safetensors"):
         (cached / "nemo" / name).touch()
     (tmp_path / "p.txt").write_text("a dog\n")
-    folder = notebook(tmp_path / "notebooks")
-    words = ["figures", "--only", "quickstart", "--notebooks", str(folder), "--model", SD]
-    words += ["--prompts", str(tmp_path / "p.txt")]
+    cells = ("images = 1\n" + TABLE, end("00_tiny"))
+    notebook(tmp_path / "notebooks", *cells, parameters=COMMON)
+    words = ["figures", "--model", SD, "--prompts", str(tmp_path / "p.txt")]
     assert call(monkeypatch, *words, "--dry-run") == 0
     assert not reference.exists()
     assert call(monkeypatch, *words) == 0
-    manifest = tmp_path / "figures" / "stable-diffusion-v1-4-quick" / "00_quickstart.manifest.json"
+    manifest = tmp_path / "figures" / "stable-diffusion-v1-4-quick" / "00_tiny.manifest.json"
     assert json.loads(manifest.read_text())["parameters"]["revision"] == cached.name
     capfd.readouterr()
     assert call(monkeypatch, *words, "--dry-run") == 0
-    assert capfd.readouterr().out.startswith("0 notebooks would run")
+    assert "0 of 1 notebooks to run" in capfd.readouterr().out
     assert call(monkeypatch, *words) == 0
-    assert "quickstart.png  (up to date)" in capfd.readouterr().out
+    assert " up to date " in capfd.readouterr().out
 
 
 @pytest.mark.skipif(not LAB.is_file(), reason="the embedded model is not there: make lab")

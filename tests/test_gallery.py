@@ -1,17 +1,17 @@
-"""The gallery: what is there and nothing else, escaped, without any other host, stable."""
+"""The gallery: what is there and nothing else, escaped, without any other host."""
 
 from __future__ import annotations
 
-import json
 import re
-from html import unescape
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
 
 import pytest
+from tiny import notebook
 
-from nemo_kit.figures import gallery, registry
+from nemo_kit import notebooks
+from nemo_kit.figures import gallery, read_all
 from nemo_kit.files import write_json
 
 EVIL = "<script>alert('x')</script>"
@@ -40,47 +40,66 @@ class Reader(HTMLParser):
 
 
 @pytest.fixture
+def books(tmp_path: Path) -> dict[str, notebooks.Notebook]:
+    """Two notebooks: one with figures and a table, one that was not run."""
+    cell = (
+        'figures.save(f, a, "F2a", out, shows="a density")\n'
+        'figures.save(f, b, "F13", out, shows="lost")\n'
+        f'figures.save(None, c, "numbers", out, shows="of {EVIL}")\n'
+    )
+    notebook(tmp_path / "notebooks", cell, name="01_detection")
+    notebook(
+        tmp_path / "notebooks", cell.replace('"F', '"G').replace("numb", "nomb"), name="02_more"
+    )
+    return read_all(tmp_path / "notebooks")
+
+
+@pytest.fixture
 def folder(tmp_path: Path) -> Path:
-    """The figures of one notebook, one of them lost, as a run leaves them."""
-    rows = [row for row in registry.FIGURES if row.notebook == "01_detection"]
-    for row in rows:
-        for name in row.files:
-            (tmp_path / name).write_text(f"metric,value\n{EVIL},0.123456\n")
-    (tmp_path / "F13.png").unlink()
-    (tmp_path / "detection.csv").write_text(
+    """The figures of the first, one of them lost, as a run leaves them."""
+    out = tmp_path / "figs"
+    out.mkdir()
+    for name in ("F2a.csv", "F13.csv"):
+        (out / name).write_text("metric,value\n")
+    for name in ("F2a.png", "F2a.pdf"):
+        (out / name).touch()
+    (out / "numbers.csv").write_text(
         "metric,value\n" + "".join(f"{EVIL},{number / 7}\n" for number in range(20))
     )
-    (tmp_path / "F2a.pdf").touch()
-    files = {row.name: list(row.files) for row in rows}
-    files["F2a"].append("F2a.pdf")
     manifest = {
-        "model": {"name": f"owner/{EVIL}", "revision": "abc123", "device": "cpu", "dtype": "f32"},
+        "model": {"name": f"owner/{EVIL}", "revision": "abc123", "device": "cpu", "dtype": None},
         "parameters": {"memorized": None, "seeds": 10, "prompt_files": []},
-        "versions": {"python": "3.11"}, "commit": "c0ffee", "finished": "2026", "files": files,
+        "versions": {"python": "3.11"}, "commit": "c0ffee", "finished": "2026",
         "preset": "lab", "seconds": 3,
+        "files": {"F2a": ["F2a.png", "F2a.pdf", "F2a.csv"], "F13": ["F13.png", "F13.csv"],
+                  "numbers": ["numbers.csv"]},
     }  # fmt: skip
-    write_json(tmp_path / "01_detection.manifest.json", manifest)
-    return tmp_path
+    write_json(out / "01_detection.manifest.json", manifest)
+    return out
 
 
-def test_the_page_shows_what_is_there_with_number_data_and_provenance(folder: Path) -> None:
-    text = gallery.write(folder).read_text(encoding="utf-8")
+def test_the_page_shows_what_is_there_with_number_data_and_provenance(
+    folder: Path, books: Any
+) -> None:
+    path = gallery.write(folder, books)
+    assert path == folder / "index.html"
+    text = path.read_text(encoding="utf-8")
     page = Reader(text)
     assert page.open == []
-    ids = page.values("figure", "id")
-    assert {"F2a", "ROC", "detection", "calibration"} <= set(ids)
-    assert not {"F13", "F4a"} & set(ids)  # lost, and never drawn
-    assert "Figure 2a: density of the pairwise score" in text
-    for name in ("F2a.csv", "F2a.png", "F2a.pdf", "detection.csv"):
-        assert name in page.values("a", "href")
-    assert "nemo-kit figures --only F2a --preset lab --model &#39;owner/&lt;script" in text
-    for fact in ("abc123", "c0ffee", "memorized all, seeds 10", "python 3.11"):
+    assert page.values("figure", "id") == ["F2a", "numbers"]  # F13 is lost
+    assert "Figure 2a: a density" in text
+    assert "<h2>What?</h2>" in text
+    assert {"F2a.csv", "F2a.png", "F2a.pdf", "numbers.csv"} <= set(page.values("a", "href"))
+    assert "nemo-kit figures --only F2a --preset lab</code>" in text
+    for fact in ("abc123", "c0ffee", "memorized None, seeds 10", "python 3.11"):
         assert fact in text, fact
     assert all(page.values("img", "alt"))
+    gallery.write(folder, books)
+    assert path.read_text(encoding="utf-8") == text
 
 
-def test_the_page_needs_no_other_host_and_no_script(folder: Path) -> None:
-    text = gallery.page(folder)
+def test_the_page_needs_no_other_host_and_no_script(folder: Path, books: Any) -> None:
+    text = gallery.write(folder, books).read_text(encoding="utf-8")
     page = Reader(text)
     links = [*page.values("a", "href"), *page.values("img", "src")]
     assert all(link.startswith("#") or (folder / link).is_file() for link in links)
@@ -90,49 +109,17 @@ def test_the_page_needs_no_other_host_and_no_script(folder: Path) -> None:
     assert "prefers-color-scheme: dark" in text
 
 
-def test_what_others_wrote_is_text(folder: Path) -> None:
-    text = gallery.page(folder)
+def test_what_others_wrote_is_text(folder: Path, books: Any) -> None:
+    text = gallery.write(folder, books).read_text(encoding="utf-8")
     assert EVIL not in text
     assert "&lt;script&gt;" in text
     assert "More rows are in the file" in text
-    body = text[text.index('id="detection"') :]
+    body = text[text.index('id="numbers"') :]
     assert body[: body.index("</table>")].count("<tr>") == gallery.ROWS + 1
+    assert '<td class="number">0.1429</td>' in body
 
 
-def test_the_page_stays_as_it_is_where_nothing_changed(folder: Path) -> None:
-    path = gallery.write(folder)
-    before = path.stat().st_mtime_ns
-    assert gallery.write(folder).stat().st_mtime_ns == before
-    manifest = json.loads((folder / "01_detection.manifest.json").read_text())
-    write_json(folder / "01_detection.manifest.json", manifest | {"commit": "decaf"})
-    assert "decaf" in gallery.write(folder).read_text()
-
-
-def test_an_empty_folder_says_so(tmp_path: Path) -> None:
-    text = gallery.write(tmp_path / "new").read_text()
+def test_an_empty_folder_says_so(tmp_path: Path, books: Any) -> None:
+    text = gallery.write(tmp_path / "new", books).read_text()
     assert "No figure is here yet" in text
     assert not re.search(r"<figure", text)
-
-
-def test_the_command_of_another_model_names_all_that_it_was_drawn_from(folder: Path) -> None:
-    path = folder / "01_detection.manifest.json"
-    manifest = json.loads(path.read_text())
-    manifest["model"]["name"] = "owner/model"
-    manifest["parameters"] |= {
-        "revision": "abc123", "prompt_files": ["/my data/p.csv", "/q.csv"],
-        "training_images": "/images", "seeds": 4, "bootstrap": 200,
-    }  # fmt: skip
-    options = gallery._options("01_detection", manifest)
-    assert options == (
-        " --preset lab --model owner/model --revision abc123 --prompts '/my data/p.csv' "
-        "--prompts /q.csv --training-images /images --set seeds=4 --set bootstrap=200"
-    )
-    write_json(path, manifest)
-    assert f"--only F2a{options}</code>" in unescape(gallery.page(folder))
-
-
-def test_a_setting_is_written_as_the_command_reads_it() -> None:
-    from nemo_kit.cli.figures import _settings
-
-    for value in ("a b", "3", "null", "x/y.pt", 3, 0.5, None, [1, 2], []):
-        assert _settings([f"name={gallery._typed(value)}"]) == {"name": value}

@@ -160,12 +160,11 @@ def test_no_cell_overwrites_a_parameter(name: str) -> None:
 def test_a_notebook_runs_in_a_process_of_its_own(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    folder = runner.root() / "notebooks"
+    books, few = figures.read_all(), {"memorized": 1, "non_memorized": 2}
     monkeypatch.setattr(runner, "root", lambda: tmp_path)
-    chosen, few = figures.select(["02_activations"]), {"memorized": 1, "non_memorized": 2}
-    [job] = runner.plan(chosen, "quick", tmp_path / "out", notebooks=folder, device="cpu", **few)
-    outcome = runner.run(job, 900, lambda seconds, cell: None)
-    assert outcome.error == ""
+    rows = figures.select(books, ["02_activations"])
+    [job] = runner.plan(books, rows, "quick", tmp_path / "out", device="cpu", **few)
+    assert runner.draw([job], 900, keep_going=False, log=True) == {"02_activations": ""}
     manifest = runner.read_manifest(job.out, "02_activations")
     assert manifest["model"]["name"] == "lab"
     assert {key: manifest["parameters"][key] for key in few} == few

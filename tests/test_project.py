@@ -18,7 +18,6 @@ from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
 from nemo_kit import __version__, figures
-from nemo_kit.figures import keys, registry
 
 ROOT = Path(__file__).resolve().parents[1]
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
@@ -26,7 +25,7 @@ EXTRAS = PROJECT["optional-dependencies"]
 ROOMS = ("nemo_kit", "benchmarks", "notebooks/course/checks")
 MODULES = sorted(path for room in ROOMS for path in (ROOT / room).rglob("*.py"))
 NOTEBOOKS = sorted((ROOT / "notebooks").rglob("*.ipynb"))
-TOP = sorted(set(figures.NOTEBOOKS))
+BOOKS = figures.read_all(ROOT / "notebooks")
 
 
 def requirements(*extras: str) -> list[Requirement]:
@@ -162,11 +161,6 @@ def test_make_says_when_python_is_too_old(tmp_path: Path) -> None:
 # notebooks
 
 
-def test_every_registered_notebook_is_there_and_no_other() -> None:
-    there = {path.stem for path in (ROOT / "notebooks").glob("[0-9]*.ipynb")}
-    assert there == set(TOP)
-
-
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=relative)
 def test_notebooks_are_committed_without_outputs(path: Path) -> None:
     cells = json.loads(path.read_text(encoding="utf-8"))["cells"]
@@ -174,21 +168,19 @@ def test_notebooks_are_committed_without_outputs(path: Path) -> None:
     assert all(cell["outputs"] == [] and cell["execution_count"] is None for cell in code)
 
 
-@pytest.mark.parametrize("name", TOP)
-def test_the_parameters_cell_holds_the_defaults_of_the_registry(name: str) -> None:
-    literals = keys.notebook_parameters(ROOT / "notebooks" / f"{name}.ipynb")
-    assert literals == registry.parameters(name).model_dump(mode="json")
-
-
-@pytest.mark.parametrize("name", TOP)
+@pytest.mark.parametrize("name", BOOKS)
 def test_a_notebook_begins_with_its_question_and_ends_with_its_manifest(name: str) -> None:
     cells = json.loads((ROOT / "notebooks" / f"{name}.ipynb").read_text(encoding="utf-8"))["cells"]
     assert cells[0]["cell_type"] == "markdown"
-    assert "write_manifest" in "".join(cells[-1]["source"])
-    text = "".join("".join(cell["source"]) for cell in cells)
-    for row in figures.FIGURES:
-        if row.notebook == name:
-            assert f'"{row.name}"' in text, f"{name} does not save {row.name}"
+    assert f'figures.write_manifest(out, "{name}", globals()' in "".join(cells[-1]["source"])
+    assert BOOKS[name].figures
+
+
+def test_the_readme_says_what_figures_show_as_their_notebooks_do() -> None:
+    told = re.findall(r"\| \*\*(\w+)\*\*: (.*) \|", (ROOT / "README.md").read_text("utf-8"))
+    shows = {row.name: row.shows for row in figures.select(BOOKS)}
+    assert told
+    assert told == [(name, shows[name]) for name, _ in told]
 
 
 # modules

@@ -6,6 +6,7 @@ line in a file, so that the tests count work and never seconds.
 
 from __future__ import annotations
 
+import json
 import signal
 import subprocess
 import sys
@@ -15,23 +16,25 @@ from pathlib import Path
 
 import psutil
 import pytest
-from test_figures import NAME, notebook, wait_until_gone
+from tiny import NAME, TABLE, end, notebook, wait_until_gone
+
+from nemo_kit import progress
+from nemo_kit.figures import read_all, runner, select
 
 RUN = """
 import signal, sys
 from pathlib import Path
 from nemo_kit import figures
-from nemo_kit.figures import gallery, keys, report, runner
+from nemo_kit.figures import gallery, runner
 signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
 signal.signal(signal.SIGINT, signal.default_int_handler)  # ignored behind nohup
 root = Path(sys.argv[1])
 runner.root = lambda: root
-keys.package_digest = lambda: "as it is"
-jobs = runner.plan(figures.select(["quickstart"]), "quick", root / "figs")
-with runner.alone(jobs):
-    outcomes = report.draw(jobs, 600, log=True)
-    gallery.write(root / "figs")
-sys.exit(any(outcome.error for outcome in outcomes.values()))
+books = figures.read_all(root / "notebooks")
+jobs = runner.plan(books, figures.select(books), "quick", root / "figs")
+outcomes = runner.draw(jobs, 600, keep_going=False, log=True)
+gallery.write(root / "figs", books)
+sys.exit(any(outcomes.values()))
 """
 WORK = """
 import os, time
@@ -49,10 +52,9 @@ def work(item):
 frame = experiments.run(work, range(6), store, {}, name="work").frame
 fig = Figure(figsize=(2, 1))
 fig.subplots().plot(frame["n"], frame["square"])
-figures.save(fig, frame, "quickstart", out)
+figures.save(fig, frame, "tiny", out, shows="squares")
 """
-END = f"figures.write_manifest(out, {NAME!r}, globals())"
-HALF = {"00_quickstart.ipynb", "00_quickstart.log", ".lock"}
+HALF = {f"{NAME}.ipynb", f"{NAME}.log", ".lock"}
 
 
 class Run:
@@ -60,7 +62,7 @@ class Run:
 
     def __init__(self, root: Path) -> None:
         self.root = root
-        notebook(root / "notebooks", WORK, END)
+        notebook(root / "notebooks", WORK, end(NAME))
 
     def start(self) -> subprocess.Popen[str]:
         """A runner in a process of its own."""
@@ -69,18 +71,18 @@ class Run:
 
     def until_item_3(self) -> tuple[subprocess.Popen[str], int]:
         """A runner whose kernel has worked on three items; the kernel's process id."""
-        runner, pid = self.start(), self.root / "pid"
+        process, pid = self.start(), self.root / "pid"
         while not pid.exists() or not pid.read_text():
-            assert runner.poll() is None, runner.communicate()[1]
+            assert process.poll() is None, process.communicate()[1]
             time.sleep(0.05)
-        return runner, int(pid.read_text())
+        return process, int(pid.read_text())
 
     def finish(self) -> str:
         """Draw without a hitch; what it said."""
         (self.root / "go").touch()
-        runner = self.start()
-        said = runner.communicate(timeout=120)[1]
-        assert runner.returncode == 0, said
+        process = self.start()
+        said = process.communicate(timeout=300)[1]
+        assert process.returncode == 0, said
         return said
 
     def figures(self) -> dict[str, bytes]:
@@ -96,7 +98,8 @@ class Run:
 
     def left(self) -> set[str]:
         """What is in the work folder."""
-        return {path.name for path in (self.root / "runs" / "figures" / "figs").iterdir()}
+        [work] = (self.root / "runs" / "figures").iterdir()
+        return {path.name for path in work.iterdir()}
 
 
 @pytest.fixture
@@ -110,15 +113,18 @@ def undisturbed(tmp_path: Path) -> dict[str, bytes]:
     root = tmp_path / "undisturbed"
     (root / "runs").mkdir(parents=True)
     (root / "go").touch()
-    exec(WORK, {"store": str(root / "runs" / "store"), "out": str(root / "figs")})
+    (root / "nb.py").write_text(
+        f"out, store = {str(root / 'figs')!r}, {str(root / 'runs' / 'store')!r}\n" + WORK
+    )
+    subprocess.run([sys.executable, str(root / "nb.py")], check=True, capture_output=True)
     return {path.name: path.read_bytes() for path in (root / "figs").iterdir()}
 
 
-def kill_runner(runner: subprocess.Popen[str], kernel: int) -> None:
-    runner.send_signal(signal.SIGKILL)
+def kill_runner(process: subprocess.Popen[str], kernel: int) -> None:
+    process.send_signal(signal.SIGKILL)
 
 
-def kill_kernel(runner: subprocess.Popen[str], kernel: int) -> None:
+def kill_kernel(process: subprocess.Popen[str], kernel: int) -> None:
     psutil.Process(kernel).kill()
 
 
@@ -127,22 +133,22 @@ def kill_kernel(runner: subprocess.Popen[str], kernel: int) -> None:
 def test_after_a_kill_the_next_run_goes_on_and_ends_with_the_same_figures(
     run: Run, undisturbed: dict[str, bytes], kill: Callable[[subprocess.Popen[str], int], None]
 ) -> None:
-    runner, kernel = run.until_item_3()
-    refused = run.start().communicate(timeout=60)[1] if kill is kill_runner else ""
-    kill(runner, kernel)
-    said = runner.communicate(timeout=60)[1]
+    process, kernel = run.until_item_3()
+    refused = run.start().communicate(timeout=300)[1] if kill is kill_runner else ""
+    kill(process, kernel)
+    said = process.communicate(timeout=300)[1]
     wait_until_gone(kernel)
     assert run.figures() == {}
     if kill is kill_runner:
         assert "another run is drawing these figures" in refused
         assert "wait until it has ended, or name another folder with --out" in refused
     else:
-        assert runner.returncode == 1
+        assert process.returncode == 1
         assert "failed after" in said
         assert run.left() == HALF
     run.finish()
     assert run.worked == [0, 1, 2, 3, 3, 4, 5]  # only what was under way is done twice
-    assert sorted(run.figures()) == ["quickstart.csv", "quickstart.png"]
+    assert sorted(run.figures()) == ["tiny.csv", "tiny.png"]
     assert run.figures() == undisturbed
     assert run.left() == HALF
     assert (run.root / "figs" / "index.html").is_file()
@@ -153,87 +159,97 @@ def test_after_a_kill_the_next_run_goes_on_and_ends_with_the_same_figures(
 def test_a_stopped_run_ends_its_kernel_and_leaves_the_earlier_figures(
     run: Run, number: signal.Signals
 ) -> None:
-    runner, kernel = run.until_item_3()
+    process, kernel = run.until_item_3()
     out = run.root / "figs"
     out.mkdir()
-    (out / "quickstart.png").write_bytes(b"earlier")
-    runner.send_signal(number)
-    runner.communicate(timeout=60)
-    assert runner.returncode not in (0, 1)
+    (out / "tiny.png").write_bytes(b"earlier")
+    process.send_signal(number)
+    process.communicate(timeout=300)
+    assert process.returncode not in (0, 1)
     wait_until_gone(kernel)
-    assert run.figures() == {"quickstart.png": b"earlier"}
+    assert run.figures() == {"tiny.png": b"earlier"}
     assert run.left() == HALF
 
 
-def test_what_a_killed_run_left_is_cleared_away(tmp_path: Path) -> None:
-    from nemo_kit.figures import jobs, registry, runner
-
-    job = jobs.Job(
-        NAME, "quick", tmp_path, registry.parameters(NAME), tmp_path / "o", tmp_path / "w", {}, ""
-    )
-    (job.work / f"{NAME}-17").mkdir(parents=True)
-    (job.work / f"{NAME}-17" / "quickstart.png").touch()
-    (job.work / f"{NAME}-17.job.json").touch()
-    (job.work / f"{NAME}.ipynb").touch()
-    job.out.mkdir()
-    for name in (".quickstart.png.abc.tmp", f".{NAME}.manifest.json.abc.tmp", "quickstart.png"):
-        (job.out / name).touch()
-    with runner.alone([job]):
-        assert {path.name for path in job.work.iterdir()} == {f"{NAME}.ipynb", ".lock"}
-        assert [path.name for path in job.out.iterdir()] == ["quickstart.png"]
-
-
-def test_a_run_stops_at_a_failure_unless_it_is_told_to_go_on(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+@pytest.mark.parametrize("at", range(5))
+def test_a_kill_while_publishing_leaves_no_manifest_of_half_the_figures(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, at: int
 ) -> None:
-    from nemo_kit import figures
-    from nemo_kit.figures import jobs, registry, report
+    """What a run wrote when it is killed at each of its writes; then the next run."""
+    monkeypatch.setattr(runner, "root", lambda: tmp_path)
+    saves = "".join(f'figures.save(f, d, "{name}", out, shows="x")\n' for name in "abc")
+    books = read_all(notebook(tmp_path / "notebooks", saves, end(NAME)))
+    [job] = runner.plan(books, select(books), "quick", tmp_path / "figs")
+    job.out.mkdir()
+    for name in "abc":
+        (job.out / f"{name}.csv").write_text("earlier")
+    files = {name: [f"{name}.csv"] for name in "abc"}
+    manifest = job.out / f"{NAME}.manifest.json"
+    manifest.write_text(json.dumps({"files": files, "key": job.key}))
+    (now := runner.work_folder(job.out) / "now" / "figures").mkdir(parents=True)
+    for name in "abc":
+        (now / f"{name}.csv").write_text("new")
+    (now / f"{NAME}.manifest.json").write_text(json.dumps({"files": files}))
+    write, write_json, done = runner.write_atomically, runner.write_json, []
 
-    names = [NAME, "01_detection"]
-    planned = [
-        jobs.Job(name, "quick", tmp_path, registry.parameters(name), tmp_path, tmp_path, {}, "x")
-        for name in names
-    ]
-    rows = figures.select(names)
-    place = jobs.Place(3, 9, "localize", 12, 500, 3700.0)
+    def counted(call: Callable[..., None]) -> Callable[..., None]:
+        def one(path: Path, content: object) -> None:
+            if len(done) == at:
+                (job.out / f".{path.name}.abc.tmp").write_text("half")
+                raise KeyboardInterrupt
+            done.append(path.name)
+            call(path, content)
 
-    def fail(
-        job: jobs.Job, limit: float, tick: Callable[[float, jobs.Place], None]
-    ) -> jobs.Outcome:
-        tick(5.0, place)
-        return jobs.Outcome(5.0, "broke" if job.notebook == NAME else "")
+        return one
 
-    monkeypatch.setattr(report, "run", fail)
-    outcomes = report.draw(planned, 60, log=True)
-    assert list(outcomes) == [NAME]
-    assert report.table(rows, planned, outcomes).splitlines()[2].split()[-3:] == [
-        "-",
-        "not",
-        "drawn",
-    ]
-    said = capsys.readouterr().err
-    assert "00_quickstart: cell 3 of 9, localize 12 of 500, about 1:01:40 left of this," in said
-    assert "00_quickstart failed after 5 s: broke" in said
-    assert list(report.draw(planned, 60, keep_going=True, log=True)) == names
-    capsys.readouterr()
-    report.draw(planned, 60, keep_going=True, log=False)
-    bars = capsys.readouterr().err
-    assert "localize 12/500" in bars
-    assert "about 1:01:40 left" in bars
+    monkeypatch.setattr(runner, "write_atomically", counted(write))
+    monkeypatch.setattr(runner, "write_json", counted(write_json))
+    if at == 4:
+        assert runner._publish(job, now.parent, 0.0) == ""
+        assert json.loads(manifest.read_text())["key"] == job.key
+        assert done == ["a.csv", "b.csv", "c.csv", manifest.name]
+        return
+    with pytest.raises(KeyboardInterrupt):
+        runner._publish(job, now.parent, 0.0)
+    assert not manifest.exists()
+    assert runner.plan(books, select(books), "quick", job.out)[0].reason == "missing"
+    monkeypatch.setattr(runner, "_run", lambda *_: "")
+    runner.draw([job], 60, keep_going=False, log=True)
+    assert not list(job.out.glob(".*.tmp"))
 
 
-def test_a_bar_tells_its_numbers_while_it_is_open(
+def test_a_second_run_into_a_folder_is_refused(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    import json
+    from filelock import FileLock
 
-    from nemo_kit.progress import FILE, Bar
+    monkeypatch.setattr(runner, "root", lambda: tmp_path)
+    books = read_all(notebook(tmp_path / "notebooks", TABLE, end(NAME)))
+    jobs = runner.plan(books, select(books), "quick", tmp_path / "figs")
+    work = runner.work_folder(tmp_path / "figs")
+    work.mkdir(parents=True)
+    with (
+        FileLock(work / ".lock"),
+        pytest.raises(ValueError, match=r"another run is drawing these figures .* with --out"),
+    ):
+        runner.draw(jobs, 60, keep_going=False, log=True)
 
-    path = tmp_path / "work.json"
-    with Bar(total=8, desc="detect", mininterval=0, file=(tmp_path / "shown").open("w")):
+
+@pytest.fixture
+def followed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A folder that this process reports to, for the test."""
+    monkeypatch.setattr(progress.followed, "folder", None)
+    monkeypatch.setattr(progress.followed, "retry_failed", False)
+    return tmp_path
+
+
+def test_a_bar_tells_its_numbers_while_it_is_open(followed: Path) -> None:
+    path = followed / progress.WORK
+    shown = (followed / "shown").open("w")
+    with progress.Bar(total=8, desc="detect", mininterval=0, file=shown):
         assert not path.exists()  # nobody asked
-    monkeypatch.setenv(FILE, str(path))
-    with Bar(total=8, desc="detect", mininterval=0, file=(tmp_path / "shown").open("w")) as bar:
+    progress.follow(followed)
+    with progress.Bar(total=8, desc="detect", mininterval=0, file=shown) as bar:
         assert json.loads(path.read_text()) == {
             "label": "detect", "done": 0, "total": 8, "left": None,
         }  # fmt: skip
@@ -243,17 +259,32 @@ def test_a_bar_tells_its_numbers_while_it_is_open(
         assert (told["done"], told["total"]) == (2, 8)
         assert told["left"] > 0
     assert not path.exists()
-    with Bar(total=8, disable=True) as bar:
+    with progress.Bar(total=8, disable=True) as bar:
         bar.update(2)
     assert not path.exists()
-    monkeypatch.setenv(FILE, str(tmp_path / "nowhere" / "work.json"))
-    with Bar(total=8, mininterval=0, file=(tmp_path / "shown").open("w")) as bar:
+    progress.follow(followed / "nowhere")
+    with progress.Bar(total=8, mininterval=0, file=shown) as bar:
         bar.update(8)  # work goes on
 
 
-def test_a_place_says_cell_and_work() -> None:
-    from nemo_kit.figures.jobs import Place
+def test_a_process_that_is_followed_tries_failed_prompts_again(followed: Path) -> None:
+    from nemo_kit.experiments import run
 
-    assert str(Place()) == "start-up"
-    assert str(Place(3, 9)) == "cell 3 of 9"
-    assert str(Place(3, 9, "detect", 1, 8)) == "cell 3 of 9, detect 1 of 8"
+    def work(item: str) -> dict[str, str]:
+        if item == "b" and not (followed / "go").exists():
+            raise ValueError("no memory")
+        return {"prompt": item}
+
+    def failed() -> list[str]:
+        return list(
+            run(work, "abc", followed / "store", {}, name="x", progress=False).failed["item"]
+        )
+
+    assert failed() == ["b"]
+    assert not (followed / progress.FAILED).exists()
+    (followed / "go").touch()
+    progress.follow(followed)
+    assert failed() == ["b"]
+    assert (followed / progress.FAILED).read_text() == '"b"\n'
+    progress.follow(followed, retry_failed=True)
+    assert failed() == []

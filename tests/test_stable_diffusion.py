@@ -26,11 +26,12 @@ from test_notebooks import TINY
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
 from nemo_kit import calibrate, detect, figures, load
-from nemo_kit.figures import registry, runner
+from nemo_kit.figures import runner
 from nemo_kit.layers import searched, value_layers
 from nemo_kit.similarity import SimilaritySettings
 
 mpl.use("Agg")
+BOOKS = figures.read_all(runner.root() / "notebooks")
 TOKENS, TEXT_WIDTH = 77, 16
 VERSIONS: dict[str, dict[str, Any]] = {
     "1.4": {},
@@ -167,7 +168,7 @@ def setup(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFacto
 
 def run_cells(name: str, values: dict[str, Any]) -> None:
     """A notebook's code cells in this process, its parameters replaced: what papermill runs."""
-    path = runner.root() / "notebooks" / f"{name}.ipynb"
+    path = BOOKS[name].path
     space: dict[str, Any] = {"__name__": "__notebook__"}
     for cell in json.loads(path.read_text(encoding="utf-8"))["cells"]:
         if "parameters" in cell["metadata"].get("tags", ()):
@@ -177,7 +178,7 @@ def run_cells(name: str, values: dict[str, Any]) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", figures.NOTEBOOKS)
+@pytest.mark.parametrize("name", BOOKS)
 def test_a_notebook_draws_its_figures(setup: Setup, name: str) -> None:
     common = {
         "model": str(setup.model), "device": "cpu", "training_images": str(setup.images),
@@ -186,17 +187,15 @@ def test_a_notebook_draws_its_figures(setup: Setup, name: str) -> None:
     out = setup.model.parent / "figs"
     if name in LONG and len(setup.prompts) == 2:
         pytest.skip("takes long, and runs on the shape of 1.4")
-    [job] = runner.plan(figures.select([name]), "quick", out, **common)
+    few = {key: value for key, value in FEW.items() if key in BOOKS[name].kinds}
+    [job] = runner.plan(BOOKS, figures.select(BOOKS, [name]), "quick", out, **common, **few)
     assert bool(job.lacks) == (name == "04_dose_response" and len(setup.prompts) == 2)
     if job.lacks:
         return
-    fields = registry.NOTEBOOKS[name].parameters.model_fields
-    few = {key: value for key, value in FEW.items() if key in fields}
-    places = {"out": str(out), "store": str(setup.model.parent / "store")}
-    chosen = registry.parameters(name, "quick", **common, **few, **places)
-    run_cells(name, chosen.model_dump(mode="json"))
-    names = {path.name for path in out.iterdir()}
-    assert {file for row in job.figures for file in row.files} <= names
+    run_cells(name, job.values | {"store": str(setup.model.parent / "store")})
+    drawn = runner.read_manifest(out, name)["files"]
+    assert {row.name for row in job.book.figures} <= set(drawn)
+    assert all((out / file).is_file() for files in drawn.values() for file in files)
     manifest = runner.read_manifest(out, name)
     assert (manifest["model"]["name"], manifest["model"]["dtype"]) == (
         str(setup.model),

@@ -89,9 +89,5 @@ def _usage(error: Any) -> str:
 
 
 def _one_line(error: Exception) -> str:
-    """The message on one line; pydantic's names parameter, rule and value."""
-    if hasattr(error, "errors") and callable(error.errors):
-        parts = [f"{'.'.join(map(str, e['loc']))}: {e['msg']}, got {e['input']!r}"
-                 for e in error.errors()]  # fmt: skip
-        return "; ".join(parts)
+    """The message on one line."""
     return " ".join(str(error).split()) or type(error).__name__

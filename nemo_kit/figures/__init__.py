@@ -1,21 +1,10 @@
-"""Figures: which notebook draws which, with what parameters, and the runner that keeps them fresh.
+"""Figures: what notebooks call to write them, and the runner that keeps them fresh.
 
-Scope: ``registry`` (figure → notebook → parameters, presets), ``output`` (what a notebook calls to
-write a figure and its manifest), ``keys`` (when a figure is stale), ``runner`` and ``worker``
-(papermill in a process of its own). Nothing here computes a result or imports torch.
-Source: the figure and table numbers are those of Hintersdorf et al., NeurIPS 2024.
+Scope: ``output`` (what a notebook calls), ``runner`` with ``worker``, and ``gallery``. Nothing here
+computes a result or imports torch.
 """
 
 from nemo_kit.figures.output import save, write_manifest
-from nemo_kit.figures.registry import FIGURES, NOTEBOOKS, PRESETS, Figure, Parameters, select
+from nemo_kit.notebooks import place, read_all, select
 
-__all__ = [
-    "FIGURES",
-    "NOTEBOOKS",
-    "PRESETS",
-    "Figure",
-    "Parameters",
-    "save",
-    "select",
-    "write_manifest",
-]
+__all__ = ["place", "read_all", "save", "select", "write_manifest"]

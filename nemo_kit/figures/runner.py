@@ -1,39 +1,72 @@
 """The runner: draws what is missing or stale, one notebook after the other.
 
-Scope: plan (what is fresh, and why the rest is not), run (a process of its own for each notebook),
-publish (a notebook writes into a folder of its own; its figures move into the output folder only
-when it succeeded, the manifest last). A run killed at any moment leaves the earlier figures or the
-new ones; what it left half done counts as missing, and the next run takes what was computed from
-the store.
+Scope: plan (what is fresh, and why the rest is not) and draw (each notebook in a process of its
+own). Figures move into the output folder only when their notebook succeeded, the manifest last: a
+run killed at any moment leaves the earlier ones or the new, and the next goes on from the store.
 """
 
-from __future__ import annotations
-
-import os
+import json
 import shutil
+import subprocess
+import sys
 import time
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
-from dataclasses import replace
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from nemo_kit.figures.jobs import Job, Outcome, counted, read_manifest, shown, written
-from nemo_kit.figures.keys import Once, content_key, notebook_parameters
-from nemo_kit.figures.output import PLACES, manifest_path
-from nemo_kit.figures.process import NotebookFailed, Tick, execute
-from nemo_kit.figures.registry import NOTEBOOKS, Figure, parameters
-from nemo_kit.files import write_atomically, write_json
-from nemo_kit.keys import PACKAGE, value_digest
+from filelock import FileLock, Timeout
 
-# seconds of wall clock for one notebook
-LIMITS = {"quick": 1800.0, "lab": 7200.0, "paper": 7 * 24 * 3600.0}
-FORMATS = ("pdf", "svg")  # beside PNG, on request
+from nemo_kit.checks import check_choice, fits
+from nemo_kit.files import by_content, named_path, write_atomically, write_json
+from nemo_kit.keys import value_digest, versions
+from nemo_kit.models import hub
+from nemo_kit.notebooks import PLACES, Figure, Notebook
+from nemo_kit.progress import FAILED, WORK, Seconds, clock
+from nemo_kit.provenance import root
+
+FORMATS = ("pdf", "svg")  # of a picture, on request beside PNG
 
 
-def root() -> Path:
-    """The clone the package lies in, or the current folder where there is none."""
-    return PACKAGE.parent if (PACKAGE.parent / "notebooks").is_dir() else Path.cwd()
+@dataclass(frozen=True)
+class Job:
+    """One notebook to run, or to leave because its figures are fresh (``reason`` empty)."""
+
+    book: Notebook
+    preset: str
+    values: dict[str, Any]
+    out: Path
+    key: dict[str, str]
+    reason: str
+    lacks: str  # why it can't be drawn from these prompts at all; then it is left out
+    told: dict[str, Any]  # to the kernel: further formats, whether failed prompts are tried again
+    known: dict[str, Any]  # the manifest of an earlier run under this preset, or nothing
+
+    @property
+    def name(self) -> str:
+        """The notebook's."""
+        return self.book.path.stem
+
+    @property
+    def runs(self) -> bool:
+        """Whether there is something to do."""
+        return bool(self.reason) and not self.lacks
+
+    @property
+    def expected(self) -> float:
+        """Seconds it should take: as before, else as the notebook says for two cores."""
+        # the longest run where results must be computed again: the last may have found them
+        known = self.known.get("seconds" if self.reason == "notebook changed" else "slowest")
+        guess = self.book.about.get("seconds") or {"quick": 60}
+        return known or guess.get(self.preset, 4 * max(guess.values()))
+
+
+def read_manifest(out: Path, notebook: str) -> dict[str, Any]:
+    """The manifest of a notebook in an output folder; empty where there is none to read."""
+    with suppress(OSError, ValueError):
+        return json.loads((out / f"{notebook}.manifest.json").read_text(encoding="utf-8"))
+    return {}
 
 
 def output_folder(preset: str, model: str = "lab") -> Path:
@@ -43,210 +76,219 @@ def output_folder(preset: str, model: str = "lab") -> Path:
 
 
 def work_folder(out: Path) -> Path:
-    """Where executed notebooks of an output folder go: ``runs/figures/`` and its name.
-
-    An output folder outside the clone gets a digest of its path too: names may repeat.
-    """
-    place = root() / "runs" / "figures"
-    for base in (root() / "figures", root()):
-        if out != base and out.is_relative_to(base):
-            return place / "-".join(out.relative_to(base).parts)
-    return place / f"{out.name}-{value_digest(str(out))[:8]}"
+    """Where executed notebooks and logs of an output folder stay, and its lock."""
+    return root() / "runs" / "figures" / f"{out.name}-{value_digest(str(out))[:8]}"
 
 
+# fmt: off
 def plan(
-    figures: Iterable[Figure],
-    preset: str,
-    out: Path,
-    *,
-    notebooks: Path | None = None,
-    force: bool = False,
-    retry_failed: bool = False,
-    also: Sequence[str] = (),
-    settings: Mapping[str, Any] | None = None,
+    books: dict[str, Notebook], figures: Iterable[Figure], preset: str, out: Path, *,
+    also: Sequence[str] = (), retry_failed: bool = False, settings: dict[str, str] | None = None,
     **common: Any,
 ) -> list[Job]:
+    # fmt: on
     """Jobs for the notebooks that draw the figures, in order, each fresh or with a reason.
 
-    Returns a list of ``Job``. ``common`` are parameters of every notebook (``model``, ``device``);
-    ``retry_failed``, prompts that failed are tried again, and notebooks drawn without some of them
-    run; ``also``, further formats of each picture: pdf, svg; ``settings``, parameters for those
-    notebooks that know them.
-    Raises FileNotFoundError where a notebook is missing, ValueError for a refused parameter.
+    ``common`` are parameters of every notebook (``model``, ``device``), ``settings``, as text,
+    parameters of those that know them; ``retry_failed``, prompts that failed are tried again, and
+    notebooks drawn without some of them run; ``also``, further formats of each picture: pdf, svg.
+    Raises ValueError for a refused parameter, or where the folder holds another model's figures.
     """
-    if unknown := sorted(set(also) - set(FORMATS)):
-        raise ValueError(f"also must be of {', '.join(FORMATS)}, got {unknown[0]!r}")
-    folder = (notebooks or root() / "notebooks").resolve()
-    wanted = {row.notebook for row in figures}
-    roles = _roles(common.get("prompt_files", ()))
-    chosen = [name for name in NOTEBOOKS if name in wanted]
-    own = _own_settings(chosen, settings or {})
-    once = Once()
-    jobs = [_job(name, preset, out.resolve(), folder, common | own[name], once) for name in chosen]
-    return [
-        replace(
-            job,
-            reason="forced" if force else _reason(job, also, retry_failed),
-            retry_failed=retry_failed,
-            lacks=_lacks(job.notebook, roles),
-            also=tuple(also),
-        )
-        for job in jobs
-    ]
+    settings, model, out, jobs = settings or {}, common.get("model", "lab"), out.resolve(), []
+    chosen = {row.notebook: books[row.notebook] for row in figures}
+    places = {"out": str(out), "store": str(root() / "runs" / "store")}
+    known = {name for book in chosen.values() for name in book.kinds} - set(common) - set(places)
+    for name in settings:
+        check_choice("NAME of --set", name, sorted(known))
+    of_model = hub.digest(model, common.get("revision"))
+    for old in (manifests := {name: read_manifest(out, name) for name in books}).values():
+        before = old.get("parameters", {}).get("model", model)
+        if before != model and old.get("key", {}).get("model") != of_model:
+            raise ValueError(f"{out} holds figures of the model {before}, not of {model}: name "
+                             "another folder with --out")  # fmt: skip
+    roles = _roles(common.get("prompt_files"))
+    for name, book in chosen.items():
+        given = {k: v for k, v in common.items() if k in book.kinds or v not in (None, [], "auto")}
+        own = {k: _typed(v, book.kinds[k]) for k, v in settings.items() if k in book.kinds}
+        values = book.values(preset, **given, **own, **places)
+        inputs = {k: v for k, v in values.items() if k not in PLACES | {"model", "revision"}}
+        inputs = {k: by_content(v, book.path.parent) for k, v in inputs.items()}
+        key = {"notebook": book.digest, "parameters": value_digest(inputs), "model": of_model}
+        key["versions"] = value_digest(versions())
+        reason = staleness(out, manifests[name], key, also, retry_failed)
+        role = book.about.get("role")
+        lacks = f"needs prompts of the role {role}" if role and roles and role not in roles else ""
+        told = {"also": list(also), "retry_failed": retry_failed}
+        before = manifests[name] if manifests[name].get("preset") == preset else {}
+        jobs.append(Job(book, preset, values, out, key, reason, lacks, told, before))
+    return jobs
 
 
-def check_model(jobs: Iterable[Job]) -> None:
-    """Raise ValueError where an output folder holds another model's figures: they would be mixed.
+def staleness(
+    out: Path, manifest: dict[str, Any], key: dict[str, str], also: Sequence[str], retry: bool
+) -> str:
+    """Why a notebook's figures must be drawn; empty where those of the manifest are fresh."""
+    if not manifest.get("key"):
+        return "drawn by hand" if manifest else "missing"
+    if changed := [name for name in key if manifest["key"].get(name) != key[name]]:
+        return f"{' and '.join(filter(None, [', '.join(changed[:-1]), changed[-1]]))} changed"
+    needed = [name for name in _files(manifest) if Path(name).suffix[1:] not in FORMATS]
+    needed += [f"{name[:-4]}.{kind}" for name in needed if name.endswith(".png") for kind in also]
+    if lost := [name for name in needed if not (out / name).is_file()]:
+        return f"{lost[0]} missing"
+    return failures([manifest]) if retry else ""
 
-    Folders of one name, such as a/model and b/model, share their output folder by default. A model
-    that was moved is the same one.
+
+def failures(manifests: Iterable[dict[str, Any]]) -> str:
+    """How many prompts figures were drawn without, as "2 prompts failed"; empty where none."""
+    count = len({prompt for manifest in manifests for prompt in manifest.get("failed", ())})
+    return f"{count} prompt{'s' * (count > 1)} failed" if count else ""
+
+
+def draw(jobs: Sequence[Job], limit: float, keep_going: bool, log: bool) -> dict[str, str]:
+    """Run the jobs that are not fresh, and show how far they are.
+
+    Returns what went wrong (or nothing) by notebook that ran. ``limit`` in seconds a notebook;
+    ``keep_going`` after one that failed, else the rest is not begun; ``log``, lines, not a bar.
+    Raises ValueError where another run draws into the folder: that one goes on, this one ends.
     """
+    todo, outcomes, done = [job for job in jobs if job.runs], {}, 0.0
+    shown = Seconds(log)
+
+    def tick(job: Job, seconds: float, left: float, place: str) -> None:
+        later = sum(other.expected for other in todo[len(outcomes) + 1 :])
+        shown.at(job.name, done + seconds, left + later, place)
+
+    with shown.bar, _alone(jobs[0].out):
+        for job in todo:
+            started = time.monotonic()
+            shown.say(f"{job.name} ({job.reason}): about {clock(job.expected)}")
+            error = outcomes[job.name] = _run(job, limit, tick)
+            done += (took := time.monotonic() - started)
+            drawn = f"drew {' '.join(figure.name for figure in job.book.figures)} in {took:.0f} s"
+            shown.say(f"{job.name} {f'failed after {took:.0f} s: {error}' if error else drawn}")
+            if error and not keep_going:
+                break
+    return outcomes
+
+
+def listing(
+    figures: Iterable[Figure], jobs: Sequence[Job], outcomes: dict[str, str] | None = None
+) -> str:
+    """All figures with their states: after a run its outcomes, before it the time to expect."""
+    rows, by_name = [("--only", "in the paper", "notebook", "state", "shows")], {}
     for job in jobs:
-        for manifest in (read_manifest(job.out, name) for name in NOTEBOOKS):
-            before, model = manifest.get("parameters", {}).get("model"), job.parameters.model
-            same = manifest.get("key", {}).get("model") == job.key["model"]
-            if before not in (None, model) and not same:
-                raise ValueError(
-                    f"{shown(job.out)} holds figures of the model {before}, not of {model}: name "
-                    "another folder with --out"
-                )
+        state = f"left out: {job.lacks}" if job.lacks else job.reason or "up to date"
+        if job.runs and outcomes is None:
+            state += f", about {clock(job.expected)}{'' if job.known else ' on two cores'}"
+        elif job.runs:
+            error = outcomes.get(job.name, "not begun")
+            state = {"": "drawn", "not begun": error}.get(error, "failed, see above")
+        by_name[job.name] = state
+    for row in figures:
+        rows.append((row.name, row.paper or "-", row.notebook, by_name[row.notebook], row.shows))
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    return "\n".join("  ".join(map(str.ljust, row, widths)).rstrip() for row in rows)
 
 
-def run(job: Job, limit: float, tick: Tick) -> Outcome:
-    """Run one job's notebook and publish what it drew.
-
-    Returns its outcome; a failure is an outcome, not an exception. ``limit`` is in seconds;
-    ``tick(seconds, place)`` is called several times a second.
-    """
-    started = time.monotonic()
-    staged = job.work / f"{job.notebook}-{os.getpid()}"
-    try:
-        failed = execute(job, staged, limit, tick)
-        _publish(job, staged, time.monotonic() - started, failed)
-        error = ""
-    except (NotebookFailed, OSError) as failure:
-        error = str(failure)
-    finally:
-        shutil.rmtree(staged, ignore_errors=True)
-    return Outcome(time.monotonic() - started, error)
+def summary(jobs: Sequence[Job]) -> str:
+    """How many notebooks would run, and how long in all."""
+    todo = [job.expected for job in jobs if job.runs]
+    return f"{len(todo)} of {len(jobs)} notebooks to run, about {clock(sum(todo))}"
 
 
 @contextmanager
-def alone(jobs: Sequence[Job]) -> Iterator[None]:
-    """Hold the output folders' locks, and clear away what a killed run left in them.
-
-    Raises ValueError where another run draws into one: it goes on, this one ends.
-    """
-    from filelock import FileLock, Timeout
-
-    with ExitStack() as held:
-        for work in sorted({job.work for job in jobs}):
-            work.mkdir(parents=True, exist_ok=True)
-            try:
-                held.enter_context(FileLock(work / ".lock", timeout=0))
-            except Timeout:
-                raise ValueError(
-                    f"another run is drawing these figures ({shown(work)}); wait until it has "
-                    "ended, or name another folder with --out"
-                ) from None
-        for job in jobs:
-            _clear(job)
-        yield
+def _alone(out: Path) -> Iterator[None]:
+    """Hold an output folder's lock, and clear away what a killed run left."""
+    (work := work_folder(out)).mkdir(parents=True, exist_ok=True)
+    try:
+        with FileLock(work / ".lock", timeout=0):
+            for part in out.glob(".*.tmp"):
+                part.unlink()
+            yield
+    except Timeout:
+        raise ValueError(f"another run is drawing these figures ({out}); wait until it has ended, "
+                         "or name another folder with --out") from None  # fmt: skip
 
 
-def staleness(out: Path, notebook: str, key: dict[str, str], also: Sequence[str] = ()) -> str:
-    """Why the figures of a notebook must be drawn; empty where they are fresh."""
-    manifest = read_manifest(out, notebook)
-    if not manifest:
-        return "missing"
-    if not (before := manifest.get("key")):
-        return "drawn by hand"
-    if changed := [name for name in key if before.get(name) != key[name]]:
-        return f"{' and '.join(filter(None, [', '.join(changed[:-1]), changed[-1]]))} changed"
-    needed = [name for name in written(manifest) if Path(name).suffix[1:] not in FORMATS]
-    pictures = [Path(name).stem for name in needed if name.endswith(".png")]
-    needed += [f"{name}.{kind}" for name in pictures for kind in also]
-    lost = [name for name in needed if not (out / name).is_file()]
-    return f"{lost[0]} missing" if lost else ""
+def _run(job: Job, limit: float, tick: Callable[..., None]) -> str:
+    """Run one job's notebook and publish what it drew; returns what went wrong, or nothing."""
+    now, started = work_folder(job.out) / "now", time.monotonic()
+    executed = now.with_name(job.book.path.name)
+    task = {"source": str(job.book.path), "executed": str(executed), "told": job.told,
+            "parameters": job.values | {"out": str(now / "figures")}}  # fmt: skip
+    shutil.rmtree(now, ignore_errors=True)
+    try:
+        (now / "figures").mkdir(parents=True)
+        write_json(now / "job.json", task)
+        error = _execute(job, now, executed.with_suffix(".log"), limit, tick)
+        error = error or _publish(job, now, started)
+        return error and f"{error} executed copy: {executed}"
+    except OSError as error:
+        return str(error)
+    finally:
+        shutil.rmtree(now, ignore_errors=True)
 
 
-def _reason(job: Job, also: Sequence[str], retry_failed: bool) -> str:
-    stale = staleness(job.out, job.notebook, job.key, also)
-    failed = job.failed if retry_failed and not stale else []
-    return f"{counted(failed)} failed" if failed else stale
+def _execute(job: Job, now: Path, log: Path, limit: float, tick: Callable[..., None]) -> str:
+    """Run the notebook, which writes into ``now/figures``; what went wrong, or nothing."""
+    command = [sys.executable, "-m", "nemo_kit.figures.worker", str(now)]
+    pipes = {"stdin": subprocess.PIPE, "stderr": subprocess.STDOUT, "start_new_session": True}
+    started = time.monotonic()
+    with log.open("wb") as told, subprocess.Popen(command, stdout=told, **pipes) as process:
+        while process.poll() is None:  # leaving closes its input, which ends it with its kernel
+            seconds, place, work = time.monotonic() - started, "start-up", {}
+            with suppress(OSError, ValueError):
+                place = f"cell {(now / 'cell').read_text()}"
+                work = json.loads((now / WORK).read_text(encoding="utf-8"))
+                place += f", {work['label']} {work['done']} of {work['total']}"
+            if seconds > limit:
+                return f"ran past its limit of {limit / 60:g} minutes, in {place};"
+            tick(job, seconds, max(job.expected - seconds, work.get("left") or 0, 0), place)
+            time.sleep(0.2)
+    if (now / "result.txt").is_file():
+        return (now / "result.txt").read_text(encoding="utf-8")
+    last = " | ".join(log.read_text(errors="replace").splitlines()[-3:])
+    return f"the process ended without a result: {last};"
 
 
-def _roles(prompt_files: Sequence[str]) -> set[str]:
+def _publish(job: Job, now: Path, started: float) -> str:
+    """Move the figures into the output folder; the manifest goes first and comes back last."""
+    staged, path = now / "figures", job.out / f"{job.name}.manifest.json"
+    manifest, old = read_manifest(staged, job.name), read_manifest(job.out, job.name)
+    saved = manifest.get("files", {})
+    if lost := [row.name for row in job.book.figures if row.name not in saved]:
+        return f"came to its end but did not save {', '.join(lost)}, or wrote no manifest;"
+    failed = (now / FAILED).read_text("utf-8").splitlines() if (now / FAILED).is_file() else []
+    seconds = round(time.monotonic() - started, 1)
+    told = {"seconds": seconds, "slowest": max(seconds, job.known.get("slowest", 0)),
+            "parameters": {k: v for k, v in job.values.items() if k not in PLACES},
+            "preset": job.preset, "key": job.key,
+            "failed": sorted(set(map(json.loads, failed)))}  # fmt: skip
+    job.out.mkdir(parents=True, exist_ok=True)
+    path.unlink(missing_ok=True)
+    for file in _files(manifest):
+        write_atomically(job.out / file, lambda part, file=file: shutil.copy(staged / file, part))
+    for file in set(_files(old)) - set(_files(manifest)):
+        (job.out / Path(file).name).unlink(missing_ok=True)
+    write_json(path, manifest | told)
+    return ""
+
+
+def _files(manifest: dict[str, Any]) -> list[str]:
+    return [name for names in manifest.get("files", {}).values() for name in names]
+
+
+def _typed(text: str, kind: str) -> Any:
+    """A value from text: JSON where that has the type, an existing path from here, or the text."""
+    with suppress(ValueError):
+        if fits(value := json.loads(text), kind):
+            return value
+    return str(named_path(text) or text)
+
+
+def _roles(prompt_files: Sequence[str] | None) -> set[str]:
     """Roles of the prompts given; empty for the lab's own, which has all, where none are."""
-    if not prompt_files:
-        return set()
     from nemo_kit.experiments import prompt_table
 
-    return {"", *prompt_table(prompt_files)["role"]}
-
-
-def _own_settings(notebooks: Sequence[str], settings: Mapping[str, Any]) -> dict[str, Any]:
-    """For each notebook, those of the settings that it knows; each must be known to one."""
-    fields = {name: set(NOTEBOOKS[name].parameters.model_fields) for name in notebooks}
-    if unknown := sorted(set(settings) - set().union(*fields.values())):
-        raise ValueError(
-            f"no notebook chosen has the parameter {unknown[0]!r}; they have "
-            f"{', '.join(sorted(set().union(*fields.values()) - PLACES))}"
-        )
-    return {n: {k: v for k, v in settings.items() if k in fields[n]} for n in notebooks}
-
-
-def _lacks(notebook: str, roles: set[str]) -> str:
-    needed = NOTEBOOKS[notebook].role
-    return f"needs prompts of the role {needed}" if roles and needed not in roles else ""
-
-
-def _job(
-    name: str, preset: str, out: Path, folder: Path, common: dict[str, Any], once: Once
-) -> Job:
-    source = folder / f"{name}.ipynb"
-    if not source.is_file():
-        raise FileNotFoundError(
-            f"the notebook {name}.ipynb is not in {folder}; figures are drawn from the notebooks "
-            "of a clone: run inside it, or name their folder with --notebooks"
-        )
-    places = {"out": str(out), "store": str(root() / "runs" / "store")}
-    chosen = parameters(name, preset, **{**places, **common})
-    if lost := sorted(set(type(chosen).model_fields) - set(notebook_parameters(source))):
-        raise ValueError(f"the parameters cell of {shown(source)} does not name {', '.join(lost)}")
-    key = content_key(source, chosen, once)
-    return Job(name, preset, source, chosen, out, work_folder(out), key, reason="")
-
-
-def _clear(job: Job) -> None:
-    """Remove staged figures and half-written files of runs that were killed."""
-    for path in job.work.glob(f"{job.notebook}-*"):
-        shutil.rmtree(path) if path.is_dir() else path.unlink()
-    for name in (job.notebook, *(row.name for row in job.figures)):
-        for part in job.out.glob(f".{name}.*.tmp"):
-            part.unlink()
-
-
-def _publish(job: Job, staged: Path, seconds: float, failed: Sequence[str]) -> None:
-    """Move the figures into the output folder; the manifest goes first and comes back last."""
-    manifest = read_manifest(staged, job.notebook)
-    if not manifest:
-        raise NotebookFailed(
-            "came to its end but wrote no manifest: its last cell must call figures.write_manifest"
-        )
-    needed = [name for row in job.figures for name in row.files]
-    if lost := [name for name in needed if not (staged / name).is_file()]:
-        raise NotebookFailed(f"came to its end but did not write {', '.join(lost)}")
-    job.out.mkdir(parents=True, exist_ok=True)
-    before, known = written(read_manifest(job.out, job.notebook)), job.known
-    manifest_path(job.out, job.notebook).unlink(missing_ok=True)
-    for path in sorted(staged.iterdir()):
-        if path.name != manifest_path(staged, job.notebook).name:
-            write_atomically(job.out / path.name, lambda part, path=path: shutil.copy(path, part))
-    for name in set(before) - set(written(manifest)):
-        (job.out / Path(name).name).unlink(missing_ok=True)
-    took = round(seconds, 1)
-    times = {"seconds": took, "slowest": max(took, known.get("slowest", 0))}
-    without = {"failed_prompts": len(failed), "failed": list(failed)} if failed else {}
-    full = {**manifest, "preset": job.preset, **times, "key": job.key, **without}
-    write_json(manifest_path(job.out, job.notebook), full)
+    return {"", *prompt_table(prompt_files)["role"]} if prompt_files else set()

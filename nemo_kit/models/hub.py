@@ -113,15 +113,13 @@ def digest(name: str, revision: str | None = None) -> str:
     embedded model with its data.
     Parameters: `name`, "lab", a folder, a checkpoint, or "owner/model"; `revision`, of a hub model.
     """
-    from nemo_kit.models.opening import notes_folder
-
     place = Path(name)
     if name == "lab":
         return value_digest([folder_digest(PACKAGE / "lab" / part) for part in ("model", "data")])
     if place.is_dir():
         return folder_digest(place, _WEIGHTS)
     there = None if place.is_file() else local(name, revision)
-    notes = notes_folder(place) if place.is_file() else there and there / "nemo"
+    notes = place.with_suffix(".nemo") if place.is_file() else there and there / "nemo"
     own = [folder_digest(notes)] if notes and notes.is_dir() else []
     if place.is_file():
         return value_digest([file_digest(place), *own])
