@@ -195,7 +195,7 @@ def test_a_report_that_fails_is_told_in_one_line_and_nothing_is_written(
     cells.append(nbformat.v4.new_code_cell(f"raise {error}('it broke')"))
     nbformat.write(nbformat.v4.new_notebook(cells=cells), tmp_path / "removal.ipynb")
     monkeypatch.setattr("nemo_kit.cli.report._PLACES", (tmp_path,))
-    monkeypatch.setattr("nemo_kit.figures.runner.root", lambda: tmp_path)
+    monkeypatch.setattr("nemo_kit.provenance.root", lambda: tmp_path)
     for name in ("prompts", "control"):
         (tmp_path / f"{name}.txt").write_text("a\nb\n")
     words = ["export", "--model", toy_folder, "--neurons", '{"2": [1]}', "--prompts",

@@ -1,13 +1,12 @@
 """A report that is a notebook: run with parameters in a process of its own, shown as one page.
 
-Scope: `run`, for a command; `python -m nemo_kit.cli.report` is the process, which ends with the
-command whatever ends that. The page needs nothing but itself: pictures are in it.
+Scope: `run`, for a command, in the process that draws figures too, which ends with the command
+whatever ends that. The page needs nothing but itself: pictures are in it.
 """
 
 from __future__ import annotations
 
-import json
-import os
+import re
 import subprocess
 import sys
 from collections.abc import Mapping
@@ -15,7 +14,8 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
-from nemo_kit.files import PACKAGE, write_atomically
+from nemo_kit.files import write_atomically, write_json
+from nemo_kit.keys import PACKAGE
 
 _PLACES = (Path(__file__).parent, PACKAGE.parent / "notebooks")  # in a wheel, in a clone
 _PAGE = """<!doctype html>
@@ -56,15 +56,18 @@ def run(name: str, title: str, page: Path, parameters: Mapping[str, Any]) -> Non
     Raises ValueError or RuntimeError with the notebook's own message where it fails.
     """
     with TemporaryDirectory(prefix="nemo-kit-report-") as folder:
-        executed = Path(folder) / "executed.ipynb"
+        here, executed = Path(folder), Path(folder) / "executed.ipynb"
         job = {"source": str(notebook(name)), "executed": str(executed), "parameters": parameters}
-        done = subprocess.run(
-            [sys.executable, "-m", "nemo_kit.cli.report", folder],
-            input=json.dumps(job), stdout=subprocess.PIPE, text=True, check=False,
-        )  # fmt: skip
-        if done.returncode:
-            kind = ValueError if done.returncode == 2 else RuntimeError
-            raise kind(f"the report failed: {done.stdout.strip() or 'its process ended'}")
+        write_json(here / "job.json", job | {"told": {"also": [], "retry_failed": False}})
+        command = [sys.executable, "-m", "nemo_kit.figures.worker", folder]
+        with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=sys.stderr) as process:
+            process.wait()  # leaving closes its input, which ends it with its kernel
+        ended = here / "result.txt"
+        failed = ended.read_text(encoding="utf-8") if ended.is_file() else "its process ended"
+        if failed:
+            kind, _, told = re.split(r" in cell \d+:\n", failed)[0].partition(": ")
+            bad = kind in ("ValueError", "TypeError", "FileNotFoundError")
+            raise (ValueError if bad else RuntimeError)(f"the report failed: {told or kind}")
         text = html(executed, title)
     write_atomically(page, lambda part: part.write_text(text, encoding="utf-8"))
 
@@ -90,29 +93,3 @@ def _stays(output: Any) -> bool:
     if "data" not in output:
         return output.get("name") != "stderr"
     return not any(kind.startswith("application/") for kind in output["data"])
-
-
-def _main(folder: str) -> None:
-    """Run the job on standard input; a failing cell's error is told on standard output."""
-    from papermill import execute_notebook
-    from papermill.exceptions import PapermillExecutionError
-    from traitlets.config import Config
-
-    from nemo_kit.figures.worker import end_with, use_this_interpreter
-
-    end_with(os.getppid())
-    use_this_interpreter(Path(folder))
-    job = json.load(sys.stdin)
-    try:
-        execute_notebook(
-            job["source"], job["executed"], job["parameters"],
-            kernel_name="python3", language="python", progress_bar=False, stderr_file=sys.stderr,
-            config=Config(KernelManager={"transport_encryption": "auto"}),
-        )  # fmt: skip
-    except PapermillExecutionError as error:
-        print(error.evalue)
-        sys.exit(2 if error.ename in ("ValueError", "TypeError", "FileNotFoundError") else 1)
-
-
-if __name__ == "__main__":
-    _main(sys.argv[1])
