@@ -82,7 +82,7 @@ def place(given: str | Path) -> Path:
 
 
 def read_all(folder: Path) -> dict[str, Notebook]:
-    """The notebooks of a folder that have parameters or save figures, by name.
+    """The notebooks of a folder that save figures, by name.
 
     Raises FileNotFoundError where there is none, ValueError unless in each one cell is tagged
     ``parameters`` and holds literals alone, and each figure has a literal name and ``shows=``.
@@ -99,16 +99,16 @@ def read_all(folder: Path) -> dict[str, Notebook]:
 
 
 def read(path: Path) -> Notebook | None:
-    """What one notebook says; None where it has no parameters and saves no figure."""
+    """What one notebook says; None where it saves no figure."""
     content = json.loads(path.read_text(encoding="utf-8"))
     texts: dict[str, list[str]] = {"parameters": [], "code": [], "markdown": [path.stem], "raw": []}
     for cell in content["cells"]:
         tagged = "parameters" in cell["metadata"].get("tags", ())
         texts["parameters" if tagged else cell["cell_type"]].append("".join(cell["source"]))
     figures = [figure for text in texts["code"] for figure in _figures(path, text)]
-    if not (given := texts["parameters"]) and not figures:
+    if not figures:
         return None
-    if len(given) != 1:
+    if len(given := texts["parameters"]) != 1:
         raise ValueError(f"{path.name} needs one cell tagged 'parameters', it has {len(given)}")
     rows = [_parameter(path, line) for line in ast.parse(given[0]).body]
     defaults, kinds = {n: v for n, v, _ in rows}, {n: kind for n, _, kind in rows}

@@ -16,9 +16,10 @@ import pytest
 from PIL import Image
 from tiny import COMMON, DRAW, IMAGES, NAME, TABLE, end, notebook, wait_until_gone
 
-from nemo_kit import figures, hub, progress
+from nemo_kit import figures, progress
 from nemo_kit.figures import output, runner
 from nemo_kit.files import write_json
+from nemo_kit.models import hub
 
 
 def draw(job: runner.Job, limit: float = 600) -> str:

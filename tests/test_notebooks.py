@@ -160,7 +160,7 @@ def test_no_cell_overwrites_a_parameter(name: str) -> None:
 def test_a_notebook_runs_in_a_process_of_its_own(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    books, few = figures.read_all(), {"memorized": 1, "non_memorized": 2}
+    books, few = figures.read_all(ROOT / "notebooks"), {"memorized": 1, "non_memorized": 2}
     monkeypatch.setattr(runner, "root", lambda: tmp_path)
     rows = figures.select(books, ["02_activations"])
     [job] = runner.plan(books, rows, "quick", tmp_path / "out", device="cpu", **few)

@@ -34,8 +34,8 @@ def report(
     real = models.load
     before = str(toy_folder)
 
-    def load(name: str, *rest: Any) -> DiffusionModel:
-        return toy_model if name == before else real(name, *rest)
+    def load(name: str, *rest: Any, **more: Any) -> DiffusionModel:
+        return toy_model if name == before else real(name, *rest, **more)
 
     def made(mitigation: Any, prompts: Any = (), others: Any = OTHERS, **options: Any) -> Any:
         folder = export(toy_model, mitigation, tmp_path / "out", prompts)

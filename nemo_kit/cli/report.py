@@ -60,7 +60,7 @@ def run(name: str, title: str, page: Path, parameters: Mapping[str, Any]) -> Non
         job = {"source": str(notebook(name)), "executed": str(executed), "parameters": parameters}
         write_json(here / "job.json", job | {"told": {"also": [], "retry_failed": False}})
         command = [sys.executable, "-m", "nemo_kit.figures.worker", folder]
-        with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=sys.stderr) as process:
+        with subprocess.Popen(command, stdin=subprocess.PIPE) as process:
             process.wait()  # leaving closes its input, which ends it with its kernel
         ended = here / "result.txt"
         failed = ended.read_text(encoding="utf-8") if ended.is_file() else "its process ended"
