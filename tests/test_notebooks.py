@@ -62,9 +62,8 @@ def cell(name: str, text: str) -> str:
 
 def run(sources: Sequence[str], names: dict[str, Any]) -> dict[str, Any]:
     """The names after these cells, one after another."""
-    with mpl.rc_context():
-        for source in sources:
-            exec(compile(source, "<cell>", "exec"), names)
+    for source in sources:
+        exec(compile(source, "<cell>", "exec"), names)
     return names
 
 
@@ -90,8 +89,10 @@ def _one_model() -> Iterator[None]:
 
 
 @pytest.fixture(autouse=True)
-def _closed() -> Iterator[None]:
-    yield
+def _as_it_was() -> Iterator[None]:
+    """A notebook's style ends with the test that ran it, and its figures are closed."""
+    with mpl.rc_context():
+        yield
     plt.close("all")
 
 
@@ -166,6 +167,9 @@ def test_a_notebook_runs_in_a_process_of_its_own(
     [job] = runner.plan(chosen, "quick", tmp_path / "out", notebooks=folder, device="cpu", **few)
     outcome = runner.run(job, 900, lambda seconds, cell: None)
     assert outcome.error == ""
+    cells_of = json.loads(job.executed.read_text("utf-8"))["cells"]
+    outputs = [output.get("data", {}) for one in cells_of for output in one.get("outputs", [])]
+    assert sum("image/png" in data for data in outputs) == 2, "each figure is shown once"
     manifest = runner.read_manifest(job.out, "02_activations")
     assert manifest["model"]["name"] == "lab"
     assert {key: manifest["parameters"][key] for key in few} == few
