@@ -139,7 +139,9 @@ class _Page:
         if isinstance(cell, str):
             frame = {"boxstyle": "round,pad=0.35", "facecolor": "white", "edgecolor": ACCENT}
             size = 9 if len(cell) < 5 else 6.5
-            self.write(x + BOX / 2, y + self.height / 2, cell, fontsize=size, bbox=frame)
+            lines = [line for text in cell.split("\n") for line in wrap(text, 12)]
+            middle = (x + BOX / 2, y + self.height / 2)
+            self.write(*middle, "\n".join(lines), fontsize=size, bbox=frame)
         elif cell is not None:
             width, height = np.array([_widths(cell) * self.side, self.height]) / self.size
             place = (x / self.size[0], 1 - y / self.size[1] - height, width, height)
