@@ -562,27 +562,29 @@ def test_figures_of_two_models_are_never_mixed_in_one_folder(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:
     """a/model and b/model share figures/model-quick; a model that was moved is the same one."""
-    from test_figures import notebook
+    from tiny import COMMON, notebook
 
-    from nemo_kit.figures import keys, runner
+    from nemo_kit.figures import runner
 
     monkeypatch.setattr(runner, "root", lambda: tmp_path)
-    monkeypatch.setattr(keys, "model_digest", lambda name, revision: Path(name, "w").read_text())
     (tmp_path / "p.txt").write_text("a cat\n")
     for name in ("a", "b", "moved"):
         (tmp_path / name / "model").mkdir(parents=True)
-        (tmp_path / name / "model" / "model_index.json").write_text("{}")
-        (tmp_path / name / "model" / "w").write_text("b" if name == "b" else "a")
+        index = '{"note": "another"}' if name == "b" else "{}"
+        (tmp_path / name / "model" / "model_index.json").write_text(index)
+    cell = 'figures.save(None, frame, "tiny", out, shows="a number")\n'
+    notebook(tmp_path / "notebooks", cell, name="x", parameters=COMMON, statistics=False)
     shared = tmp_path / "figures" / "model-quick"
     shared.mkdir(parents=True)
-    drawn = {"parameters": {"model": str(tmp_path / "a" / "model")}, "key": {"model": "a"}}
-    (shared / "03_localization.manifest.json").write_text(json.dumps(drawn))
-    folder = notebook(tmp_path / "notebooks")
+    before = str(tmp_path / "a" / "model")
+    drawn = {"parameters": {"model": before}, "key": {"model": runner.hub.digest(before)}}
+    (shared / "x.manifest.json").write_text(json.dumps(drawn))
 
     def figures(name: str, *more: str) -> int:
-        words = ["--prompts", str(tmp_path / "p.txt"), "--notebooks", str(folder), "--dry-run"]
-        model = str(tmp_path / name / "model")
-        return call(monkeypatch, "figures", "--only", "quickstart", "--model", model, *words, *more)
+        words = ["--prompts", str(tmp_path / "p.txt"), "--dry-run"]
+        return call(
+            monkeypatch, "figures", "--model", str(tmp_path / name / "model"), *words, *more
+        )
 
     assert (figures("a"), figures("moved")) == (0, 0)
     capsys.readouterr()

@@ -252,10 +252,10 @@ def test_hold_out_serves_a_model_without_calibration(
         (["localize", "x", "--released"], "--released needs --out FILE.csv, got None"),
         (["localize", "x", "--settings", "other"], "'other' is not one of 'default', 'released'"),
         (["localize", "x", "--workers", "0"], "--workers"),
-        (["detect", "--prompts", "P", "--workers", "2", "--scheduler", "tcp://x:1"],
+        (["detect", "--prompts", "P.txt", "--workers", "2", "--scheduler", "tcp://x:1"],
          "workers must be 1 beside an executor, got 2"),
         (["detect", "x", "--settings", "paper", "--hold-out", "/no.txt"], "there is no file /no"),
-        (["detect", "x", "--threshold", "1", "--hold-out", "P"],
+        (["detect", "x", "--threshold", "1", "--hold-out", "P.txt"],
          "--hold-out computes the threshold that --threshold gives: one of them, got both"),
         (["detect", "x", "--dtype", "half"], "'half' is not one of 'auto', 'float32', 'float16'"),
         (["detect", "x", "--scheduler", "tcp://x:1", "--device", "cuda"],
@@ -272,7 +272,7 @@ def test_bad_input_is_told_in_one_line(
     message: str,
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    Path("P").write_text("prompt\n")
+    Path("P.txt").write_text("prompt\n")
     assert call(monkeypatch, *arguments) == 2
     last = capsys.readouterr().err.splitlines()[-1]
     assert last.startswith("nemo-kit: ")

@@ -229,6 +229,6 @@ def test_an_unknown_exercise_is_refused(name: str) -> None:
 
 
 def test_the_number_of_searched_neurons_is_the_lab_models() -> None:
-    from nemo_kit.lab import planting
+    from training import planting
 
     assert course.exercises(3)["3.1"].solution == sum(planting.WIDTHS.values())

@@ -9,6 +9,7 @@ from nemo_kit import effects, lab, load
 from nemo_kit.generation import generate
 from nemo_kit.metrics import copy_similarities
 from nemo_kit.mitigation import EmbeddingAdjustment, Mitigation, NeMo, NoMitigation, RandomNeurons
+from nemo_kit.originals import TrainingImages
 
 SEEDS = [101]
 
@@ -18,7 +19,7 @@ def test_nemo_and_embedding_adjustment_reduce_memorization_and_random_neurons_do
     model, planted = load("lab", device="cpu"), lab.planted()
     names = [name for name in lab.prompts("verbatim")["prompt"] if name in planted][:3]
     neurons = {name: planted[name] for name in names}
-    originals = effects.training_images(names)
+    originals = TrainingImages().of(names)
     assert originals is not None
 
     def copying(way: Mitigation) -> float:

@@ -32,6 +32,7 @@ MODEL = ROOT / "nemo_kit" / "lab" / "model" / "model_index.json"
 needs_lab = pytest.mark.skipif(
     not MODEL.is_file(), reason="the embedded model is not there: make lab"
 )
+SINCE = {"rule", "TPR_rule", "protocol", "mitigation_protocol", "seed_median"}  # of later columns
 TINY = {
     "memorized": 2, "non_memorized": 2, "holdout": 3, "per_rate": 1, "grid": 1, "extremes": 1,
     "largest": 1, "seeds": 3, "images": 2, "steps": 2, "bootstrap": 20, "compared": 1, "known": 2,
@@ -109,7 +110,8 @@ def test_a_notebook_writes_its_figures_with_the_columns_they_had(
         assert len(rows), figure
         wanted = list(table(ROOT / "figures" / "lab", figure))
         none = "neurons" in rows and rows["neurons"].iloc[0] == "{}"  # no further shared neuron
-        assert list(rows) == (["rank", "neurons", "serves", "prompt"] if none else wanted), figure
+        wanted = ["rank", "neurons", "serves", "prompt"] if none else wanted
+        assert [name for name in rows if name not in SINCE or name in wanted] == wanted, figure
         if len(written) > 1:
             image = Image.open(folder / f"{figure}.png")
             assert image.info["dpi"] == pytest.approx((200, 200), abs=0.1)
@@ -120,7 +122,8 @@ def test_a_notebook_writes_its_figures_with_the_columns_they_had(
 @pytest.mark.parametrize("name", BOOKS)
 def test_no_cell_overwrites_a_parameter(name: str) -> None:
     [given] = [source for source, parameters in cells(name) if parameters]
-    names = {node.targets[0].id for node in ast.parse(given).body}
+    targets = (getattr(n, "target", None) or n.targets[0] for n in ast.parse(given).body)
+    names = {target.id for target in targets}
     rest = "\n".join(source for source, parameters in cells(name) if not parameters)
     tree = ast.parse(rest)
     inside = {id(n) for f in ast.walk(tree) if isinstance(f, ast.FunctionDef | ast.Lambda |

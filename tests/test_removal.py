@@ -16,7 +16,7 @@ from test_cli import call
 
 from nemo_kit.disentanglement import disentanglement
 from nemo_kit.mitigation import NeMo, RandomNeurons, WandaPruning, export
-from nemo_kit.models import DiffusionModel
+from nemo_kit.models import DiffusionModel, StableDiffusion
 from nemo_kit.neurons import NeuronSet
 
 PROMPT = "<b>=a & b"
@@ -114,18 +114,18 @@ def test_a_set_for_all_prompts_needs_the_prompts(report: Any) -> None:
 def test_a_prompt_whose_pictures_failed_is_left_out(
     report: Any, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    real = DiffusionModel.embed
+    real = StableDiffusion.embed
 
     def embed(model: DiffusionModel, prompts: Any) -> Any:
-        if "cat" in prompts:
+        if "kitten" in prompts:
             raise MemoryError("no room")
         return real(model, prompts)
 
-    monkeypatch.setattr(DiffusionModel, "embed", embed)
+    monkeypatch.setattr(StableDiffusion, "embed", embed)
     with pytest.warns(UserWarning, match="1 prompts failed"):
-        found = report(NeMo({PROMPT: FOUND}), others=[*OTHERS, "cat"])
+        found = report(NeMo({PROMPT: FOUND}), others=[*OTHERS, "kitten"])
     assert list(found["rest"]["prompt"]) == OTHERS
-    assert "left out, as their pictures failed:\ncat" in capsys.readouterr().out
+    assert "left out, as their pictures failed:\nkitten" in capsys.readouterr().out
 
 
 class Outside(HTMLParser):

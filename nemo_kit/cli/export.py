@@ -124,6 +124,10 @@ def export(
     existing([sscd] if sscd else [], "--sscd")
     if sscd_sha256 and not sscd:
         raise ValueError("--sscd-sha256 needs --sscd FILE")
+    if report and sscd:
+        from nemo_kit import metrics
+
+        metrics.sscd(sscd, sha256=sscd_sha256)  # a wrong file is told before the work
     if not out.exists():
         writable(out.resolve().parent, "--out")
     if training and not prompts:
