@@ -12,7 +12,7 @@ import pytest
 
 from nemo_kit import lab
 from nemo_kit.files import spreadsheet_safe
-from nemo_kit.frames import choose
+from nemo_kit.groups import choose
 from nemo_kit.prompts import prompt_rows, prompt_table
 
 AS_WRITTEN = [

@@ -66,7 +66,6 @@ def test_versions_of_a_room() -> None:
 
 def test_a_mended_docstring_is_no_version(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from nemo_kit import keys
-    from nemo_kit.figures import keys as figure_keys
 
     digests = []
     for text in ("VERSION = 3\n", '"""Other words."""\n\nVERSION = 3  # why\n'):
@@ -74,10 +73,10 @@ def test_a_mended_docstring_is_no_version(tmp_path: Path, monkeypatch: pytest.Mo
         monkeypatch.setattr(keys, "PACKAGE", tmp_path)
         keys._all_versions.cache_clear()
         assert versions() == {"detection": 3}
-        digests.append(figure_keys.package_digest())
+        digests.append(keys.value_digest(versions()))
     assert digests[0] == digests[1]
     (tmp_path / "detection.py").write_text("VERSION = 4\n")
     keys._all_versions.cache_clear()
-    assert figure_keys.package_digest() != digests[0]
+    assert keys.value_digest(versions()) != digests[0]
     monkeypatch.undo()
     keys._all_versions.cache_clear()
