@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from collections import Counter
 from pathlib import Path
 
@@ -252,3 +253,23 @@ def test_the_descriptor_refuses_other_shapes_and_survives_its_file(tmp_path: Pat
     assert torch.allclose(Descriptor.load(tmp_path / "d.safetensors")(pictures), vectors, atol=0.02)
     with pytest.raises(ValueError, match=r"pictures must be uint8 \[N, 64, 64, 3\]; got float64"):
         descriptor(pictures.astype(float))
+
+
+def test_a_training_is_carried_and_goes_on(tmp_path: Path) -> None:
+    from nemo_kit import lab
+    from training import checkpoint
+
+    work, recipe = tmp_path / "work", unet.RECIPES["cpu"]
+    work.mkdir()
+    for name in ("clip", "vae", "tokenizer"):
+        shutil.copytree(lab.MODEL / name, work / name)
+    run = Run("unet", unet.build(), recipe.schedule, work, seed=1)
+    run.step = 7
+    run.save()
+    checkpoint.save(work, tmp_path / "carried")
+    checkpoint.restore(tmp_path / "carried", tmp_path / "later", recipe, seed=1)
+    later = Run("unet", unet.build(), recipe.schedule, tmp_path / "later", seed=1)
+    assert later.step == 7
+    pairs = zip(run.average, later.average, strict=True)
+    assert max((one - other).abs().max().item() for one, other in pairs) < 1e-3
+    assert {path.name for path in (tmp_path / "later").iterdir()} >= {"clip", "vae", "tokenizer"}
