@@ -10,7 +10,6 @@ is missing.
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,6 +19,7 @@ import pandas as pd
 import pytest
 import torch
 import toys
+from cells import run_cells
 from diffusers import AutoencoderKL, StableDiffusionPipeline, UNet2DConditionModel
 from PIL import Image
 from test_notebooks import TINY
@@ -166,17 +166,6 @@ def setup(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFacto
     return Setup(path, files, images)
 
 
-def run_cells(name: str, values: dict[str, Any]) -> None:
-    """A notebook's code cells in this process, its parameters replaced: what papermill runs."""
-    path = BOOKS[name].path
-    space: dict[str, Any] = {"__name__": "__notebook__"}
-    for cell in json.loads(path.read_text(encoding="utf-8"))["cells"]:
-        if "parameters" in cell["metadata"].get("tags", ()):
-            space |= values
-        elif cell["cell_type"] == "code":
-            exec(compile("".join(cell["source"]), name, "exec"), space)
-
-
 @pytest.mark.slow
 @pytest.mark.parametrize("name", BOOKS)
 def test_a_notebook_draws_its_figures(setup: Setup, name: str) -> None:
@@ -192,7 +181,7 @@ def test_a_notebook_draws_its_figures(setup: Setup, name: str) -> None:
     assert bool(job.lacks) == (name == "04_dose_response" and len(setup.prompts) == 2)
     if job.lacks:
         return
-    run_cells(name, job.values | {"store": str(setup.model.parent / "store")})
+    run_cells(name, **job.values | {"store": str(setup.model.parent / "store")})
     drawn = runner.read_manifest(out, name)["files"]
     assert {row.name for row in job.book.figures} <= set(drawn)
     assert all((out / file).is_file() for files in drawn.values() for file in files)

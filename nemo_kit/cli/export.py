@@ -137,8 +137,8 @@ def export(
     loaded = load(model, device, revision, dtype, lora, config)
     settings = {
         "before": absolute(model),
-        "lora": lora,
-        "config": config,
+        "lora": loaded.lora and loaded.lora.text,
+        "config": config and absolute(config),
         "device": str(loaded.device),
         "dtype": str(loaded.dtype).removeprefix("torch."),
         "control_files": [str(path.resolve()) for path in control or ()],

@@ -12,12 +12,12 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from nemo_kit.models.base import DiffusionModel
+    from nemo_kit.models.hub import notes_folder
     from nemo_kit.models.opening import (
         DTYPES,
         GENERATION_FILE,
         default_dtype,
         load,
-        notes_folder,
         resolve,
     )
     from nemo_kit.models.stable_diffusion import StableDiffusion
@@ -33,7 +33,7 @@ __all__ = [
     "resolve",
 ]
 
-_HOMES = {"DiffusionModel": "base", "StableDiffusion": "stable_diffusion"}
+_HOMES = {"DiffusionModel": "base", "StableDiffusion": "stable_diffusion", "notes_folder": "hub"}
 
 
 def __getattr__(name: str) -> Any:

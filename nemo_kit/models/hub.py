@@ -106,6 +106,11 @@ def local(name: str, revision: str | None = None) -> Path | None:
     return Path(found).parent if isinstance(found, str) else None
 
 
+def notes_folder(place: Path) -> Path:
+    """Where a model's calibration lies: in `nemo` in its folder, in `NAME.nemo` beside a file."""
+    return place / "nemo" if place.is_dir() else place.with_suffix(".nemo")
+
+
 def digest(name: str, revision: str | None = None) -> str:
     """SHA-256 that tells models apart: of files, or of a hub model's commit.
 
@@ -119,7 +124,7 @@ def digest(name: str, revision: str | None = None) -> str:
     if place.is_dir():
         return folder_digest(place, _WEIGHTS)
     there = None if place.is_file() else local(name, revision)
-    notes = place.with_suffix(".nemo") if place.is_file() else there and there / "nemo"
+    notes = notes_folder(place) if place.is_file() else there and notes_folder(there)
     own = [folder_digest(notes)] if notes and notes.is_dir() else []
     if place.is_file():
         return value_digest([file_digest(place), *own])

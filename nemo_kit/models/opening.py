@@ -136,11 +136,6 @@ def resolve(name: str, parameter: str = "name") -> str | Path:
     return name
 
 
-def notes_folder(place: Path) -> Path:
-    """Where a model's calibration lies: in `nemo` in its folder, in `NAME.nemo` beside a file."""
-    return place / "nemo" if place.is_dir() else place.with_suffix(".nemo")
-
-
 def _device(device: str) -> torch.device:
     if device == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
@@ -212,7 +207,7 @@ def _cast(parts: Mapping[str, Any], device: torch.device, dtype: torch.dtype) ->
 
 
 def _calibration(name: str, path: Path) -> Calibration | None:
-    folder = notes_folder(path)
+    folder = hub.notes_folder(path)
     if (folder / CALIBRATION_FILE).is_file():
         found = Calibration.load(folder)
         return replace(found, source=found.source or str(folder))
@@ -221,7 +216,7 @@ def _calibration(name: str, path: Path) -> Calibration | None:
 
 def _guidance(path: Path) -> float:
     """What `nemo/generation.json` in the folder says, else the paper's 7."""
-    file = notes_folder(path) / GENERATION_FILE
+    file = hub.notes_folder(path) / GENERATION_FILE
     if not file.is_file():
         return 7.0
     try:
