@@ -78,10 +78,10 @@ def bench(
     stopped.
     """
     from benchmarks import compare, quality
-    from nemo_kit.experiments import prompt_table
     from nemo_kit.groups import choose
     from nemo_kit.lab.truth import known_neurons
     from nemo_kit.localization.search import find_search
+    from nemo_kit.store import prompt_table
 
     ways = list(search or compare.WAYS)
     for mode in ways:

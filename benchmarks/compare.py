@@ -59,10 +59,10 @@ def measure(
     Prompts that failed are named in a warning and in `attrs["failed"]`, and have no row.
     Parameters: `prompts`, with `prompt` and `group` (VM, TM), as `groups.choose` gives;
     `retry_failed`, whether those that failed before are tried again.
-    Raises ValueError for an unknown way or missing columns, and what `experiments.run` raises.
+    Raises ValueError for an unknown way or missing columns, and what `store.run` raises.
     """
-    from nemo_kit.experiments import model_key, run
-    from nemo_kit.experiments.sweep import tidy
+    from nemo_kit.store import model_key, run
+    from nemo_kit.store.sweep import tidy
 
     if missing := {"prompt", "group"} - set(prompts):
         raise ValueError(f"prompts lacks the columns {sorted(missing)}, got {list(prompts)}")

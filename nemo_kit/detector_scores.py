@@ -17,7 +17,7 @@ import pandas as pd
 
 from nemo_kit import detectors
 from nemo_kit.checks import check_seeds, check_whole
-from nemo_kit.experiments import model_key, run
+from nemo_kit.store import model_key, run
 
 if TYPE_CHECKING:
     from nemo_kit.models import DiffusionModel
@@ -65,7 +65,7 @@ def detector_scores(
     many), `protocol` (how the score was computed); a score that failed has no row.
 
     Parameters: `prompts`, with `prompt` and `group`; `chosen`, name -> function and options, by
-    default `usual()`; `store`, `retry_failed`, `progress`, `version` as in `experiments.run`.
+    default `usual()`; `store`, `retry_failed`, `progress`, `version` as in `store.run`.
     Raises ValueError for a missing column or no detector, RuntimeError when all failed.
     """
     chosen = usual() if chosen is None else chosen

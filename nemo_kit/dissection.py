@@ -18,12 +18,12 @@ import pandas as pd
 
 from nemo_kit import effects, metrics
 from nemo_kit.checks import check_choice, check_number, check_whole
-from nemo_kit.experiments import Keyed, generate_all
 from nemo_kit.hooks import scale_channels, scale_neurons
 from nemo_kit.layers import down_convolutions
 from nemo_kit.mitigation import Mitigation
 from nemo_kit.neurons import NeuronSet
 from nemo_kit.originals import TrainingImages
+from nemo_kit.store import Keyed, generate_all
 
 if TYPE_CHECKING:
     from nemo_kit.generation import Run

@@ -1,6 +1,6 @@
 """What deactivating neurons does to pictures: copying, diversity and alignment by prompt.
 
-Scope: measures generated pictures that `nemo_kit.experiments` made, with the copy descriptor and
+Scope: measures generated pictures that `nemo_kit.store` made, with the copy descriptor and
 the CLIP of the embedded model; training images are a `TrainingImages`.
 Source: Hintersdorf et al., "Finding NeMo", NeurIPS 2024, section 4, table 1 and figure 3.
 """

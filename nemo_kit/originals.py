@@ -22,7 +22,7 @@ SIDE = 512  # of a folder's images: as Stable Diffusion saw them, centre cut out
 class TrainingImages:
     """Training images of the prompts of a table, to be handed to what measures copies of them.
 
-    Parameters: `table`, with `prompt`, `type` and `image`, as `experiments.prompt_table` gives, by
+    Parameters: `table`, with `prompt`, `type` and `image`, as `prompts.prompt_table` gives, by
     default the lab's; `folder`, that holds the images, None: those of the lab model.
     Raises FileNotFoundError where there is no such folder, ValueError for a missing column.
     """

@@ -90,8 +90,8 @@ def _computed(
 ) -> Calibration:
     """From the store where it is there, else computed."""
     from nemo_kit.calibration import CALIBRATION_FILE, Calibration
-    from nemo_kit.experiments import model_key
     from nemo_kit.localization import calibrate
+    from nemo_kit.store import model_key
 
     if store is None:
         return calibrate(model, texts, seeds, **options)

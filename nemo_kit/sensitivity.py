@@ -15,12 +15,12 @@ import numpy as np
 import pandas as pd
 
 from nemo_kit import effects, metrics
-from nemo_kit.experiments import Keyed, generate_all, model_key, run
-from nemo_kit.experiments.sweep import tidy
 from nemo_kit.keys import versions
 from nemo_kit.localization.thresholds import DEVIATIONS, localize_thresholds
 from nemo_kit.neurons import NeuronSet
 from nemo_kit.originals import TrainingImages
+from nemo_kit.store import Keyed, generate_all, model_key, run
+from nemo_kit.store.sweep import tidy
 
 if TYPE_CHECKING:
     from nemo_kit.models import DiffusionModel
@@ -43,7 +43,7 @@ def thresholds_all(
     `NeuronSet`; prompts that do not count as memorized have none.
     Parameters: `deviations`, thresholds as multiples of σ from μ of the model's calibration;
     `store`, folder of the results.
-    Raises what `experiments.run` raises, and RuntimeError when no prompt counts as memorized.
+    Raises what `store.run` raises, and RuntimeError when no prompt counts as memorized.
     """
     chosen, steps = list(seeds), [float(step) for step in deviations]
     code = versions("localization")

@@ -15,12 +15,12 @@ from toys import ToyDenoiser, count_hooks, trace_only
 
 from nemo_kit.checks import MachineError
 from nemo_kit.compilation import scale_compiled
-from nemo_kit.experiments import localize_all
 from nemo_kit.hooks import hooked, scale_neurons
 from nemo_kit.layers import value_layers
 from nemo_kit.models import DiffusionModel
 from nemo_kit.neurons import NeuronSet
 from nemo_kit.settings import LocalizationSettings
+from nemo_kit.store import localize_all
 
 SETS = [NeuronSet({1 + i % 3: [i % 3]}) for i in range(5)]
 TEXT = torch.arange(60.0).reshape(5, 4, 3)

@@ -14,12 +14,12 @@ from toys import KnownImages, count_hooks, unet
 
 from nemo_kit import dissection
 from nemo_kit.dissection import Cut
-from nemo_kit.experiments import model_key
 from nemo_kit.generation import generate
 from nemo_kit.hooks import scale_channels
 from nemo_kit.layers import down_convolutions
 from nemo_kit.models import DiffusionModel
 from nemo_kit.neurons import NeuronSet
+from nemo_kit.store import model_key
 
 SEEDS = [101, 102]
 
@@ -103,7 +103,7 @@ def test_pictures_of_every_part(
     options = {"store": tmp_path, "steps": 1, "progress": False}
     counted = Mock(side_effect=model_key)
     for room in ("method", "work"):
-        monkeypatch.setattr(f"nemo_kit.experiments.{room}.model_key", counted)
+        monkeypatch.setattr(f"nemo_kit.store.{room}.model_key", counted)
     got = dissection.cut_all(toy_model, ["cat"], [101], parts, **options)
     assert counted.call_count == 1, "the weights are read once, not for each part"
     assert got["kind"].tolist() == ["none", "value", "convolution"]

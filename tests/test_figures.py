@@ -349,13 +349,13 @@ def test_prompts_that_failed_are_in_the_manifest_and_tried_again_on_request(
 ) -> None:
     sweep = (
         "from pathlib import Path\n"
-        "from nemo_kit import experiments\n"
+        "from nemo_kit.store import run\n"
         "def work(prompt):\n"
         f"    if prompt == 'b' and not Path({str(tmp_path / 'go')!r}).exists():\n"
         "        raise ValueError('no memory')\n"
         "    return {'prompt': prompt}\n"
         "for name in ('detect', 'localize'):\n"
-        "    experiments.run(work, 'abc', store, {}, name=name)\n"
+        "    run(work, 'abc', store, {}, name=name)\n"
     )
     notebook(tmp_path / "notebooks", sweep, TABLE, end(NAME))
     job = plan()

@@ -14,11 +14,11 @@ import numpy as np
 import pytest
 from IPython.core.interactiveshell import InteractiveShell
 
-from nemo_kit.experiments import generate_all, run
 from nemo_kit.keys import plain, value_digest
 from nemo_kit.mitigation import AttentionScaling, NeMo
 from nemo_kit.models import DiffusionModel
 from nemo_kit.neurons import NeuronSet
+from nemo_kit.store import generate_all, run
 
 MINE = """
 from contextlib import contextmanager

@@ -10,8 +10,8 @@ import pytest
 from PIL import Image
 
 from nemo_kit import effects, lab
-from nemo_kit.experiments import prompt_table
 from nemo_kit.originals import TrainingImages
+from nemo_kit.store import prompt_table
 
 RELEASED = ";Caption;URL;type;mean_sscd;max_sscd;Index\n" + "".join(
     f"{row};{caption};http://x/{row}.jpg;{kind};0.8;0.8;{index}\n"

@@ -95,7 +95,7 @@ def test_bad_numbers_are_refused(options: dict[str, Any], message: str) -> None:
 def test_what_is_lacking_is_told_before_anything_is_measured(
     toy_model: DiffusionModel, monkeypatch: pytest.MonkeyPatch, sample: list[str]
 ) -> None:
-    monkeypatch.setattr("nemo_kit.experiments.detect_all", pytest.fail)
+    monkeypatch.setattr("nemo_kit.store.detect_all", pytest.fail)
     bare = replace(toy_model.calibration, statistics=None)
     monkeypatch.setattr(toy_model, "calibration", bare)
     with pytest.raises((ValueError, RuntimeError), match=r"statistics: the model .* has none"):

@@ -203,7 +203,7 @@ def test_every_import_is_a_declared_dependency() -> None:
     cluster = always | {canonicalize_name(r.name) for r in requirements("cluster")}
     for path in MODULES:
         room = relative(path).split("/")[1]
-        allowed = {"lab": training, "experiments": cluster}.get(room, always)
+        allowed = {"lab": training, "store": cluster}.get(room, always)
         for module in imported(ast.parse(path.read_text(encoding="utf-8"))):
             top = module.split(".")[0]
             if top in sys.stdlib_module_names or top in {"nemo_kit", "benchmarks", "checks"}:

@@ -9,8 +9,8 @@ import pandas as pd
 import pytest
 
 from nemo_kit import NeuronSet
-from nemo_kit.experiments import prompt_rows, read_released, write_released
 from nemo_kit.files import GUARDED
+from nemo_kit.store import prompt_rows, read_released, write_released
 
 SETS = [NeuronSet({1: [3, 5], 7: [0]}), NeuronSet()]
 FOUND = pd.DataFrame(

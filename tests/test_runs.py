@@ -1,6 +1,6 @@
 """Figure runs that are killed, stopped, or met by a second one: real processes, a tiny notebook.
 
-The notebook works on six items through ``experiments.run``; each item that is worked on leaves a
+The notebook works on six items through ``nemo_kit.store.run``; each item that is worked on leaves a
 line in a file, so that the tests count work and never seconds.
 """
 
@@ -40,7 +40,8 @@ WORK = """
 import os, time
 from pathlib import Path
 from matplotlib.figure import Figure
-from nemo_kit import experiments, figures
+from nemo_kit import figures
+from nemo_kit.store import run
 root = Path(store).parents[1]
 def work(item):
     with (root / "worked").open("a") as file:
@@ -49,7 +50,7 @@ def work(item):
         (root / "pid").write_text(str(os.getpid()))
         time.sleep(600)
     return {"n": item, "square": item * item}
-frame = experiments.run(work, range(6), store, {}, name="work").frame
+frame = run(work, range(6), store, {}, name="work").frame
 fig = Figure(figsize=(2, 1))
 fig.subplots().plot(frame["n"], frame["square"])
 figures.save(fig, frame, "tiny", out, shows="squares")
@@ -268,7 +269,7 @@ def test_a_bar_tells_its_numbers_while_it_is_open(followed: Path) -> None:
 
 
 def test_a_process_that_is_followed_tries_failed_prompts_again(followed: Path) -> None:
-    from nemo_kit.experiments import run
+    from nemo_kit.store import run
 
     def work(item: str) -> dict[str, str]:
         if item == "b" and not (followed / "go").exists():

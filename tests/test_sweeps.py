@@ -19,9 +19,9 @@ import pytest
 from units import ITEMS, Deadly, FullAt, Slow, length, started, wait_for
 
 from nemo_kit.checks import MachineError
-from nemo_kit.experiments import Sweep, detect_all, executors, localize_all, run
-from nemo_kit.experiments.work import ModelRef
 from nemo_kit.models import DiffusionModel
+from nemo_kit.store import Sweep, detect_all, executors, localize_all, run
+from nemo_kit.store.work import ModelRef
 
 LAB = Path(__file__).parents[1] / "nemo_kit" / "lab" / "model" / "model_index.json"
 
@@ -154,7 +154,7 @@ def test_a_killed_runner_goes_on_and_leaves_no_worker_behind(tmp_path: Path, wor
 
 def test_an_interrupt_ends_workers_in_the_middle_of_their_items(tmp_path: Path) -> None:
     code = (
-        "import signal, sys; from units import *; from nemo_kit.experiments import run\n"
+        "import signal, sys; from units import *; from nemo_kit.store import run\n"
         "signal.signal(signal.SIGINT, signal.default_int_handler)  # ignored behind nohup\n"
         "run(Slow(sys.argv[2], 300.0), ITEMS, sys.argv[1], {}, name='slow', workers=2)"
     )
@@ -263,7 +263,7 @@ def test_without_dask_the_extra_is_named(monkeypatch: pytest.MonkeyPatch, tmp_pa
 def test_a_store_that_workers_do_not_share_is_named(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("nemo_kit.experiments.store._SHARED_WAIT", 0)
+    monkeypatch.setattr("nemo_kit.store.store._SHARED_WAIT", 0)
     monkeypatch.setattr(executors, "_work", lambda unit: True)
     with (
         ThreadPoolExecutor(1) as pool,

@@ -1,6 +1,6 @@
 """A disturbed sweep of the method: each prompt once, and the neurons of an undisturbed run.
 
-The disturbances themselves, with cheap work, are in test_sweeps.py and test_experiments.py.
+The disturbances themselves, with cheap work, are in test_sweeps.py and test_store.py.
 """
 
 from __future__ import annotations
@@ -21,8 +21,8 @@ from test_sweeps import Killer
 from units import PROMPTS, Noted, localizing, started, wait_for
 
 from nemo_kit import files, localize
-from nemo_kit.experiments import Sweep, run
 from nemo_kit.models import DiffusionModel, load
+from nemo_kit.store import Sweep, run
 
 SAME = ["prompt", "memorized", "score", "initial", "refined", "samples_evaluated", "settings"]
 

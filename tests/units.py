@@ -69,7 +69,7 @@ class FullAt:
 
     def __call__(self, item: str) -> dict[str, Any]:
         if item == self.item:
-            import nemo_kit.experiments.store as store
+            import nemo_kit.store.store as store
 
             store.write_atomically = _full
         return {"prompt": item}
@@ -90,8 +90,8 @@ def length(item: str) -> dict[str, Any]:
 
 def localizing(model: Any) -> Any:
     """The method on one prompt, with a model that each process opens itself."""
-    from nemo_kit.experiments import ModelRef
-    from nemo_kit.experiments.method import Localize
+    from nemo_kit.store import ModelRef
+    from nemo_kit.store.method import Localize
 
     return Localize(ModelRef.of(model), [1, 2], {"threshold": 0.5})
 
@@ -114,7 +114,7 @@ def wait_for(condition: Any, seconds: float = 120.0) -> None:
 
 def main(store: str, log: str, workers: str, folder: str = "") -> None:
     """One sweep; prints computed, reused and a sum."""
-    from nemo_kit.experiments import run
+    from nemo_kit.store import run
 
     if folder:
         from nemo_kit import load

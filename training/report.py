@@ -17,11 +17,11 @@ import pandas as pd
 import torch
 
 from nemo_kit import lab, metrics
-from nemo_kit.experiments import Keyed, detect_all, generate_all, localize_all
 from nemo_kit.localization.differences import Differences
 from nemo_kit.models import DiffusionModel, load
 from nemo_kit.neurons import NeuronSet, random_neurons
 from nemo_kit.similarity import similarity
+from nemo_kit.store import Keyed, detect_all, generate_all, localize_all
 from training.photos import SIZE
 
 SEEDS = range(101, 111)  # detection uses 1 to 10

@@ -100,7 +100,7 @@ def calibrate(
 def _prompts(files: list[Path]) -> list[str]:
     if not files:
         return []
-    from nemo_kit.experiments import prompt_table
+    from nemo_kit.store import prompt_table
 
     return list(dict.fromkeys(prompt_table(existing(files, "--hold-out"))["prompt"]))
 

@@ -182,7 +182,7 @@ def _mitigation(
 def _texts(files: Sequence[Path] | None) -> list[str]:
     if not files:
         return []
-    from nemo_kit.experiments import prompt_table
+    from nemo_kit.store import prompt_table
 
     return list(prompt_table(existing(files, "--prompts"))["prompt"])
 

@@ -99,8 +99,8 @@ def detect(
     prompt pulls every seed to the same picture. With neither prompts nor a file, and the model
     lab, the lab's own prompts are taken.
     """
-    from nemo_kit.experiments import detect_all
-    from nemo_kit.experiments.method import Detect
+    from nemo_kit.store import detect_all
+    from nemo_kit.store.method import Detect
 
     refuse_both(threshold, hold_out)
     place = Place(store, workers, scheduler, retry_failed)
@@ -175,9 +175,9 @@ def localize(
     that is not memorized has none. Hard prompts take minutes. Prompts of --prompts files go
     through --store: run the same command again and it goes on where it stopped.
     """
-    from nemo_kit.experiments import localize_all
-    from nemo_kit.experiments.method import Localize
     from nemo_kit.localization.search import find_search
+    from nemo_kit.store import localize_all
+    from nemo_kit.store.method import Localize
 
     if not prompt and not prompts:
         raise ValueError("localize needs a PROMPT, or --prompts FILE")
@@ -220,7 +220,7 @@ def _one_by_one(work: Any, texts: list[str], label: str, quiet: bool) -> pd.Data
 
 def _released_writer(out: Path | None, files: list[Path] | None) -> Any:
     """Writes the released result CSV, a row for each row of the prompt files."""
-    from nemo_kit.experiments import prompt_rows, write_released
+    from nemo_kit.store import prompt_rows, write_released
 
     if out is None or out.suffix != ".csv":
         raise ValueError(f"--released needs --out FILE.csv, got {out}")

@@ -113,7 +113,7 @@ def load(
 
 def absolute(model: str) -> str:
     """A folder or file as an absolute path: notebooks run in another folder."""
-    from nemo_kit.experiments.work import absolute
+    from nemo_kit.store.work import absolute
 
     return absolute(model)
 
@@ -124,7 +124,7 @@ def texts(prompt: Sequence[str] | None, files: Sequence[Path] | None, model: str
     if not given and not files and model != "lab":
         raise ValueError("a PROMPT is needed, or --prompts FILE")
     if files or not given:
-        from nemo_kit.experiments import prompt_table
+        from nemo_kit.store import prompt_table
 
         given += list(prompt_table(existing(files or (), "--prompts"))["prompt"])
     if any(not text.strip() for text in given):

@@ -138,7 +138,7 @@ def opened(
     import torch
 
     from nemo_kit import models
-    from nemo_kit.experiments.work import check_gpus
+    from nemo_kit.store.work import check_gpus
 
     check_gpus("cuda", place.workers)
     on_gpu = models.default_dtype(torch.device("cuda")) if dtype is Dtype.auto else dtype.value
@@ -158,7 +158,7 @@ def for_workers(model: Any, device: Device, place: Place) -> Any:
     """The model, or a reference that says where workers open it."""
     if not place.elsewhere:
         return model
-    from nemo_kit.experiments import ModelRef
+    from nemo_kit.store import ModelRef
 
     return ModelRef.of(model, "cuda" if _on_gpu(device, place) else None)
 
@@ -181,8 +181,8 @@ def calibrated(
     store: Path,
 ) -> Any:
     """The settings; the model then has the threshold that belongs to them."""
-    from nemo_kit.experiments import prompt_table
     from nemo_kit.presets import calibration_for, preset
+    from nemo_kit.store import prompt_table
 
     chosen = preset(settings.value, model)
     if threshold is None:

@@ -289,6 +289,6 @@ def _typed(text: str, kind: str) -> Any:
 
 def _roles(prompt_files: Sequence[str] | None) -> set[str]:
     """Roles of the prompts given; empty for the lab's own, which has all, where none are."""
-    from nemo_kit.experiments import prompt_table
+    from nemo_kit.store import prompt_table
 
     return {"", *prompt_table(prompt_files)["role"]} if prompt_files else set()

@@ -15,11 +15,11 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pandas as pd
 
-from nemo_kit.experiments import Keyed, localize_all
 from nemo_kit.frames.evaluation import Setting, over_prompts
 from nemo_kit.localization import calibrate
 from nemo_kit.neurons import NeuronSet
 from nemo_kit.settings import LocalizationSettings
+from nemo_kit.store import Keyed, localize_all
 
 if TYPE_CHECKING:
     from nemo_kit.models import DiffusionModel

@@ -16,8 +16,8 @@ import pandas as pd
 
 from nemo_kit import effects, metrics
 from nemo_kit.checks import check_seeds_apart, check_whole
-from nemo_kit.experiments import Keyed, generate_all
 from nemo_kit.originals import TrainingImages
+from nemo_kit.store import Keyed, generate_all
 
 if TYPE_CHECKING:
     from nemo_kit.models import DiffusionModel

@@ -19,8 +19,8 @@ import pandas as pd
 from nemo_kit import metrics
 from nemo_kit.checks import check_seeds, check_seeds_apart, check_whole
 from nemo_kit.disentanglement import disentanglement
-from nemo_kit.experiments import Keyed, generate_all
 from nemo_kit.neurons import NeuronSet, random_neurons
+from nemo_kit.store import Keyed, generate_all
 
 if TYPE_CHECKING:
     from nemo_kit.models import DiffusionModel

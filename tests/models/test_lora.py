@@ -9,9 +9,9 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
-from nemo_kit.experiments.work import ModelRef, model_key
 from nemo_kit.models import DiffusionModel, load
 from nemo_kit.models.lora import Lora
+from nemo_kit.store.work import ModelRef, model_key
 
 pytest.importorskip("peft", reason="LoRA weights are read through peft")
 VALUE = "down_blocks.0.attentions.0.transformer_blocks.0.attn2.to_v"

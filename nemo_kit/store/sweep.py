@@ -18,11 +18,11 @@ import numpy as np
 import pandas as pd
 from filelock import FileLock, Timeout
 
-from nemo_kit.experiments.executors import finished
-from nemo_kit.experiments.store import Rows, Shard, read_shard, read_written, shard_paths
-from nemo_kit.experiments.work import Unit, title
 from nemo_kit.keys import is_own
 from nemo_kit.progress import Bar, followed, note_failed
+from nemo_kit.store.executors import finished
+from nemo_kit.store.store import Rows, Shard, read_shard, read_written, shard_paths
+from nemo_kit.store.work import Unit, title
 
 _TOGETHER = 1000  # frames that are joined into one
 

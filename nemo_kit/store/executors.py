@@ -29,7 +29,7 @@ from contextlib import contextmanager
 from typing import Any
 
 from nemo_kit.checks import check_whole
-from nemo_kit.experiments.work import Unit
+from nemo_kit.store.work import Unit
 
 Finished = tuple[Unit, bool]  # the unit, and whether it was computed now or found done
 _DEATHS = 2  # of a process that runs one item alone, until the item counts as failed

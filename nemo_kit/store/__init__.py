@@ -8,11 +8,11 @@ files; whatever is killed, torn or full, the same call goes on where it stopped.
 - `released`: the released code's result CSV
 """
 
-from nemo_kit.experiments.method import detect_all, generate_all, localize_all
-from nemo_kit.experiments.released import read_released, write_released
-from nemo_kit.experiments.sweep import Sweep, run
-from nemo_kit.experiments.work import Keyed, ModelRef, model_key
 from nemo_kit.prompts import prompt_rows, prompt_table
+from nemo_kit.store.method import detect_all, generate_all, localize_all
+from nemo_kit.store.released import read_released, write_released
+from nemo_kit.store.sweep import Sweep, run
+from nemo_kit.store.work import Keyed, ModelRef, model_key
 
 __all__ = [
     "Keyed",

@@ -21,8 +21,8 @@ from typing import TYPE_CHECKING, Any
 import pandas as pd
 
 from nemo_kit.checks import MachineError
-from nemo_kit.experiments.store import Rows, Shard, read_shard, to_frame, write_shard
 from nemo_kit.keys import FORMS, value_digest, versions
+from nemo_kit.store.store import Rows, Shard, read_shard, to_frame, write_shard
 
 if TYPE_CHECKING:
     from nemo_kit.calibration import Calibration

@@ -19,9 +19,17 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from nemo_kit import NeuronSet, experiments, files, keys
-from nemo_kit.experiments import Sweep, detect_all, generate_all, localize_all, prompt_table, run
+from nemo_kit import NeuronSet, files, keys
 from nemo_kit.models import DiffusionModel
+from nemo_kit.store import (
+    Sweep,
+    detect_all,
+    generate_all,
+    localize_all,
+    model_key,
+    prompt_table,
+    run,
+)
 
 PROMPTS = ["a cat", "a red cup", "Öl & <b>wasser</b>"]
 
@@ -176,7 +184,7 @@ def test_a_full_disk_is_no_failure_of_a_prompt(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(
-        "nemo_kit.experiments.store.write_atomically",
+        "nemo_kit.store.store.write_atomically",
         lambda path, write: Path("/dev/full").write_text("x" * 9999),
     )
     with pytest.raises(OSError, match="space"):
@@ -196,7 +204,7 @@ def test_a_key_without_a_plain_form_is_refused(tmp_path: Path) -> None:
 SWEEP = """
 import sys, time
 from pathlib import Path
-from nemo_kit.experiments import run
+from nemo_kit.store import run
 
 def slow(text):
     time.sleep(0.02)
@@ -258,15 +266,15 @@ def test_detect_all_is_detect_and_resumes(toy_model: DiffusionModel, tmp_path: P
 
 
 def test_changed_weights_are_another_model(toy_model: DiffusionModel, tmp_path: Path) -> None:
-    before = experiments.model_key(toy_model)
+    before = model_key(toy_model)
     weight = next(toy_model.denoiser.parameters())
     kept = weight.clone()
     try:
         weight.view(-1)[0] += 1
-        assert experiments.model_key(toy_model) != before
+        assert model_key(toy_model) != before
     finally:
         weight.copy_(kept)
-    assert experiments.model_key(toy_model) == before
+    assert model_key(toy_model) == before
 
 
 def test_localize_all_gives_neuron_sets(toy_model: DiffusionModel, tmp_path: Path) -> None:
@@ -369,7 +377,7 @@ def test_rows_come_in_the_order_of_the_items_however_they_were_gathered(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Shards are joined as they pile up, here by threes, and workers end in any order."""
-    monkeypatch.setattr("nemo_kit.experiments.sweep._TOGETHER", 3)
+    monkeypatch.setattr("nemo_kit.store.sweep._TOGETHER", 3)
 
     def rows(item: str) -> list[dict[str, Any]]:
         if item == "broken":

@@ -15,9 +15,9 @@ from typing import TYPE_CHECKING, Any
 
 import pandas as pd
 
-from nemo_kit.experiments.sweep import run, tidy
-from nemo_kit.experiments.work import Keyed, ModelRef, check_gpus, model_key, opened
 from nemo_kit.keys import versions
+from nemo_kit.store.sweep import run, tidy
+from nemo_kit.store.work import Keyed, ModelRef, check_gpus, model_key, opened
 
 if TYPE_CHECKING:
     from nemo_kit.mitigation import Mitigation
