@@ -152,9 +152,9 @@ class Calibration:
     def save(self, folder: str | Path) -> None:
         """Write `calibration.json` and, where there are any, `statistics.safetensors`.
 
-        Either both are written in full, or both are as they were; statistics of before do not
-        stay beside a calibration without any. A model's own calibration lies in the folder `nemo`
-        inside the model's folder.
+        Files of before stay where it fails. A kill while they are exchanged leaves no
+        `calibration.json`, never one beside another's statistics. A model's own calibration lies in
+        the folder `nemo` inside the model's folder.
         """
         folder = Path(folder)
         folder.mkdir(parents=True, exist_ok=True)
@@ -163,11 +163,10 @@ class Calibration:
             "similarity": to_dict(self.similarity),
             "detection": to_dict(self.detection),
         }
-        statistics = folder / STATISTICS_FILE
-        own = {} if self.statistics is None else {statistics: self.statistics.save}
-        write_together({**own, folder / CALIBRATION_FILE: json_writer(plain)})
-        if not own:
-            statistics.unlink(missing_ok=True)
+        statistics = self.statistics and self.statistics.save
+        write_together(
+            {folder / STATISTICS_FILE: statistics, folder / CALIBRATION_FILE: json_writer(plain)}
+        )
 
     @classmethod
     def load(cls, folder: str | Path) -> Calibration:

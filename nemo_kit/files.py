@@ -31,20 +31,27 @@ def write_atomically(path: Path, write: Callable[[Path], Any]) -> None:
     write_together({path: write})
 
 
-def write_together(writers: Mapping[Path, Callable[[Path], Any]]) -> None:
+def write_together(writers: Mapping[Path, Callable[[Path], Any] | None]) -> None:
     """Let each function fill a temporary file beside its path; rename them once all are written.
 
+    A path with None in a function's place is removed. The last path stands for all of them: where
+    there are several, it is gone while the others change, so that a kill leaves none that lies.
     Raises what one of them raises (OSError on a full disk); all paths are then as they were.
     """
-    parts = {path: path.with_name(f".{path.name}.{token_hex(6)}.tmp") for path in writers}
+    given = {path: write for path, write in writers.items() if write}
+    parts = {path: path.with_name(f".{path.name}.{token_hex(6)}.tmp") for path in given}
+    *others, last = writers
     try:
         for path, part in parts.items():
             part.touch()
             mode = part.stat().st_mode
-            writers[path](part)
+            given[path](part)
             part.chmod(mode)  # as the umask says: safetensors makes its files private
             with part.open("rb+") as file:
                 os.fsync(file.fileno())
+        for path in [last, *others] if others else []:
+            if path is last or path not in parts:
+                path.unlink(missing_ok=True)
         for path, part in parts.items():
             os.replace(part, path)
     finally:

@@ -1,10 +1,9 @@
-"""Sets of neurons: layer -> sorted indices, with their arithmetic and their files.
+"""Sets of neurons: layer -> sorted indices, with their arithmetic.
 
-Scope: `NeuronSet`, counting over prompts, a random control set, and three file forms (the
-released code's text and result CSV, JSON, parquet). A neuron is one output feature of a
-cross-attention value projection; layers are numbered from 1 as in the paper.
-Source: "Finding NeMo" (arXiv 2406.02366), section 2 and appendix; the result CSV is that of the
-authors' released code.
+Scope: `NeuronSet`, its text forms (JSON, and the released code's list of lists), counting over
+prompts, a random control set. A neuron is one output feature of a cross-attention value
+projection; layers are numbered from 1 as in the paper. Files are in `nemo_kit.neuron_files`.
+Source: "Finding NeMo" (arXiv 2406.02366), section 2 and appendix.
 """
 
 from __future__ import annotations
@@ -14,22 +13,16 @@ import json
 import operator
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
-from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import pandas as pd
 
 from nemo_kit.checks import is_whole
-from nemo_kit.files import spreadsheet_safe, write_atomically
-from nemo_kit.tables import read_csv
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 Neuron = tuple[int, int]  # (layer from 1, index from 0)
-
-RESULT_COLUMNS = (
-    "Caption", "URL", "Initial Neurons", "Initial SSIM", "Refined Neurons", "Refined SSIM",
-)  # fmt: skip
-_SET_COLUMNS = ("Initial Neurons", "Refined Neurons")
 
 
 class NeuronSet:
@@ -216,15 +209,11 @@ def frequency(sets: Iterable[NeuronSet]) -> pd.DataFrame:
     Parameters: `sets`, one set a prompt.
     Source: section 4 (the most frequent neurons, figures 5a and 8).
     """
-    counts = Counter(neuron for one in sets for neuron in one)
-    rows = sorted(((layer, index, n) for (layer, index), n in counts.items()), key=_most_first)
-    frame = pd.DataFrame(rows, columns=["layer", "neuron", "prompts"])
-    return frame.astype({"layer": int, "neuron": int, "prompts": int})
+    import pandas as pd
 
-
-def _most_first(row: tuple[int, int, int]) -> tuple[int, int, int]:
-    layer, index, count = row
-    return -count, layer, index
+    counts = sorted(Counter(neuron for one in sets for neuron in one).items())
+    rows = [(*neuron, count) for neuron, count in sorted(counts, key=lambda pair: -pair[1])]
+    return pd.DataFrame(rows, columns=["layer", "neuron", "prompts"], dtype=int)
 
 
 def random_neurons(
@@ -265,79 +254,3 @@ def _elsewhere(
     if len(free) < count:
         raise ValueError(f"exclude leaves {len(free)} more neurons, but {count} are needed")
     return NeuronSet.of(free[place] for place in rng.permutation(len(free))[:count])
-
-
-def write_results_csv(path: str | Path, results: pd.DataFrame, layers: int = 7) -> None:
-    """Write localization results as the released code does.
-
-    Parameters: `results`, a frame with the columns Caption, URL, Initial Neurons, Initial SSIM,
-    Refined Neurons, Refined SSIM, the neurons as `NeuronSet`; `layers`, lists per set. A caption
-    that a spreadsheet would run as a formula is guarded, see `files.spreadsheet_safe`.
-    Raises ValueError where a column is missing.
-    """
-    _need_columns(path, results)
-    frame = results.loc[:, list(RESULT_COLUMNS)].copy()
-    for column in _SET_COLUMNS:
-        frame[column] = [neurons.to_text(layers) for neurons in frame[column]]
-    safe = spreadsheet_safe(frame)
-    write_atomically(Path(path), lambda part: safe.to_csv(part, sep=";", index=False))
-
-
-def read_results_csv(path: str | Path) -> pd.DataFrame:
-    """Read a result CSV of the released code (or of `write_results_csv`).
-
-    Returns a frame with its six columns, the neurons as `NeuronSet`, the SSIM as float; a prompt
-    skipped as not memorized has empty sets and SSIM 0.
-    Raises ValueError that names the file and, where a cell is bad, its row.
-    """
-    frame = read_csv(path, ";")
-    _need_columns(path, frame)
-    frame = frame.loc[:, list(RESULT_COLUMNS)]
-    for column in RESULT_COLUMNS[2:]:
-        read = NeuronSet.from_text if column in _SET_COLUMNS else float
-        frame[column] = [_cell(path, column, i, text, read) for i, text in enumerate(frame[column])]
-    return frame
-
-
-def _cell(path: str | Path, column: str, row: int, text: str, read: Any) -> Any:
-    try:
-        return read(text)
-    except ValueError as error:
-        raise ValueError(f"{path}, row {row}, column {column!r}: {error}") from error
-
-
-def _need_columns(path: str | Path, frame: pd.DataFrame) -> None:
-    missing = [column for column in RESULT_COLUMNS if column not in frame]
-    if missing:
-        raise ValueError(f"{path}: a result CSV needs the columns {missing}; got {list(frame)}")
-
-
-def save_sets(path: str | Path, sets: Mapping[str, NeuronSet]) -> None:
-    """Save one set a prompt as tidy parquet (prompt, layer, neuron); an empty set is a null row."""
-    rows = [
-        (prompt, layer, index)
-        for prompt, one in sets.items()
-        for layer, index in (list(one) or [(None, None)])
-    ]
-    frame = pd.DataFrame(rows, columns=["prompt", "layer", "neuron"])
-    frame = frame.astype({"prompt": "str", "layer": "Int64", "neuron": "Int64"})
-    write_atomically(Path(path), lambda part: frame.to_parquet(part, index=False))
-
-
-def load_sets(path: str | Path) -> dict[str, NeuronSet]:
-    """Read what `save_sets` wrote, prompts in their order.
-
-    Raises ValueError where the file is no parquet of prompt, layer, neuron.
-    """
-    try:
-        frame = pd.read_parquet(path, columns=["prompt", "layer", "neuron"])
-    except (ValueError, KeyError, OSError) as error:
-        if isinstance(error, FileNotFoundError):
-            raise
-        raise ValueError(f"{path} holds no neuron sets: {error}") from error
-    groups = frame.groupby("prompt", sort=False)
-    return {str(prompt): _from_rows(rows.dropna()) for prompt, rows in groups}
-
-
-def _from_rows(rows: pd.DataFrame) -> NeuronSet:
-    return NeuronSet.of(zip(rows["layer"].astype(int), rows["neuron"].astype(int), strict=True))

@@ -2,11 +2,12 @@
 
 Scope: detection and localization; how differences are compared is `similarity.SimilaritySettings`.
 Source: "Finding NeMo" (arXiv 2406.02366), Algorithms 1 to 4, section 4, and the authors' released
-code. The two differ in ten points; each is a named option, marked "difference 1" to "10", and
-`released()` and `paper()` set them all. The default is the code's behaviour where that fixes the
-published threshold 0.428 (1, 2, 4, 5), except that calibration is unguided as the text says (3);
-elsewhere it is the paper's, and each pair's own data range (10), on which no score depends on its
-neighbours. Besides, `released()` draws noise as the code does, which the text leaves open.
+code. The two differ in ten points; each is a named option, marked "difference 1" to "10" (7 is
+`exclude` of `neurons.random_neurons`), and `released()` and `paper()` set them all. The default is
+the code's behaviour where that fixes the published threshold 0.428 (1, 2, 4, 5), except that
+calibration is unguided as the text says (3); elsewhere it is the paper's, and each pair's own data
+range (10), on which no score depends on its neighbours. Besides, `released()` draws noise as the
+code does, which the text leaves open.
 """
 
 from __future__ import annotations
@@ -83,7 +84,6 @@ class LocalizationSettings:
     order: Order = "index"  # difference 9: "released" walks lists with doubles: `candidate_lists`
     factor: float = 0.0  # deactivating is × 0; table 4 scales by −1 … 0.75
     halves: Halves = "conditional"  # difference 8: the code acts on both guidance halves
-    random_excludes_found: bool = True  # difference 7: kept for the control, unused by localize
     batch_size: int | None = None  # denoiser samples a call; None: what memory allows, measured
     precision: Precision = "model"  # of denoiser operations; on most CPUs half is slower
     compile: bool = False  # torch.compile of scored calls: minutes at first, then faster ones
@@ -116,7 +116,6 @@ class LocalizationSettings:
             score_theta_min=False,
             order="released",
             halves="both",
-            random_excludes_found=False,
             detection=DetectionSettings.released(),
             similarity=replace(compared, kind="ms_ssim", data_range="batch"),
             name="released",

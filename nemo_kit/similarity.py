@@ -19,7 +19,6 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 from torch.nn import functional as F
-from torchmetrics.functional.image import structural_similarity_index_measure as ssim
 
 from nemo_kit.checks import HALF_PRECISION, check_choice, check_number, is_whole
 
@@ -149,6 +148,9 @@ def _compare(a: Tensor, b: Tensor, settings: SimilaritySettings) -> Tensor:
 
 def _one_scale(a: Tensor, b: Tensor, settings: SimilaritySettings) -> tuple[Tensor, Tensor]:
     """([N], [N]): SSIM, and its contrast-structure part inside the window's border."""
+    # here, since all of torchmetrics comes with it: seconds that opening a model doesn't need
+    from torchmetrics.functional.image import structural_similarity_index_measure as ssim
+
     options: dict[str, Any] = {"sigma": settings.sigma, "kernel_size": settings.kernel}
     data_range = _range(a, b, settings.data_range)
     return ssim(

@@ -12,7 +12,7 @@ from test_cli import call
 
 from nemo_kit import NeuronSet, localize
 from nemo_kit.models import DiffusionModel
-from nemo_kit.store import read_released, write_released
+from nemo_kit.neuron_files import read_released, write_released
 
 RELEASED = ''';Caption;URL;type
 0;"a cat; ""quoted""";https://a;VM

@@ -9,13 +9,11 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pandas as pd
 import pytest
 import torch
 from diffusers import DDIMScheduler, StableDiffusionPipeline
 from safetensors.torch import load_file, save_file
 
-from nemo_kit.files import spreadsheet_safe
 from nemo_kit.generation import generate
 from nemo_kit.localization.candidates import text_activations, z_scores
 from nemo_kit.mitigation import (
@@ -26,10 +24,9 @@ from nemo_kit.mitigation import (
     RandomNeurons,
     WandaPruning,
     export,
-    read_neurons,
 )
 from nemo_kit.models import DiffusionModel, load
-from nemo_kit.neurons import NeuronSet, save_sets, write_results_csv
+from nemo_kit.neurons import NeuronSet
 
 FOUND = NeuronSet({1: [0, 3], 4: range(6), 9: [2]})
 OTHER = NeuronSet({2: [1]})
@@ -266,78 +263,3 @@ def test_export_refuses(
 def test_a_folder_above_must_be_there(toy_model: DiffusionModel, tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError, match="there is no folder"):
         export(toy_model, NeMo(FOUND), tmp_path / "no" / "out")
-
-
-# -- neuron sets from files and text --
-
-
-def test_neurons_from_every_file(tmp_path: Path) -> None:
-    sets = {"=a b": FOUND, "Öl": OTHER}
-    save_sets(tmp_path / "sets.parquet", sets)
-    rows = pd.DataFrame({"prompt": list(sets), "refined": [s.to_json() for s in sets.values()]})
-    rows.to_parquet(tmp_path / "localized.parquet")
-    spreadsheet_safe(rows).to_csv(tmp_path / "localized.csv", index=False)
-    released = {
-        "Caption": list(sets), "URL": "", "Initial Neurons": list(sets.values()),
-        "Initial SSIM": 0.1, "Refined Neurons": list(sets.values()), "Refined SSIM": 0.1,
-    }  # fmt: skip
-    write_results_csv(tmp_path / "released.csv", pd.DataFrame(released), layers=9)
-    objects = {prompt: json.loads(one.to_json()) for prompt, one in sets.items()}
-    (tmp_path / "sets.json").write_text(json.dumps(objects), "utf-8")
-    lines = [json.dumps({"prompt": p, "refined": one}) for p, one in objects.items()]
-    (tmp_path / "lines.jsonl").write_text("\n".join(lines), "utf-8")
-    for file in sorted(tmp_path.iterdir()):
-        assert read_neurons(file) == sets, file.name
-
-
-def test_prompts_with_neurons_keep_their_own_apostrophe_and_odd_letters(tmp_path: Path) -> None:
-    """Only what `spreadsheet_safe` put there is taken off; a U+2028 ends no line."""
-    prompts = ["'@home", "a\u2028b\x0cc"]
-    rows = pd.DataFrame({"prompt": prompts, "refined": FOUND.to_json()})
-    rows.to_parquet(tmp_path / "x.parquet")
-    rows.to_csv(tmp_path / "x.csv", index=False)
-    lines = [json.dumps(row, ensure_ascii=False) for row in rows.to_dict("records")]
-    (tmp_path / "x.jsonl").write_text("\n".join(lines), "utf-8")
-    for file in sorted(tmp_path.iterdir()):
-        assert read_neurons(file) == dict.fromkeys(prompts, FOUND), file.name
-
-
-def test_a_prompt_of_several_rows_has_the_neurons_of_all(tmp_path: Path) -> None:
-    rows = pd.DataFrame({"prompt": ["a", "a"], "refined": [FOUND.to_json(), OTHER.to_json()]})
-    rows.to_csv(tmp_path / "x.csv", index=False)
-    assert read_neurons(tmp_path / "x.csv") == {"a": FOUND | OTHER}
-    (tmp_path / "x.jsonl").write_text("[]")
-    with pytest.raises(ValueError, match=r"x\.jsonl holds no neuron sets"):
-        read_neurons(tmp_path / "x.jsonl")
-
-
-def test_neurons_from_text_and_several_sources(tmp_path: Path) -> None:
-    assert read_neurons('{"1": [3, 0]}') == {"": NeuronSet({1: [0, 3]})}
-    assert read_neurons("[[3], [], [7]]") == {"": NeuronSet({1: [3], 3: [7]})}
-    (tmp_path / "one.json").write_text('{"2": [1]}')
-    (tmp_path / "row.json").write_text('{"prompt": "a", "refined": {"1": [5]}}')
-    found = read_neurons([tmp_path / "one.json", "[[4]]", tmp_path / "row.json"])
-    assert found == {"": NeuronSet({1: [4], 2: [1]}), "a": NeuronSet({1: [5]})}
-
-
-@pytest.mark.parametrize(
-    ("source", "error", "text"),
-    [
-        ([], ValueError, "got none"),
-        ("", ValueError, r"neurons must be a file .* got ''"),
-        ("12", ValueError, "neurons must be a file"),
-        ("no.json", FileNotFoundError, "there is no file no.json"),
-        ('{"1": "a"}', ValueError, "can't be read"),
-        ("[1, 2]", ValueError, "must be a list of lists"),
-    ],
-)
-def test_bad_neuron_sources(source: Any, error: type[Exception], text: str) -> None:
-    with pytest.raises(error, match=text):
-        read_neurons(source)
-
-
-@pytest.mark.parametrize("name", ["x.json", "x.jsonl", "x.csv", "x.parquet"])
-def test_files_that_hold_no_neurons(tmp_path: Path, name: str) -> None:
-    (tmp_path / name).write_text("prompt,other\na,b\n")
-    with pytest.raises(ValueError, match=f"{name} holds no neuron sets"):
-        read_neurons(tmp_path / name)

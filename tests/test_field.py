@@ -25,7 +25,7 @@ from nemo_kit.calibration import CALIBRATION_FILE, Calibration
 from nemo_kit.hooks import InterventionError, capture, scale_neurons
 from nemo_kit.layers import value_layers
 from nemo_kit.models import DiffusionModel
-from nemo_kit.neurons import load_sets
+from nemo_kit.neuron_files import read_neurons
 from nemo_kit.originals import TrainingImages
 from nemo_kit.prompts import prompt_table
 from nemo_kit.settings import DetectionSettings, LocalizationSettings
@@ -243,12 +243,12 @@ REFUSED: dict[str, tuple[Call, type[Exception], str]] = {
         "calibration",
     ),
     "neurons in a torn file": (
-        lambda m, p: load_sets(_put(p, "n.parquet", '{"1": [')),
+        lambda m, p: read_neurons(_put(p, "n.parquet", '{"1": [')),
         ValueError,
         "n.parquet",
     ),
     "neurons in no file": (
-        lambda m, p: load_sets(p / "no.parquet"),
+        lambda m, p: read_neurons(p / "no.parquet"),
         FileNotFoundError,
         "no.parquet",
     ),

@@ -36,7 +36,8 @@ from nemo_kit.localization.attribution import first_order_effects
 from nemo_kit.localization.candidates import text_activations
 from nemo_kit.localization.differences import Differences
 from nemo_kit.models import DiffusionModel
-from nemo_kit.neurons import NeuronSet, read_results_csv, write_results_csv
+from nemo_kit.neuron_files import read_released, write_released
+from nemo_kit.neurons import NeuronSet
 from nemo_kit.similarity import SimilaritySettings, noise_differences, pairwise, similarity
 
 SEEDS = [1, 2, 3]
@@ -365,6 +366,7 @@ def test_a_row_is_flat(found: Localization, toy_model: DiffusionModel, tmp_path:
     assert frame["n_refined"].tolist() == [len(found.refined), 0]
     assert frame["theta"].isna().tolist() == [False, True]
     assert frame["samples_detect"].tolist() == [3, 3]
+    assert frame["verified"].isna().all()  # this mode does not look
     assert rows[0].keys() == rows[1].keys()
 
 
@@ -373,10 +375,12 @@ def test_results_in_the_released_form(
 ) -> None:
     skipped = localize(toy_model, "a", SEEDS, threshold=0.99)
     path = tmp_path / "results.csv"
-    write_results_csv(path, pd.DataFrame([found.to_released("https://a"), skipped.to_released()]))
-    back = read_results_csv(path)
-    assert back["Refined Neurons"].tolist() == [found.refined, NeuronSet()]
-    assert back["Initial SSIM"].tolist() == [pytest.approx(found.initial_score), 0.0]
+    rows = pd.DataFrame([one.to_row() for one in (found, skipped)])
+    write_released(path, rows)
+    back = read_released(path)
+    assert back["refined"].tolist() == [found.refined, NeuronSet()]
+    assert back["initial_score"][0] == pytest.approx(found.initial_score)
+    assert back["memorized"].tolist() == [True, False]
 
 
 def test_another_search_mode_can_be_added(toy_model: DiffusionModel, monkeypatch: Any) -> None:

@@ -1,25 +1,15 @@
-"""Neuron sets: arithmetic, order, and every file form there and back."""
+"""Neuron sets: arithmetic, order, and its text forms there and back."""
 
 from __future__ import annotations
 
 import pickle
-from pathlib import Path
 
 import numpy as np
-import pandas as pd
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from nemo_kit.neurons import (
-    NeuronSet,
-    frequency,
-    load_sets,
-    random_neurons,
-    read_results_csv,
-    save_sets,
-    write_results_csv,
-)
+from nemo_kit.neurons import NeuronSet, frequency, random_neurons
 
 sets = st.dictionaries(st.integers(1, 7), st.lists(st.integers(0, 1279), max_size=5)).map(NeuronSet)
 A = NeuronSet({3: [7], 1: [40, 12, 12], 2: []})
@@ -158,84 +148,3 @@ def test_random_neurons_without_room() -> None:
         random_neurons(A, {1: 50, 3: 8}, exclude=NeuronSet({3: range(8)}))
     with pytest.raises(ValueError, match="out of range"):
         random_neurons(A, {1: 5, 3: 8})
-
-
-def results() -> pd.DataFrame:
-    return pd.DataFrame(
-        {
-            "Caption": ['Say "hi"; <i>now</i> 🎉', "=SUM(A1)", "'=quoted", "NA"],
-            "URL": ["https://a", "@b", "", "nan"],
-            "Initial Neurons": [A, NeuronSet({7: [3]}), NeuronSet(), NeuronSet()],
-            "Initial SSIM": [0.4279999, 0.1, 0.0, 0.0],
-            "Refined Neurons": [
-                NeuronSet({1: [12]}),
-                NeuronSet({7: [3]}),
-                NeuronSet(),
-                NeuronSet(),
-            ],
-            "Refined SSIM": [0.41, 0.1, 0.0, 0.0],
-        }
-    )
-
-
-def test_results_csv_comes_back(tmp_path: Path) -> None:
-    path = tmp_path / "results.csv"
-    write_results_csv(path, results())
-    pd.testing.assert_frame_equal(read_results_csv(path), results())
-    lines = path.read_text("utf-8").splitlines()
-    assert lines[0].startswith(HEADER.strip())
-    assert "[[12, 40], [], [7], [], [], [], []]" in lines[1]
-    assert lines[2].startswith("'=SUM")
-    assert list(tmp_path.iterdir()) == [path]
-
-
-HEADER = "Caption;URL;Initial Neurons;Initial SSIM;Refined Neurons;Refined SSIM\n"
-
-
-@pytest.mark.parametrize(
-    ("content", "text"),
-    [
-        ("", "results.csv: a result CSV needs the columns"),
-        ("Caption;URL\na;b\n", "needs the columns"),
-        (HEADER + "a;b;[[x]];0;[];0\n", "row 0, column 'Initial Neurons'"),
-        (HEADER + "a;b;[];high;[];0\n", "row 0, column 'Initial SSIM'"),
-        (HEADER + "a;b;c;d;e;f;g;h\n1;2", "results.csv"),
-    ],
-)
-def test_malformed_results_csv(tmp_path: Path, content: str, text: str) -> None:
-    path = tmp_path / "results.csv"
-    path.write_text(content, "utf-8")
-    with pytest.raises(ValueError, match=text):
-        read_results_csv(path)
-
-
-def test_captions_of_the_authors_keep_their_apostrophes_and_are_no_numbers(tmp_path: Path) -> None:
-    captions = ["'@home", "'=1+1", "007", "1e5", "NA", "a\u2028b"]
-    rows = "".join(f"{caption};;[];0;[];0\n" for caption in captions)
-    (tmp_path / "r.csv").write_text(HEADER + rows, "utf-8")
-    assert list(read_results_csv(tmp_path / "r.csv")["Caption"]) == captions
-
-
-def test_results_without_a_column(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match=r"needs the columns \['URL'\]"):
-        write_results_csv(tmp_path / "r.csv", results().drop(columns="URL"))
-
-
-def test_sets_come_back_from_parquet(tmp_path: Path) -> None:
-    found = {"b": A, "a; 'quoted'": NeuronSet(), "=c": NeuronSet({7: [1279]})}
-    save_sets(tmp_path / "sets.parquet", found)
-    loaded = load_sets(tmp_path / "sets.parquet")
-    assert loaded == found
-    assert list(loaded) == list(found)
-    save_sets(tmp_path / "none.parquet", {})
-    assert load_sets(tmp_path / "none.parquet") == {}
-
-
-def test_other_files_are_no_sets(tmp_path: Path) -> None:
-    (tmp_path / "a.parquet").write_text("no parquet")
-    pd.DataFrame({"prompt": ["x"]}).to_parquet(tmp_path / "b.parquet")
-    for name in "ab":
-        with pytest.raises(ValueError, match="holds no neuron sets"):
-            load_sets(tmp_path / f"{name}.parquet")
-    with pytest.raises(FileNotFoundError):
-        load_sets(tmp_path / "none.parquet")

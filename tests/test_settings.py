@@ -31,15 +31,15 @@ def test_presets_take_a_side_in_all_ten_points() -> None:
         d = s.detection
         guided = (d.calibration_guidance, d.calibration_swapped)
         return [d.timestep_index, s.similarity.kind, guided, d.threshold_from, s.two_sided,
-                s.score_theta_min, s.random_excludes_found, s.halves, s.order,
+                s.score_theta_min, s.halves, s.order,
                 s.similarity.data_range, d.noise]  # fmt: skip
 
     assert sides(code) == [
-        1, "ms_ssim", (7.0, True), "pairs", True, False, False, "both", "released", "batch",
+        1, "ms_ssim", (7.0, True), "pairs", True, False, "both", "released", "batch",
         "one generator",
     ]  # fmt: skip
     assert sides(text) == [
-        0, "ssim", (0.0, False), "maxima", True, True, True, "conditional", "index", "pair",
+        0, "ssim", (0.0, False), "maxima", True, True, "conditional", "index", "pair",
         "per seed",
     ]  # fmt: skip
 

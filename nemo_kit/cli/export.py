@@ -161,7 +161,8 @@ def _mitigation(
     neurons: Sequence[str] | None, factor: float, wanda: bool, texts: list[str]
 ) -> tuple[Mitigation, list[str]]:
     """What to write into the weights, and the prompts it is for."""
-    from nemo_kit.mitigation import NeMo, WandaPruning, read_neurons
+    from nemo_kit.mitigation import NeMo, WandaPruning
+    from nemo_kit.neuron_files import read_neurons
 
     if wanda == bool(neurons):
         raise ValueError("export needs either --neurons FILE or TEXT, or --wanda with --prompts")

@@ -220,7 +220,8 @@ def _one_by_one(work: Any, texts: list[str], label: str, quiet: bool) -> pd.Data
 
 def _released_writer(out: Path | None, files: list[Path] | None) -> Any:
     """Writes the released result CSV, a row for each row of the prompt files."""
-    from nemo_kit.store import prompt_rows, write_released
+    from nemo_kit.neuron_files import write_released
+    from nemo_kit.prompts import prompt_rows
 
     if out is None or out.suffix != ".csv":
         raise ValueError(f"--released needs --out FILE.csv, got {out}")

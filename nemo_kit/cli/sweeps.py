@@ -165,11 +165,11 @@ def for_workers(model: Any, device: Device, place: Place) -> Any:
 
 def _on_gpu(device: Device, place: Place) -> bool:
     """What workers of a scheduler have can't be seen from here: --device cuda says it."""
-    import torch
+    from nemo_kit.models import default_device
 
     if place.scheduler is not None or device == Device.cuda:
         return device == Device.cuda
-    return device == Device.auto and torch.cuda.is_available()
+    return device == Device.auto and default_device().type == "cuda"
 
 
 def calibrated(

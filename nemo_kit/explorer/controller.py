@@ -13,8 +13,6 @@ from dataclasses import dataclass, replace
 from functools import wraps
 from typing import Any
 
-import torch
-
 from nemo_kit.explorer import state
 from nemo_kit.explorer.session import Facts, Left, Look, Pictures, Session
 from nemo_kit.explorer.state import History, Selection, View
@@ -224,9 +222,8 @@ class Controller:
     def code(self) -> str:
         """A cell's worth of Python that repeats the view."""
         model = self.session.model
-        place = torch.device("cuda" if torch.cuda.is_available() else "cpu")  # where load opens it
         dtype = str(model.dtype).removeprefix("torch.")
-        if model.dtype == default_dtype(place) or dtype not in DTYPES:
+        if model.dtype == default_dtype() or dtype not in DTYPES:
             dtype = None
         return state.as_code(self.view, model.name, model.revision, self.session.seeds, dtype)
 

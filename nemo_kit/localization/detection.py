@@ -10,7 +10,6 @@ import math
 from collections.abc import Iterable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
-import pandas as pd
 import torch
 from torch import Tensor
 
@@ -21,6 +20,8 @@ from nemo_kit.settings import DetectionSettings
 from nemo_kit.similarity import SimilaritySettings, pairwise
 
 if TYPE_CHECKING:
+    import pandas as pd
+
     from nemo_kit.models import DiffusionModel
 
 VERSION = 1  # raised where results change (see nemo_kit.keys)
@@ -48,6 +49,8 @@ def detect(
     Source: Algorithm 1; default: the code's timesteps[1] on the unchanged x_T and MS-SSIM, which
     the published threshold 0.428 belongs to.
     """
+    import pandas as pd
+
     detection, compared = resolve(model, settings, similarity)
     limit = check_threshold(model, threshold, detection, compared)
     numbers = check_seeds(seeds, least=2, distinct=True)

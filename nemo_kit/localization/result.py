@@ -12,10 +12,11 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from nemo_kit.localization.search import Refinement, Selection
-from nemo_kit.neurons import RESULT_COLUMNS, NeuronSet
+from nemo_kit.neurons import NeuronSet
 from nemo_kit.settings import LocalizationSettings, to_dict
 
 STAGES = ("detect", "activations", "select", "refine")  # Algorithms 1 to 4
+_NUMBERS = ("theta", "k", "initial_score", "refined_score", "refinement_threshold", "verified")
 
 
 @dataclass(frozen=True)
@@ -77,21 +78,14 @@ class Localization:
             "samples_evaluated": self.samples_evaluated,
             "seconds": self.seconds,
             "search": self.search,
-            "verified": bool(self.verified),
             "fell_back": self.fell_back.to_json(),
             "settings": json.dumps(to_dict(self.settings)),
         }
-        for name in ("theta", "k", "initial_score", "refined_score", "refinement_threshold"):
+        for name in _NUMBERS:
             value = getattr(self, name)
             row[name] = math.nan if value is None else float(value)
         row |= {f"samples_{name}": count for name, count in self.samples.items()}
         return row | {f"seconds_{name}": time for name, time in self.times.items()}
-
-    def to_released(self, url: str = "") -> dict[str, Any]:
-        """One row for `write_results_csv`; SSIM 0 where the prompt was skipped, as there."""
-        scores = (self.initial_score or 0.0, self.refined_score or 0.0)
-        values = (self.prompt, url, self.initial, scores[0], self.refined, scores[1])
-        return dict(zip(RESULT_COLUMNS, values, strict=True))
 
 
 def outcome(selection: Selection | None, refinement: Refinement | None) -> dict[str, Any]:

@@ -9,7 +9,7 @@ Scope: each is a frozen dataclass with `.name`, `.source`, `.protocol` and `.per
 - `noise`: initial-noise optimisation
 - `wanda`: pruning of feed-forward weights
 - `rows`: the rows of the paper's table 1, and others
-- `export`: a permanent one written into the weights; `sources`: neuron sets from files and text
+- `export`: a permanent one written into the weights
 Source: "Finding NeMo" (arXiv 2406.02366), section 4; every mitigation names its own.
 """
 
@@ -25,7 +25,6 @@ from nemo_kit.mitigation.nemo import InitialCandidates, NeMo, Neurons, RandomNeu
 from nemo_kit.mitigation.noise import NoiseOptimisation
 from nemo_kit.mitigation.prompts import RandomNumbers, RandomTokens, WordRepetition
 from nemo_kit.mitigation.rows import MITIGATIONS, further_rows, paper_rows
-from nemo_kit.mitigation.sources import read_neurons
 from nemo_kit.mitigation.wanda import WandaPruning
 
 __all__ = [
@@ -49,5 +48,4 @@ __all__ = [
     "export",
     "further_rows",
     "paper_rows",
-    "read_neurons",
 ]

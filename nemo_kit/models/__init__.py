@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from nemo_kit.models.opening import (
         DTYPES,
         GENERATION_FILE,
+        default_device,
         default_dtype,
         load,
         resolve,
@@ -27,6 +28,7 @@ __all__ = [
     "GENERATION_FILE",
     "DiffusionModel",
     "StableDiffusion",
+    "default_device",
     "default_dtype",
     "load",
     "notes_folder",

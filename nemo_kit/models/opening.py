@@ -136,9 +136,14 @@ def resolve(name: str, parameter: str = "name") -> str | Path:
     return name
 
 
+def default_device() -> torch.device:
+    """The device that "auto" means here."""
+    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+
+
 def _device(device: str) -> torch.device:
     if device == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        return default_device()
     try:
         place = torch.device(device)
     except (RuntimeError, TypeError) as error:
@@ -152,9 +157,9 @@ def _device(device: str) -> torch.device:
     return place
 
 
-def default_dtype(device: torch.device) -> torch.dtype:
-    """The number type that "auto" means on a device."""
-    return torch.float16 if device.type == "cuda" else torch.float32
+def default_dtype(device: torch.device | None = None) -> torch.dtype:
+    """The number type that "auto" means on a device, by default the one that "auto" means."""
+    return torch.float16 if (device or default_device()).type == "cuda" else torch.float32
 
 
 def _dtype(dtype: torch.dtype | str | None, place: torch.device) -> torch.dtype:

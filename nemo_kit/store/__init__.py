@@ -5,12 +5,10 @@ files; whatever is killed, torn or full, the same call goes on where it stopped.
 - `sweep`: `run`, for any function of one item
 - `method`: `detect_all`, `localize_all`, `generate_all`
 - `store`: shards; `work`: what is sent to a worker; `executors`: where it runs
-- `released`: the released code's result CSV
 """
 
 from nemo_kit.prompts import prompt_rows, prompt_table
 from nemo_kit.store.method import detect_all, generate_all, localize_all
-from nemo_kit.store.released import read_released, write_released
 from nemo_kit.store.sweep import Sweep, run
 from nemo_kit.store.work import Keyed, ModelRef, model_key
 
@@ -24,7 +22,5 @@ __all__ = [
     "model_key",
     "prompt_rows",
     "prompt_table",
-    "read_released",
     "run",
-    "write_released",
 ]
