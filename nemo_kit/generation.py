@@ -111,6 +111,31 @@ class Run:
     memo: dict[Any, Any] = field(default_factory=dict)
     every: Tensor | None = None
 
+    @classmethod
+    def of(
+        cls,
+        model: DiffusionModel,
+        prompt: str,
+        seeds: Iterable[int],
+        steps: int = 50,
+        guidance: float | None = None,
+        text: str | None = None,
+    ) -> Run:
+        """One prompt's images, undisturbed; `empty` is there whatever the guidance.
+
+        Parameters: `guidance`, by default the model's own; `text`, embedded in the prompt's place.
+        Raises TypeError or ValueError for bad seeds and numbers.
+        """
+        numbers = check_seeds(seeds, distinct=True)
+        guidance = model.guidance if guidance is None else guidance
+        _check(guidance, steps, None)
+        count, text = len(numbers), prompt if text is None else text
+        return cls(
+            model=model, prompts=(prompt,) * count, texts=(text,) * count, seeds=tuple(numbers),
+            noise=model.noise(numbers), embeddings=model.embed(text).repeat(count, 1, 1),
+            empty=model.embed(""), guidance=guidance, steps=steps, halves="conditional",
+        )  # fmt: skip
+
     def rows(self, each: Sequence[Row], neutral: Row) -> list[Row]:
         """One value for each sample of a denoiser call: [N], with guidance [2N].
 
@@ -123,30 +148,50 @@ class Run:
 
 
 @torch.no_grad()
-def denoise(run: Run, report: Callable[[Tensor], None] | None = None, last: int = 0) -> Tensor:
+def denoise(
+    run: Run,
+    report: Callable[[Tensor], None] | None = None,
+    last: int = 0,
+    look: Callable[[Tensor, Tensor, Tensor, Tensor], None] | None = None,
+) -> Tensor:
     """Follow the guided DDIM trajectory from the run's noise.
 
     Returns the latents at its end (or after `last` steps, where that is not 0), [N, C, H, W].
-    Parameters: `report`, called with the latents after each step.
+    Parameters: `report`, called with the latents after each step; `look`, of a guided run,
+    with timestep, latents, the text's and the empty prompt's output at each.
     Source: section 4.
     """
     scheduler = copy.deepcopy(run.model.scheduler)  # its state is not the model's
     scheduler.set_timesteps(run.steps)
     latents = run.noise
     for timestep in scheduler.timesteps[: last or None]:
-        output = _guided(run, latents, timestep)
+        if run.empty is None:
+            output = run.model.predict(latents, timestep, run.embeddings)
+        else:
+            halves = both_outputs(run.model.predict, latents, timestep, run.embeddings, run.empty)
+            if look:
+                look(timestep, latents, *halves)
+            output = halves[1] + run.guidance * (halves[0] - halves[1])
         latents = scheduler.step(output, timestep, latents, return_dict=False)[0]
         if report:
             report(latents)
     return latents
 
 
-def _guided(run: Run, latents: Tensor, timestep: Tensor) -> Tensor:
-    if run.empty is None:
-        return run.model.predict(latents, timestep, run.embeddings)
-    both = torch.cat([run.embeddings, run.empty.expand_as(run.embeddings)])
-    text, empty = run.model.predict(torch.cat([latents, latents]), timestep, both).chunk(2)
-    return empty + run.guidance * (text - empty)
+def both_outputs(
+    predict: Callable[..., Tensor],
+    latents: Tensor,
+    timestep: Tensor | int,
+    text: Tensor,
+    empty: Tensor,
+) -> tuple[Tensor, ...]:
+    """What the text and the empty prompt give, [N, C, H, W] each; one denoiser call.
+
+    Parameters: `predict`, the model's `predict` or `predict_noise`; `latents`, [N, C, H, W];
+    `text`, [N, tokens, dim]; `empty`, [1 or N, tokens, dim].
+    """
+    both = torch.cat([text, empty.to(text).expand_as(text)])
+    return predict(torch.cat([latents, latents]), timestep, both).chunk(2)
 
 
 class _Sampler:

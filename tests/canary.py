@@ -34,7 +34,6 @@ from nemo_kit.mitigation import (
     Mitigation,
     NeMo,
     NoiseOptimisation,
-    NoMitigation,
     RandomNeurons,
     RandomNumbers,
     RandomTokens,
@@ -125,7 +124,7 @@ def _detectors() -> Numbers:
         "sharpness": lambda: detectors.sharpness(model(), text(), [1]),
         "anisotropy": lambda: detectors.anisotropy(model(), text(), [1, 2]),
     }
-    return {name: list(way().by_seed) for name, way in ways.items()}
+    return {name: flat(way()) for name, way in ways.items()}
 
 
 def _copying() -> Numbers:
@@ -164,7 +163,7 @@ def _neighbours() -> Numbers:
 
 
 MITIGATIONS = {
-    "mitigation.base": [NoMitigation()],
+    "mitigation.base": [Mitigation()],
     "mitigation.nemo": [NeMo(NEURONS), RandomNeurons(NEURONS)],
     "mitigation.noise": [NoiseOptimisation(steps=1, candidates=1)],
     "mitigation.prompts": [RandomTokens(4), RandomNumbers(), WordRepetition()],

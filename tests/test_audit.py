@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -14,8 +15,8 @@ from nemo_kit.hooks import scale_neurons
 from nemo_kit.mitigation import EmbeddingNoise, NeMo, RandomTokens, WandaPruning
 from nemo_kit.mitigation.audit import (
     AuditSettings,
+    Searched,
     audit,
-    draw_from,
     image_latents,
     search_embedding,
 )
@@ -66,7 +67,7 @@ def test_no_steps_leave_the_prompts_embedding(toy_model: DiffusionModel) -> None
     none = AuditSettings(steps=0)
     found = search_embedding(toy_model, "a b", IMAGE, None, none)
     assert torch.equal(found.embedding, toy_model.embed("a b"))
-    shots = draw_from(toy_model, "a b", found.embedding, [1, 2], NeMo(FOUND), steps=2)
+    shots = generate(toy_model, "a b", [1, 2], steps=2, mitigation=replace(found, way=NeMo(FOUND)))
     expected = generate(toy_model, "a b", [1, 2], FOUND, steps=2)
     assert np.abs(shots.astype(int) - expected).max() <= 1
     other = search_embedding(toy_model, "a b", IMAGE, None, AuditSettings(steps=0, start="noise"))
@@ -76,10 +77,12 @@ def test_no_steps_leave_the_prompts_embedding(toy_model: DiffusionModel) -> None
 
 
 def test_the_embedding_is_the_attackers(toy_model: DiffusionModel) -> None:
-    text = toy_model.embed("a b")
-    plain = draw_from(toy_model, "a b", text, [1], None, steps=2)
-    noisy = draw_from(toy_model, "a b", text, [1], EmbeddingNoise(5.0), steps=2)
-    assert np.array_equal(plain, noisy)
+    found = Searched(EmbeddingNoise(5.0), toy_model.embed("a b"))
+    noisy = generate(toy_model, "a b", [1], steps=2, mitigation=found)
+    assert np.array_equal(noisy, generate(toy_model, "a b", [1], steps=2))
+    other = replace(found, embedding=toy_model.embed("c"))
+    found = generate(toy_model, "a b", [1], steps=2, mitigation=other)
+    assert np.array_equal(found, generate(toy_model, "c", [1], steps=2))
 
 
 def test_all_stages_in_one_table(toy_model: DiffusionModel) -> None:
@@ -101,8 +104,6 @@ def test_all_stages_in_one_table(toy_model: DiffusionModel) -> None:
         (lambda m: search_embedding(m, "a", IMAGE / 2), ValueError, "image must be uint8"),
         (lambda m: search_embedding(m, "a", "x.png"), ValueError, "image must be uint8"),
         (lambda m: search_embedding(m, "a", IMAGE, FOUND), TypeError, "mitigation must be a Mit"),
-        (lambda m: draw_from(m, "a", m.embed("a"), []), ValueError, "seeds must hold at least 1"),
-        (lambda m: draw_from(m, "a", m.embed("a"), [1], steps=0), ValueError, "steps must be an"),
         (lambda _: AuditSettings(steps=-1), ValueError, "steps must be an integer of at least 0"),
         (lambda _: AuditSettings(batch_size=0), ValueError, "batch_size must be an integer"),
         (lambda _: AuditSettings(start="here"), ValueError, "start must be one of prompt, noise"),
@@ -128,7 +129,7 @@ def test_search_and_pictures_see_the_same_pruned_weights(
 
     monkeypatch.setattr(WandaPruning, "masks", noted)
     found = search_embedding(toy_model, "a", IMAGE, way, AuditSettings(steps=1, batch_size=1))
-    draw_from(toy_model, "a", found.embedding, [1], way, steps=1)
+    generate(toy_model, "a", [1], steps=1, mitigation=found)
     assert seen == [("a",)] * 2
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,9 @@ from torch import Tensor
 from toys import count_hooks
 
 from nemo_kit import detect, detectors
-from nemo_kit.detector_scores import detector_scores, usual
+from nemo_kit import detector_scores as detector_scores_module
+from nemo_kit.detector_scores import detector_scores
+from nemo_kit.detectors import DETECTORS, score
 from nemo_kit.mitigation import NoiseOptimisation
 from nemo_kit.models import DiffusionModel
 
@@ -43,18 +46,20 @@ def gap(model: DiffusionModel, x: Tensor, timestep: Tensor) -> tuple[Tensor, Ten
 
 def test_noise_magnitude_at_the_first_step(model: DiffusionModel) -> None:
     got = detectors.noise_magnitude(model, PROMPT, SEEDS, steps=10, first=1)
-    assert (got.samples, model.samples_evaluated) == (4, 4)
+    assert model.samples_evaluated == 4
     delta, _ = gap(model, model.noise(SEEDS), model.timesteps(10)[0])
-    assert got.by_seed == pytest.approx([d.norm().item() for d in delta], rel=1e-3)
-    assert got.score == pytest.approx(sum(got.by_seed) / 2)
-    assert got.detector == "noise magnitude, 1 of 10 steps"
+    assert got.tolist() == pytest.approx([d.norm().item() for d in delta], rel=1e-3)
+    one = score("noise magnitude, first step", model, PROMPT, SEEDS, steps=10)
+    assert one.score == pytest.approx(got.mean().item())
+    assert (one.samples, one.seeds) == (4, 2)
+    assert one.protocol == "2 images, mean over 1 of 10 steps, guidance 7.5"
 
 
 @torch.no_grad()
 def test_noise_magnitude_follows_the_guided_trajectory(model: DiffusionModel) -> None:
     """Step by step in the model's own kind of prediction, with its own scheduler."""
     got = detectors.noise_magnitude(model, PROMPT, SEEDS, steps=3, guidance=2.0)
-    assert got.samples == 2 * 2 * 3
+    assert model.samples_evaluated == 2 * 2 * 3
     x, norms = model.noise(SEEDS), []
     text, empty = (model.embed(p).expand(2, -1, -1) for p in (PROMPT, ""))
     for timestep in model.timesteps(3):
@@ -62,7 +67,7 @@ def test_noise_magnitude_follows_the_guided_trajectory(model: DiffusionModel) ->
         with_text, without = (model.predict(x, timestep, e) for e in (text, empty))
         guided = without + 2.0 * (with_text - without)
         x = model.scheduler.step(guided, timestep, x, return_dict=False)[0]
-    assert got.by_seed == pytest.approx(torch.stack(norms).mean(dim=0).tolist(), rel=1e-3)
+    assert got.tolist() == pytest.approx(torch.stack(norms).mean(dim=0).tolist(), rel=1e-3)
 
 
 class Recorder:
@@ -100,9 +105,9 @@ def entropy(p: Tensor) -> float:
 
 def test_attention_entropy_against_the_library(model: DiffusionModel, recorder: Recorder) -> None:
     got = detectors.attention_entropy(model, PROMPT, SEEDS, layer=4)
-    assert got.samples == 2
+    assert model.samples_evaluated == 2
     assert len(recorder.seen) == 16
-    assert got.by_seed == pytest.approx([entropy(p) for p in recorder.seen[3]], abs=1e-4)
+    assert got.tolist() == pytest.approx([entropy(p) for p in recorder.seen[3]], abs=1e-4)
     assert count_hooks(model.denoiser) == 0
 
 
@@ -110,7 +115,7 @@ def test_late_attention_entropy_against_the_library(
     model: DiffusionModel, recorder: Recorder
 ) -> None:
     got = detectors.attention_entropy_late(model, "cat", SEEDS, steps=5)
-    assert got.samples == 2 * 2 * 5
+    assert model.samples_evaluated == 2 * 2 * 5
     first, last = recorder.seen[:16], recorder.seen[-16:]  # of five steps one is late
     early, late = (torch.stack(maps).mean(dim=0) for maps in (first, last))  # over layers first
     padding = 1 + len("cat")  # BOS, a token a letter, then EOS and padding
@@ -118,8 +123,7 @@ def test_late_attention_entropy_against_the_library(
         entropy(late[seed]) + entropy(late[seed, padding:]) - entropy(early[seed, padding:])
         for seed in range(2)
     ]
-    assert got.by_seed == pytest.approx(wanted, abs=1e-4)
-    assert got.protocol == "2 images, layers averaged first, steps 4 to 4 of 5, guidance 7.5"
+    assert got.tolist() == pytest.approx(wanted, abs=1e-4)
 
 
 def test_late_entropy_by_hand() -> None:
@@ -136,15 +140,15 @@ def test_late_entropy_by_hand() -> None:
 
 
 def test_attention_entropy_detects_from_one_image(toy_model: DiffusionModel) -> None:
-    for detector in (detectors.attention_entropy, detectors.attention_entropy_late):
-        got = detector(toy_model, PROMPT)
-        assert len(got.by_seed) == 1
+    for name in ("attention entropy E", "attention entropy D"):
+        got = score(name, toy_model, PROMPT)
+        assert got.seeds == 1
         assert got.protocol.startswith("1 image, ")
 
 
 def test_sharpness_against_finite_differences(model: DiffusionModel) -> None:
     got = detectors.sharpness(model, PROMPT, SEEDS, batch_size=2)
-    assert (got.samples, model.samples_evaluated) == (12, 12)  # values 2 × 4, tangents 4
+    assert model.samples_evaluated == 12  # values 2 × 4, tangents 4
     timestep = model.timesteps(50)[0]
     spread = 1 - model.scheduler.alphas_cumprod[int(timestep)].item()
     x = model.noise(SEEDS)
@@ -152,12 +156,12 @@ def test_sharpness_against_finite_differences(model: DiffusionModel) -> None:
     step = 0.3 / along.flatten(1).norm(dim=1).max()
     ends = [gap(model, x + sign * step * along, timestep)[0] for sign in (1, -1)]
     wanted = ((ends[0] - ends[1]) / (2 * step) / spread).flatten(1).norm(dim=1)
-    assert got.by_seed == pytest.approx(wanted.tolist(), rel=0.03)
+    assert got.tolist() == pytest.approx(wanted.tolist(), rel=0.03)
 
 
 def test_anisotropy_by_hand(model: DiffusionModel) -> None:
     got = detectors.anisotropy(model, PROMPT, SEEDS, weights=(0.5, 3.0), steps=10)
-    assert got.samples == 8
+    assert model.samples_evaluated == 8
     timesteps, x = model.timesteps(10).clone(), model.noise(SEEDS)
     norm = gap(model, x, timesteps[0])[0].flatten(1).norm(dim=1)
     predicts_v = model.scheduler.config.prediction_type == "v_prediction"
@@ -170,17 +174,16 @@ def test_anisotropy_by_hand(model: DiffusionModel) -> None:
     delta = text - empty
     dots = (delta * empty).sum(dim=1) / (delta.norm(dim=1) * empty.norm(dim=1))
     wanted = 0.5 * norm + 3.0 * dots.mean(dim=(1, 2))
-    assert got.by_seed == pytest.approx(wanted.tolist(), rel=1e-3)
-    assert got.protocol == f"2 images, γ = (0.5, 3), cosine of {'v' if predicts_v else 'ε'}"
+    assert got.tolist() == pytest.approx(wanted.tolist(), rel=1e-3)
 
 
 def test_anisotropy_has_the_published_weights_for_each_kind_of_prediction(
     model: DiffusionModel,
 ) -> None:
     """γ = (1, 2) for ε, (1, 0.1) for v, on latents of 4×64×64; here they are 4×16×16."""
-    first = detectors.anisotropy(model, PROMPT, [3], steps=3).score
+    first = detectors.anisotropy(model, PROMPT, [3], steps=3)
     weight = 0.1 if model.scheduler.config.prediction_type == "v_prediction" else 2.0
-    assert first == detectors.anisotropy(model, PROMPT, [3], (4.0, weight), 3).score
+    assert first == detectors.anisotropy(model, PROMPT, [3], (4.0, weight), 3)
 
 
 def test_noise_optimisation_weighs_sd_2_otherwise(
@@ -191,28 +194,26 @@ def test_noise_optimisation_weighs_sd_2_otherwise(
 
 
 def test_nemo_s_score_is_detection_s(toy_model: DiffusionModel) -> None:
-    got = detectors.nemo_score(toy_model, PROMPT, range(1, 5))
+    got = score("NeMo", toy_model, PROMPT, range(1, 5))
     wanted = detect(toy_model, [PROMPT], range(1, 5)).iloc[0]
     assert got.score == pytest.approx(wanted.score)
-    assert (got.samples, len(got.by_seed), max(got.by_seed)) == (4, 4, got.score)
+    assert (got.samples, got.seeds) == (4, 4)
 
 
-EVERY = [
-    detectors.nemo_score, detectors.noise_magnitude, detectors.attention_entropy,
-    detectors.attention_entropy_late, detectors.sharpness, detectors.anisotropy,
-]  # fmt: skip
+EVERY = {one.function for one in DETECTORS.values()}
 
 
-@pytest.mark.parametrize("detector", EVERY)
+@pytest.mark.parametrize("detector", [*DETECTORS, *sorted(EVERY, key=lambda one: one.__name__)])
 def test_every_detector_refuses_bad_prompts_and_seeds(
     toy_model: DiffusionModel, detector: Any
 ) -> None:
+    call = partial(score, detector) if isinstance(detector, str) else detector
     with pytest.raises(ValueError, match="prompts must not be empty"):
-        detector(toy_model, " ")
+        call(toy_model, " ", [1, 2])
     with pytest.raises(TypeError, match="prompt must be one text"):
-        detector(toy_model, ["a", "b"])
+        call(toy_model, ["a", "b"], [1, 2])
     with pytest.raises(ValueError, match="seeds must differ"):
-        detector(toy_model, "a", [1, 1])
+        call(toy_model, "a", [1, 1])
     assert toy_model.samples_evaluated == 0
 
 
@@ -228,7 +229,7 @@ def test_every_detector_refuses_bad_prompts_and_seeds(
         (detectors.sharpness, {"batch_size": 0}, "batch_size"),
         (detectors.anisotropy, {"steps": 2}, "steps must be an integer of at least 3"),
         (detectors.anisotropy, {"weights": (1, math.inf)}, "weights must be a finite number"),
-        (detectors.anisotropy, {"weights": (1,)}, r"weights must be two numbers, got \(1,\)"),
+        (detectors.anisotropy, {"weights": (1,)}, r"weights must be two numbers or .*, got \(1,\)"),
     ],
 )
 def test_bad_options(toy_model: DiffusionModel, detector: Any, options: dict, text: str) -> None:
@@ -237,69 +238,157 @@ def test_bad_options(toy_model: DiffusionModel, detector: Any, options: dict, te
 
 
 def test_numbers_that_overflow_are_refused(toy_model: DiffusionModel) -> None:
-    with pytest.raises(FloatingPointError, match="noise magnitude became NaN or infinite"):
+    with pytest.raises(FloatingPointError, match="became NaN or infinite"):
         detectors.noise_magnitude(toy_model, "a", [1], steps=3, guidance=1e38)
 
 
 # ------------------------------------------------------------------------- the comparison
 
 
-def fake(model: Any, prompt: str, seeds: list[int], gain: float = 1.0) -> detectors.PromptScore:
+def fake(model: Any, prompt: str, seeds: list[int], gain: float = 1.0) -> list[float]:
     model.samples_evaluated += len(seeds)
     if prompt == "broken":
         raise ArithmeticError("no number")
-    values = tuple(gain * len(prompt) for _ in seeds)
-    return detectors.PromptScore("fake", values[0], values, len(seeds), 0.5, f"times {gain:g}")
+    return [gain * len(prompt)] * len(seeds)
 
 
 PROMPTS = pd.DataFrame({"prompt": ["long one", "a", "bb"], "group": ["VM", "TM", "non-memorized"]})
 
 
-def test_scores_are_kept(toy_model: DiffusionModel, tmp_path: Path) -> None:
-    chosen = {"one": (fake, {"seeds": [1, 2]}), "two": (fake, {"seeds": [1], "gain": 3.0})}
-    first = detector_scores(toy_model, PROMPTS, chosen, store=tmp_path, progress=False)
+@pytest.fixture
+def registered(monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
+    """The registry, as it was before afterwards."""
+    monkeypatch.setattr(detectors, "DETECTORS", dict(DETECTORS))
+    monkeypatch.setattr(detector_scores_module, "DETECTORS", detectors.DETECTORS)
+    return detectors.DETECTORS
+
+
+def test_a_function_becomes_a_detector(toy_model: DiffusionModel, registered: dict) -> None:
+    """What it returns is its score; samples, seconds and images are counted for it."""
+
+    @detectors.detector("its length", "times {gain:g}", gain=2.0)
+    def length(model: DiffusionModel, prompt: str, seeds: list[int], gain: float = 1.0) -> float:
+        model.predict(model.noise(seeds), 1, model.embed([prompt] * len(seeds)))
+        return gain * len(prompt)
+
+    assert list(registered)[-1] == "its length"
+    assert length(toy_model, "abc", [1]) == 3, "the function stays what it was"
+    got = score("its length", toy_model, "abc", [1, 2, 3])
+    assert (got.score, got.samples, got.seeds) == (6.0, 3, 3)
+    assert got.protocol == "3 images, times 2"
+    assert got.seconds > 0
+    other = score(length, toy_model, "abc", [1], gain=5)
+    assert (other.detector, other.score, other.protocol) == ("length", 15.0, "1 image")
+
+
+@pytest.mark.parametrize(
+    ("made", "error", "text"),
+    [
+        (lambda *_: "much", TypeError, "'x' must return a number, or one for each of 2 seeds; got"),
+        (lambda *_: None, TypeError, "must return a number.* got None"),
+        (lambda *_: torch.zeros(3), TypeError, "one for each of 2 seeds"),
+        (lambda *_: [1.0, math.nan], FloatingPointError, "x became NaN or infinite"),
+    ],
+)
+def test_what_is_no_score_is_refused(
+    toy_model: DiffusionModel, registered: dict, made: Any, error: type, text: str
+) -> None:
+    detectors.detector("x")(lambda model, prompt, seeds: made(model, prompt, seeds))
+    with pytest.raises(error, match=text):
+        score("x", toy_model, "a", [1, 2])
+
+
+def test_what_is_no_detector_is_refused(toy_model: DiffusionModel, registered: dict) -> None:
+    with pytest.raises(TypeError, match=r"'x' must take \(model, prompt, seeds\): missing"):
+        detectors.detector("x")(lambda model, prompt, seeds, extra: 0.0)
+    with pytest.raises(TypeError, match=r"'x' must take .*unexpected keyword argument 'gain'"):
+        detectors.detector("x", gain=1)(lambda model, prompt, seeds: 0.0)
+    with pytest.raises(ValueError, match=r"detector must be one of NeMo, .*; got 'nemo'; did you"):
+        score("nemo", toy_model, "a")
+    with pytest.raises(TypeError, match="detector must be a name or a function, got 3"):
+        score(3, toy_model, "a")  # type: ignore[arg-type]
+    assert "x" not in registered
+
+
+def test_scores_are_kept(toy_model: DiffusionModel, tmp_path: Path, registered: dict) -> None:
+    one = detectors.Detector("one", fake)
+    two = detectors.Detector("two", fake, "times {gain:g}", {"seeds": [1], "gain": 3.0})
+
+    def scores(**options: Any) -> pd.DataFrame:
+        return detector_scores(
+            toy_model, PROMPTS, [one, two], seeds=[1, 2], store=tmp_path, progress=False, **options
+        )
+
+    first = scores()
     assert toy_model.samples_evaluated == 3 * 2 + 3
-    again = detector_scores(toy_model, PROMPTS, chosen, store=tmp_path, progress=False)
+    pd.testing.assert_frame_equal(first, scores())
     assert toy_model.samples_evaluated == 9
-    pd.testing.assert_frame_equal(first, again)
     rows = first.set_index(["detector", "prompt"])
     assert rows.loc[("two", "long one"), "score"] == 24
     assert rows.loc[("one", "bb"), "group"] == "non-memorized"
     assert list(first.columns) == [
         "prompt", "group", "detector", "score", "samples", "seconds", "seeds", "protocol"
     ]  # fmt: skip
-    assert rows.loc[("two", "a"), "protocol"] == "times 3"
-    other = {"two": (fake, {"seeds": [1], "gain": 4.0})}
-    detector_scores(toy_model, PROMPTS, other, store=tmp_path, progress=False)
+    assert rows.loc[("two", "a"), "protocol"] == "1 image, times 3"
+    scores(options={"two": {"gain": 4.0}})
     assert toy_model.samples_evaluated == 12, "other options are computed anew"
+
+
+def test_an_edited_detector_is_computed_anew(
+    toy_model: DiffusionModel, tmp_path: Path, registered: dict
+) -> None:
+    """As a cell does that is run again after an edit."""
+    found = []
+    for place, text in enumerate(["2.0", "2.0  # why", "3.0"]):
+        file = tmp_path / f"cell{place}.py"
+        file.write_text(
+            'from nemo_kit.detectors import detector\n\n\n@detector("mine")\n'
+            "def mine(model, prompt, seeds):\n    model.samples_evaluated += 1\n"
+            f"    return {text}\n"
+        )
+        exec(compile(file.read_text(), str(file), "exec"), {"__name__": "__main__"})
+        got = detector_scores(toy_model, PROMPTS, ["mine"], store=tmp_path, progress=False)
+        found.append((got["score"].tolist(), toy_model.samples_evaluated))
+    assert found == [([2.0] * 3, 3), ([2.0] * 3, 3), ([3.0] * 3, 6)]
 
 
 def test_a_failure_does_not_stop_the_rest(toy_model: DiffusionModel, tmp_path: Path) -> None:
     more = pd.concat([PROMPTS, pd.DataFrame({"prompt": ["broken"], "group": ["VM"]})])
-    chosen = {"one": (fake, {"seeds": [1]})}
-    with pytest.warns(UserWarning, match="1 scores failed .*'broken'.*no number"):
-        found = detector_scores(toy_model, more, chosen, store=tmp_path, progress=False)
+    with pytest.warns(UserWarning, match="1 prompts failed .*broken.*no number"):
+        found = detector_scores(toy_model, more, [fake], store=tmp_path, progress=False)
     assert set(found["prompt"]) == set(PROMPTS["prompt"])
 
 
-def test_the_usual_detectors_run(toy_model: DiffusionModel, tmp_path: Path) -> None:
-    chosen = usual(seeds=[1, 2], own=[1, 2, 3], steps=5)
-    found = detector_scores(toy_model, PROMPTS[:1], chosen, store=tmp_path, progress=False)
+def test_every_registered_detector_is_compared(toy_model: DiffusionModel, tmp_path: Path) -> None:
+    found = detector_scores(
+        toy_model, PROMPTS[:1], seeds=[1, 2], steps=5, options={"NeMo": {"seeds": [1, 2, 3]}},
+        store=tmp_path, progress=False,
+    )  # fmt: skip
     assert dict(zip(found["detector"], found["samples"], strict=True)) == {
         "NeMo": 3, "noise magnitude, first step": 4, "noise magnitude": 20,
         "attention entropy E": 1, "attention entropy D": 10, "sharpness": 12, "anisotropy": 8,
     }  # fmt: skip
     assert found["score"].notna().all()
     told = dict(zip(found["detector"], found["protocol"], strict=True))
-    assert told["noise magnitude, first step"] == "2 images, mean over 1 of 5 steps, guidance 7.5"
-    assert told["attention entropy E"] == "1 image, layer 4, first step"
-    assert told["NeMo"] == "3 images, largest pair, ms_ssim, timesteps[1]"
+    assert told == {
+        "NeMo": "3 images, largest pair, ms_ssim, timesteps[1]",
+        "noise magnitude, first step": "2 images, mean over 1 of 5 steps, guidance 7.5",
+        "noise magnitude": "2 images, mean over 5 steps, guidance 7.5",
+        "attention entropy E": "1 image, layer 4, first step",
+        "attention entropy D": "1 image, layers averaged first, last fifth of 5 steps, "
+        "guidance 7.5",
+        "sharpness": "2 images, first step",
+        "anisotropy": "2 images, raw outputs' cosine, γ published",
+    }
+    assert all(len(one.source) > 20 for one in DETECTORS.values())
 
 
 def test_the_comparison_refuses(toy_model: DiffusionModel, tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match="prompts lacks group"):
-        detector_scores(toy_model, PROMPTS[["prompt"]], store=tmp_path)
-    with pytest.raises(ValueError, match="at least one detector"):
-        detector_scores(toy_model, PROMPTS, {}, store=tmp_path)
-    with pytest.raises(ValueError, match="steps must be an integer of at least 5"):
-        usual(steps=2)
+    for given, options, text in [
+        (PROMPTS[["prompt"]], {}, "prompts lacks group"),
+        (PROMPTS, {"chosen": []}, "at least one detector"),
+        (PROMPTS, {"steps": 2}, "steps must be an integer of at least 5"),
+        (PROMPTS, {"options": {"Nemo": {}}}, "options must be one of NeMo, .*; got 'Nemo'"),
+    ]:
+        with pytest.raises(ValueError, match=text):
+            detector_scores(toy_model, given, store=tmp_path, **options)

@@ -13,7 +13,7 @@ from matplotlib.figure import Figure
 from nemo_kit import metrics, plots
 from nemo_kit.disentanglement import disentanglement
 from nemo_kit.frames import ablation, evaluation, mitigation, paper, quality
-from nemo_kit.mitigation import NeMo, NoiseOptimisation, RandomNeurons
+from nemo_kit.mitigation import Found, NeMo, RandomNeurons, table_rows
 from nemo_kit.models import DiffusionModel
 from nemo_kit.neurons import NeuronSet, frequency
 from nemo_kit.settings import LocalizationSettings
@@ -114,25 +114,15 @@ def test_rows_of_one_setting_beside_the_undisturbed() -> None:
 # ------------------------------------------------------------------------------ mitigations
 
 
-def test_rows_come_in_the_paper_s_order_and_random_ones_repeat() -> None:
-    known = {"another": NeuronSet({5: [1]})}
-    got = mitigation.rows(SETS, SETS, known, repeats=3, candidates=2)
-    names = [name for name, _ in got]
-    assert list(dict.fromkeys(names))[:8] == list(paper.TABLE_1)
-    assert names.count("random neurons") == 3
-    assert names.count("NeMo") == names.count("attention scaling") == 1
-    ways = dict(got)
-    barred = known["another"]
-    assert ways["random neurons"] == RandomNeurons(SETS, found=barred, seed=2, overflow=True)
-    assert ways["initial-noise optimisation"] == NoiseOptimisation(candidates=2)
+def test_sources_tell_draws_and_protocols() -> None:
+    got = table_rows(Found(SETS), repeats=3)
+    assert list(dict(got))[:8] == list(paper.TABLE_1)
     told = mitigation.sources(got).set_index("setting")
     assert told.loc["4 random tokens", "draws"] == 3
     assert told.loc["NeMo", "permanent"]
     assert told["source"].str.len().min() > 3
     assert told.loc["prompt embedding adjustment", "protocol"].startswith("one embedding for all")
     assert told.loc["initial-noise optimisation", "protocol"] == "the code's form"
-    with pytest.raises(ValueError, match="repeats must be an integer of at least 1, got 0"):
-        mitigation.rows(SETS, SETS, SETS, repeats=0)
 
 
 def test_settings_name_the_neurons_of_each_prompt(toy_model: DiffusionModel) -> None:

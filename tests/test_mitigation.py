@@ -14,14 +14,16 @@ from nemo_kit.generation import generate
 from nemo_kit.keys import value_digest
 from nemo_kit.mitigation import (
     MITIGATIONS,
+    Found,
     InitialCandidates,
+    Mitigation,
     NeMo,
-    NoMitigation,
+    NoiseOptimisation,
     RandomNeurons,
     RandomNumbers,
     RandomTokens,
     WordRepetition,
-    paper_rows,
+    table_rows,
 )
 from nemo_kit.models import DiffusionModel
 from nemo_kit.neurons import NeuronSet
@@ -40,12 +42,12 @@ def test_every_mitigation_is_found_by_its_name() -> None:
     assert all(len(kind.source) > 10 for kind in MITIGATIONS.values())
     permanent = {name for name, kind in MITIGATIONS.items() if kind.permanent}
     assert {"NeMo", "initial candidates", "random neurons"} <= permanent
-    assert not {"none", "random tokens"} & permanent
+    assert not {"default", "random tokens"} & permanent
 
 
 def test_digests_differ_by_kind_and_by_parameter() -> None:
     ways = [
-        NoMitigation(), NeMo(FOUND), NeMo(OTHER), NeMo(FOUND, 0.5), InitialCandidates(FOUND),
+        Mitigation(), NeMo(FOUND), NeMo(OTHER), NeMo(FOUND, 0.5), InitialCandidates(FOUND),
         RandomNeurons(FOUND), RandomNeurons(FOUND, seed=1), RandomTokens(4), RandomTokens(1),
         RandomNumbers(4), WordRepetition(4), NeMo({"a": FOUND}), NeMo({"b": FOUND}),
     ]  # fmt: skip
@@ -53,15 +55,30 @@ def test_digests_differ_by_kind_and_by_parameter() -> None:
     assert value_digest(NeMo(FOUND)) == value_digest(NeMo(NeuronSet(FOUND.layers)))
 
 
-def test_rows_of_table_1_in_its_order() -> None:
-    rows = paper_rows({"a": FOUND}, seed=3)
-    assert [*rows] == [
+def test_rows_of_table_1_in_its_order_then_the_others() -> None:
+    found = Found({"a": FOUND}, {"a": FOUND | OTHER}, {"b": OTHER})
+    got = table_rows(found, repeats=3, options={"initial-noise optimisation": {"candidates": 2}})
+    names = [name for name, _ in got]
+    assert list(dict.fromkeys(names)) == [
         "default", "prompt embedding adjustment", "random neurons", "attention scaling",
-        "1 random token", "4 random tokens", "10 random tokens", "NeMo",
+        "1 random token", "4 random tokens", "10 random tokens", "NeMo", "initial candidates",
+        "attention masking", "attention masking and scaling", "random numbers", "word repetition",
+        "embedding noise", "initial-noise optimisation", "Wanda pruning",
     ]  # fmt: skip
-    assert rows["NeMo"] == NeMo({"a": FOUND})
-    assert rows["10 random tokens"] == RandomTokens(10, seed=3)
-    assert rows["random neurons"] == RandomNeurons({"a": FOUND}, seed=3)
+    assert names.count("random neurons") == 3
+    assert names.count("NeMo") == names.count("attention scaling") == 1
+    last = dict(got)
+    assert last["NeMo"] == NeMo({"a": FOUND})
+    assert last["initial candidates"] == InitialCandidates({"a": FOUND | OTHER})
+    assert last["10 random tokens"] == RandomTokens(10, seed=2)
+    random = RandomNeurons({"a": FOUND}, found=OTHER, seed=2, overflow=True)
+    assert last["random neurons"] == random
+    assert last["initial-noise optimisation"] == NoiseOptimisation(candidates=2)
+    assert "initial candidates" not in dict(table_rows(Found(FOUND)))
+    with pytest.raises(ValueError, match="repeats must be an integer of at least 1"):
+        table_rows(found, 0)
+    with pytest.raises(ValueError, match=r"options must be one of default, .*; got 'Nemo'"):
+        table_rows(found, options={"Nemo": {}})
 
 
 def test_nemo_is_the_shorthand(toy_model: DiffusionModel) -> None:
@@ -72,7 +89,7 @@ def test_nemo_is_the_shorthand(toy_model: DiffusionModel) -> None:
     listed = [NeMo(one, 0.5) for one in sets]
     assert close(short, found)
     assert close(short, generate(toy_model, prompts, [1, 2], steps=2, mitigation=listed))
-    assert not close(short[0], generate(toy_model, "a", [1, 2], steps=2, mitigation=NoMitigation()))
+    assert not close(short[0], generate(toy_model, "a", [1, 2], steps=2, mitigation=Mitigation()))
     assert count_hooks(toy_model.denoiser) == 0
 
 
@@ -154,7 +171,7 @@ def test_draws_follow_prompt_seed_and_mitigation_alone(toy_model: DiffusionModel
         (lambda: RandomTokens(0), ValueError, "count must be an integer of at least 1, got 0"),
         (lambda: RandomNumbers(1.5), ValueError, "count must be an integer"),
         (lambda: WordRepetition(1, -1), ValueError, "seed must be an integer of at least 0"),
-        (lambda: paper_rows([FOUND]), TypeError, "neurons must be a NeuronSet or a mapping"),
+        (lambda: table_rows(Found([FOUND])), TypeError, "neurons must be a NeuronSet or a mapping"),
     ],
 )
 def test_bad_parameters(make: Any, error: type[Exception], text: str) -> None:
@@ -167,8 +184,8 @@ def test_bad_parameters(make: Any, error: type[Exception], text: str) -> None:
     [
         ({"mitigation": "NeMo"}, TypeError, "mitigation must be a Mitigation or one for each"),
         ({"mitigation": NeMo}, TypeError, "mitigation must be a Mitigation or one for each"),
-        ({"mitigation": [NoMitigation()] * 2}, ValueError, "holds 2 mitigations, but there are 1"),
-        ({"mitigation": NoMitigation(), "neurons": FOUND}, ValueError, "can't both be given"),
+        ({"mitigation": [Mitigation()] * 2}, ValueError, "holds 2 mitigations, but there are 1"),
+        ({"mitigation": Mitigation(), "neurons": FOUND}, ValueError, "can't both be given"),
         ({"mitigation": NeMo(NeuronSet({40: [0]}))}, ValueError, "layer 40 does not exist"),
     ],
 )

@@ -8,7 +8,7 @@ Scope: each is a frozen dataclass with `.name`, `.source`, `.protocol` and `.per
 - `attention`: attention scaling, attention masking, both together
 - `noise`: initial-noise optimisation
 - `wanda`: pruning of feed-forward weights
-- `rows`: the rows of the paper's table 1, and others
+- `base`: what each is, and the rows of comparisons; `audit`: does an image come back
 - `export`: a permanent one written into the weights
 Source: "Finding NeMo" (arXiv 2406.02366), section 4; every mitigation names its own.
 """
@@ -18,13 +18,12 @@ from nemo_kit.mitigation.attention import (
     AttentionMaskingAndScaling,
     AttentionScaling,
 )
-from nemo_kit.mitigation.base import Mitigation, NoMitigation
+from nemo_kit.mitigation.base import MITIGATIONS, Found, Mitigation, Neurons, table_rows
 from nemo_kit.mitigation.embedding import EmbeddingAdjustment, EmbeddingNoise
 from nemo_kit.mitigation.export import export
-from nemo_kit.mitigation.nemo import InitialCandidates, NeMo, Neurons, RandomNeurons
+from nemo_kit.mitigation.nemo import InitialCandidates, NeMo, RandomNeurons
 from nemo_kit.mitigation.noise import NoiseOptimisation
 from nemo_kit.mitigation.prompts import RandomNumbers, RandomTokens, WordRepetition
-from nemo_kit.mitigation.rows import MITIGATIONS, further_rows, paper_rows
 from nemo_kit.mitigation.wanda import WandaPruning
 
 __all__ = [
@@ -34,11 +33,11 @@ __all__ = [
     "AttentionScaling",
     "EmbeddingAdjustment",
     "EmbeddingNoise",
+    "Found",
     "InitialCandidates",
     "Mitigation",
     "NeMo",
     "Neurons",
-    "NoMitigation",
     "NoiseOptimisation",
     "RandomNeurons",
     "RandomNumbers",
@@ -46,6 +45,5 @@ __all__ = [
     "WandaPruning",
     "WordRepetition",
     "export",
-    "further_rows",
-    "paper_rows",
+    "table_rows",
 ]

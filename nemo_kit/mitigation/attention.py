@@ -8,15 +8,15 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, ClassVar
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from nemo_kit.checks import check_number
+from nemo_kit.hooks import InterventionError, hooked
 from nemo_kit.mitigation.base import Mitigation
-from nemo_kit.mitigation.tokens import mask_tokens, scale_tokens
 
 if TYPE_CHECKING:
     from nemo_kit.generation import Run
@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from nemo_kit.models import DiffusionModel
 
 VERSION = 2  # raised where results change (see nemo_kit.keys)
+_NEVER = -10_000.0  # a logit that the softmax makes 0, in float16 too; as in diffusers
 _SOURCE = "Ren et al., ECCV 2024 (arXiv 2403.11052)"
 
 
@@ -37,10 +38,11 @@ class AttentionScaling(Mitigation):
     Source: Ren et al., factor 1.25.
     """
 
-    name: str = field(init=False, default="attention scaling")
+    name = "attention scaling"
     factor: float = 1.25
-    source: ClassVar[str] = _SOURCE
-    protocol: ClassVar[str] = "scaling without the mask"
+    source = _SOURCE
+    protocol = "scaling without the mask"
+    place = 4
 
     def __post_init__(self) -> None:
         check_number("factor", self.factor)
@@ -67,8 +69,9 @@ class AttentionMaskingAndScaling(AttentionScaling):
     1 of "Finding NeMo" means is in no code.
     """
 
-    name: str = field(init=False, default="attention masking and scaling")
-    protocol: ClassVar[str] = "mask on both guidance halves, scaling on the run's"
+    name = "attention masking and scaling"
+    protocol = "mask on both guidance halves, scaling on the run's"
+    place = 9
 
     @contextmanager
     def apply(self, run: Run) -> Iterator[Run]:
@@ -87,9 +90,10 @@ class AttentionMasking(Mitigation):
     Source: Ren et al., masking of the summary tokens.
     """
 
-    name: str = field(init=False, default="attention masking")
-    source: ClassVar[str] = _SOURCE
-    protocol: ClassVar[str] = "mask without the scaling, on the run's halves"
+    name = "attention masking"
+    source = _SOURCE
+    protocol = "mask without the scaling, on the run's halves"
+    place = 8
 
     @contextmanager
     def apply(self, run: Run) -> Iterator[Run]:
@@ -120,3 +124,55 @@ def plain_keys(model: DiffusionModel) -> tuple[Projection, ...]:
         if getattr(attention, "norm_k", None) or getattr(attention, "norm_q", None):
             raise ValueError(f"model: {layer.name} is normalized, so its logits can't be had")
     return model.key_layers
+
+
+@contextmanager
+def scale_tokens(denoiser: nn.Module, projections: list[str], gains: Tensor) -> Iterator[None]:
+    """Multiply what projections put out for a token by that token's factor inside the block.
+
+    On key projections this multiplies the token's attention logits, before the softmax, and no
+    others: a logit is linear in its key.
+    Parameters: `projections`, their names; `gains`, [batch, tokens].
+    Raises ValueError, at the denoiser's call, for another batch or number of tokens.
+    """
+
+    def scale(_module: nn.Module, _inputs: tuple, output: Tensor) -> Tensor:
+        if output.shape[:2] != gains.shape:
+            raise ValueError(
+                f"gains must be [batch, tokens] = {list(output.shape[:2])}, got {list(gains.shape)}"
+            )
+        return output * gains.to(output)[:, :, None]
+
+    with hooked(denoiser, dict.fromkeys(projections, scale)):
+        yield
+
+
+@contextmanager
+def mask_tokens(denoiser: nn.Module, keep: Tensor) -> Iterator[None]:
+    """Give tokens no cross-attention weight inside the block: their logits become −∞ in effect.
+
+    Parameters: `keep`, bool [batch, tokens], at least one True in each row.
+    Raises ValueError where a row keeps no token or, at the denoiser's call, the batch is another;
+    InterventionError where an attention processor is not one of diffusers', which heed masks.
+    """
+    if keep.ndim != 2 or not keep.any(dim=1).all():
+        raise ValueError(
+            f"keep must be [batch, tokens] with a token in each row, got {list(keep.shape)} with "
+            f"{int(keep.sum())} in all"
+        )
+
+    def mask(_module: nn.Module, inputs: tuple, named: dict[str, Any]) -> tuple[tuple, dict]:
+        if len(inputs[0]) != len(keep):
+            raise ValueError(f"keep holds {len(keep)} rows, but the batch has {len(inputs[0])}")
+        logits = (1 - keep.to(inputs[0])[:, None]) * _NEVER  # [batch, 1, tokens]
+        return inputs, {**named, "attention_mask": logits}
+
+    attentions = {n: m for n, m in denoiser.named_modules() if n.endswith(".attn2")}
+    for name, attention in attentions.items():
+        if not type(attention.processor).__module__.startswith("diffusers."):
+            raise InterventionError(
+                f"{name} has the attention processor {type(attention.processor).__name__}, of "
+                "which it isn't known whether it heeds masks; set_default_attn_processor() helps"
+            )
+    with hooked(denoiser, {}, dict.fromkeys(attentions, mask)):
+        yield

@@ -11,7 +11,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, Literal, get_args
 
 import numpy as np
@@ -27,9 +27,8 @@ from nemo_kit.checks import (
     check_text,
     check_whole,
 )
-from nemo_kit.generation import Run, denoise, generate
-from nemo_kit.mitigation.base import Mitigation
-from nemo_kit.mitigation.draws import normal, numbers
+from nemo_kit.generation import Run, generate
+from nemo_kit.mitigation.base import Mitigation, checked, normal, numbers
 
 if TYPE_CHECKING:
     from nemo_kit.models import DiffusionModel
@@ -55,12 +54,29 @@ class AuditSettings:
         check_whole("seed", self.seed, 0)
 
 
-@dataclass(frozen=True)
-class Audit:
-    """What a search found: `embedding`, [1, tokens, dim]; `losses`, of each step."""
+@dataclass(frozen=True, eq=False)
+class Searched(Mitigation):
+    """A mitigation (`way`) in force while the prompt's embedding is the one that was found.
 
-    embedding: Tensor
-    losses: tuple[float, ...]
+    Whatever the mitigation does to embeddings is undone: they are the attacker's. Pictures are
+    those of `generate(model, prompt, seeds, mitigation=searched)`.
+    Attributes: `embedding`, [1, tokens, dim]; `losses`, of each step of the search.
+    """
+
+    way: Mitigation = field(default_factory=Mitigation)
+    embedding: Tensor = field(default_factory=lambda: torch.empty(0))
+    losses: tuple[float, ...] = ()
+
+    def rewrite(self, model: DiffusionModel, prompt: str, seed: int) -> str:
+        """As the mitigation does."""
+        return self.way.rewrite(model, prompt, seed)
+
+    @contextmanager
+    def apply(self, run: Run) -> Iterator[Run]:
+        """Put the embedding in the prompt's place, and the mitigation in force."""
+        own = replace(run, embeddings=self.embedding.to(run.embeddings).expand_as(run.embeddings))
+        with self.way.apply(own) as changed:
+            yield replace(changed, embeddings=own.embeddings, empty=own.empty)
 
 
 def search_embedding(
@@ -69,66 +85,36 @@ def search_embedding(
     image: np.ndarray,
     mitigation: Mitigation | None = None,
     settings: AuditSettings | None = None,
-) -> Audit:
+) -> Searched:
     """Search a text embedding that brings an image back from the mitigated model.
 
     Minimises ‖ε − ε_θ(x_t, t, y)‖² over y, for x_t the image's latents with noise ε; ε and t are
     drawn anew at each step.
-    Returns an `Audit`.
+    Returns what pictures are drawn with: see `Searched`.
     Parameters: `prompt`, whose mitigation is audited and where the search starts; `image`, uint8
     [H, W, 3], scaled to the model's size; `mitigation`, in force during the search, by default
-    none; `settings`.
+    none.
     Raises TypeError or ValueError for a bad prompt, image or mitigation, FloatingPointError where
     the loss overflows.
     Source: DoRI, adversarial text embeddings.
     """
     chosen = settings or AuditSettings()
-    way = _checked(mitigation)
-    clean = image_latents(model, image)
-    run = _run(model, check_text(prompt), chosen.batch_size, way)
-    y = _start(run, chosen).requires_grad_()
+    way = Mitigation() if mitigation is None else checked(mitigation)
+    clean, text = image_latents(model, image), way.rewrite(model, check_text(prompt), 0)
+    run = replace(Run.of(model, prompt, range(chosen.batch_size), text=text), empty=None)
+    y = _start(run.embeddings[:1].float(), chosen).requires_grad_()
     optimizer = torch.optim.Adam([y], lr=chosen.rate)
     draw = numbers("audit", chosen.seed, prompt)
     losses = []
     with way.apply(run), torch.enable_grad():
         for step in range(chosen.steps):
-            noise = normal(tuple(run.noise.shape), "audit", chosen.seed, prompt, step)
-            loss = _loss(run, clean, noise.to(clean), draw, y)
+            noise = normal(run.noise.shape, "audit", chosen.seed, prompt, step).to(clean)
+            loss = _loss(model, clean, noise, draw, y)
             optimizer.zero_grad()
             loss.backward()
             optimizer.step()
             losses.append(loss.item())
-    return Audit(y.detach(), tuple(losses))
-
-
-def draw_from(
-    model: DiffusionModel,
-    prompt: str,
-    embedding: Tensor,
-    seeds: Iterable[int],
-    mitigation: Mitigation | None = None,
-    steps: int = 50,
-    guidance: float | None = None,
-) -> np.ndarray:
-    """Pictures from an embedding in the prompt's place, the mitigation in force.
-
-    Returns uint8 [seeds, H, W, 3].
-    Parameters: `embedding`, [1, tokens, dim]; `seeds`; `steps`, of DDIM; `guidance`, by default
-    the model's own.
-    Raises TypeError or ValueError for bad arguments.
-    """
-    chosen, way = check_seeds(seeds), _checked(mitigation)
-    check_whole("steps", steps, 1)
-    run = _run(model, check_text(prompt), len(chosen), way)
-    scale = model.guidance if guidance is None else guidance
-    check_number("guidance", scale, 0.0)
-    run = replace(
-        run, seeds=tuple(chosen), noise=model.noise(chosen), steps=steps, guidance=scale,
-        embeddings=embedding.to(run.embeddings).expand_as(run.embeddings),
-        empty=None if scale in (0, 1) else model.embed(""),
-    )  # fmt: skip
-    with _kept_embedding(way, run) as changed:
-        return model.decode(denoise(changed))
+    return Searched(way, y.detach(), tuple(losses))
 
 
 def audit(
@@ -149,35 +135,26 @@ def audit(
     names of what measured.
     Parameters: `image`, the training image, uint8 [H, W, 3]; `seeds` and `steps` of the pictures;
     `settings`, of the search; `embedder`, a copy descriptor, by default the embedded model's.
-    Raises as `search_embedding` and `draw_from`.
+    Raises as `search_embedding` and `generate`.
     Source: DoRI: SSCD and the share above 0.7, before and after the search.
     """
     from nemo_kit.metrics import as_embedder, lab_descriptor, share_above
 
     look, chosen = as_embedder(embedder) if embedder else lab_descriptor(), check_seeds(seeds)
-    target = look(np.asarray(image)[None])[0]
+    target, none = look(np.asarray(image)[None])[0], Mitigation()
+    stages: dict[str, Mitigation] = {
+        "unmitigated": none,
+        "mitigated": checked(mitigation),
+        "mitigated, searched": search_embedding(model, prompt, image, mitigation, settings),
+        "unmitigated, searched": search_embedding(model, prompt, image, none, settings),
+    }
     rows = []
-    for stage, way, searched in _stages(mitigation):
-        found = search_embedding(model, prompt, image, way, settings) if searched else None
-        if found is None:
-            shots = generate(model, prompt, chosen, steps=steps, mitigation=way)
-        else:
-            shots = draw_from(model, prompt, found.embedding, chosen, way, steps)
-        cosines = look(shots) @ target
-        loss = found.losses[-1] if found and found.losses else math.nan
-        numbers = {"orig": float(np.median(cosines)), "above": share_above(cosines), "loss": loss}
-        rows.append({"stage": stage, "prompt": prompt, **numbers, **look.labels})
+    for stage, way in stages.items():
+        cosines = look(generate(model, prompt, chosen, steps=steps, mitigation=way)) @ target
+        losses = getattr(way, "losses", ()) or (math.nan,)
+        found = {"orig": float(np.median(cosines)), "above": share_above(cosines)}
+        rows.append({"stage": stage, "prompt": prompt, **found, "loss": losses[-1], **look.labels})
     return pd.DataFrame(rows)
-
-
-def _stages(mitigation: Mitigation) -> list[tuple[str, Mitigation, bool]]:
-    """What is drawn: name, mitigation in force, whether the embedding is searched."""
-    return [
-        ("unmitigated", Mitigation(), False),
-        ("mitigated", mitigation, False),
-        ("mitigated, searched", mitigation, True),
-        ("unmitigated, searched", Mitigation(), True),
-    ]
 
 
 def image_latents(model: DiffusionModel, image: np.ndarray) -> Tensor:
@@ -199,51 +176,22 @@ def image_latents(model: DiffusionModel, image: np.ndarray) -> Tensor:
     return found.float() * model.vae.config.scaling_factor
 
 
-def _loss(run: Run, clean: Tensor, noise: Tensor, draw: np.random.Generator, y: Tensor) -> Tensor:
+def _loss(
+    model: DiffusionModel, clean: Tensor, noise: Tensor, draw: np.random.Generator, y: Tensor
+) -> Tensor:
     """Mean squared error of the predicted noise, each sample at a timestep of its own."""
-    scheduler = run.model.scheduler
-    timesteps = draw.integers(scheduler.config.num_train_timesteps, size=len(noise))
-    places = torch.from_numpy(timesteps)
-    kept = scheduler.alphas_cumprod[places].reshape(-1, 1, 1, 1).to(clean)
-    noised = kept.sqrt() * clean + (1 - kept).sqrt() * noise
-    predicted = run.model.predict_noise(noised, places, y.expand(len(noise), -1, -1))
+    trained = model.scheduler.config.num_train_timesteps
+    places = torch.from_numpy(draw.integers(trained, size=len(noise)))
+    noised = model.scheduler.add_noise(clean, noise, places.to(clean.device))
+    predicted = model.predict_noise(noised, places, y.expand(len(noise), -1, -1))
     loss = (predicted - noise).square().mean()
     if not torch.isfinite(loss):
         raise FloatingPointError(f"the loss became NaN or infinite ({HALF_PRECISION})")
     return loss
 
 
-def _run(model: DiffusionModel, prompt: str, count: int, way: Mitigation) -> Run:
-    """A batch of one prompt without the empty one's half; each sample sees the mitigation as its
-    images would.
-    """
-    seeds = tuple(range(count))
-    texts = (way.rewrite(model, prompt, 0),) * count
-    return Run(
-        model=model, prompts=(prompt,) * count, texts=texts, seeds=seeds, noise=model.noise(seeds),
-        embeddings=model.embed(texts[0]).repeat(count, 1, 1), empty=None, steps=50,
-        guidance=model.guidance, halves="conditional",
-    )  # fmt: skip
-
-
-@contextmanager
-def _kept_embedding(way: Mitigation, run: Run) -> Iterator[Run]:
-    """The mitigation without what it would do to embeddings: they are the attacker's."""
-    with way.apply(run) as changed:
-        yield replace(changed, embeddings=run.embeddings, empty=run.empty)
-
-
-def _start(run: Run, settings: AuditSettings) -> Tensor:
-    own = run.embeddings[:1].float().clone()
+def _start(own: Tensor, settings: AuditSettings) -> Tensor:
     if settings.start == "prompt":
-        return own
-    drawn = normal(tuple(own.shape), "audit", "start", settings.seed).to(own)
+        return own.clone()
+    drawn = normal(own.shape, "audit", "start", settings.seed).to(own)
     return own.mean() + own.std() * drawn
-
-
-def _checked(mitigation: object) -> Mitigation:
-    if mitigation is None:
-        return Mitigation()
-    if not isinstance(mitigation, Mitigation):
-        raise TypeError(f"mitigation must be a Mitigation, got {mitigation!r:.80}")
-    return mitigation

@@ -9,16 +9,15 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING, ClassVar
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
 from nemo_kit.checks import check_number, check_whole
-from nemo_kit.mitigation.base import Mitigation
-from nemo_kit.mitigation.draws import normal
-from nemo_kit.mitigation.gap import SAMPLES_AT_ONCE, norms, predicted_gap, relative_size
+from nemo_kit.mitigation.base import Mitigation, normal
+from nemo_kit.mitigation.gap import SAMPLES_AT_ONCE, first_gap, norms, relative_size
 
 if TYPE_CHECKING:
     from nemo_kit.generation import Run
@@ -44,12 +43,13 @@ class EmbeddingAdjustment(Mitigation):
     Source: Wen et al., section 5.1; released defaults 3, 10, 0.05.
     """
 
-    name: str = field(init=False, default="prompt embedding adjustment")
+    name = "prompt embedding adjustment"
+    place = 2
     target: float | None = None
     steps: int = 10
     rate: float = 0.05
-    source: ClassVar[str] = "Wen et al., ICLR 2024 (arXiv 2407.21720)"
-    protocol: ClassVar[str] = "one embedding for all images of a prompt"
+    source = "Wen et al., ICLR 2024 (arXiv 2407.21720)"
+    protocol = "one embedding for all images of a prompt"
 
     def __post_init__(self) -> None:
         if self.target is not None:
@@ -78,7 +78,7 @@ class EmbeddingAdjustment(Mitigation):
         for _ in range(self.steps):
             sizes, slopes = [], []
             for part in noise.split(SAMPLES_AT_ONCE):
-                size = norms(self._gap(run, part, text)).norm()
+                size = norms(first_gap(run, part, text)).norm()
                 sizes.append(size.item())
                 slopes.append(torch.autograd.grad(size, text)[0])
             whole = math.hypot(*sizes)
@@ -88,12 +88,6 @@ class EmbeddingAdjustment(Mitigation):
             text.grad[:, 0] = 0
             optimizer.step()
         return text.detach().to(run.embeddings.dtype)
-
-    def _gap(self, run: Run, noise: Tensor, text: Tensor) -> Tensor:
-        model = run.model
-        timestep = model.timesteps(run.steps)[0]
-        empty = model.embed("") if run.empty is None else run.empty
-        return predicted_gap(model, noise, timestep, text.expand(len(noise), -1, -1), empty)
 
     def _target(self, run: Run) -> float:
         return _SD_TARGET * relative_size(run.model) if self.target is None else self.target
@@ -108,11 +102,12 @@ class EmbeddingNoise(Mitigation):
     Source: Somepalli et al., Gaussian noise in the embedding, 0.1 times N(0, 1).
     """
 
-    name: str = field(init=False, default="embedding noise")
+    name = "embedding noise"
+    place = 12
     scale: float = 0.1
     seed: int = 0
-    source: ClassVar[str] = "Somepalli et al., NeurIPS 2023 (arXiv 2305.20086)"
-    protocol: ClassVar[str] = "noise on both guidance halves"
+    source = "Somepalli et al., NeurIPS 2023 (arXiv 2305.20086)"
+    protocol = "noise on both guidance halves"
 
     def __post_init__(self) -> None:
         check_number("scale", self.scale, 0.0)

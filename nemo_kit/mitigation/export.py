@@ -15,6 +15,7 @@ import shutil
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -26,7 +27,7 @@ from nemo_kit.calibration import ActivationStatistics, Calibration
 from nemo_kit.checks import check_texts
 from nemo_kit.files import folder_digest, write_json
 from nemo_kit.keys import plain
-from nemo_kit.mitigation.base import Mitigation
+from nemo_kit.mitigation.base import Mitigation, checked
 from nemo_kit.models.parts import choose, files_of
 
 if TYPE_CHECKING:
@@ -58,21 +59,20 @@ def export(
     """
     target = Path(out)
     _check_target(target)
-    gains = _gains(model, mitigation, prompts)
-    part, fused = (target.with_name(f".{target.name}.{os.getpid()}.{s}") for s in ("tmp", "fused"))
-    try:
-        source = _source_folder(model, fused)
+    gains = checked(mitigation).gains(model, check_texts(prompts) if prompts else ())
+    if not any((gain != 1).any() for gain in gains.values()):
+        raise ValueError(f"mitigation: {mitigation.name!r} changes no weight for these prompts")
+    with TemporaryDirectory(dir=target.resolve().parent, prefix=f".{target.name}.") as scratch:
+        source, part = _source_folder(model, Path(scratch) / "fused"), Path(scratch) / "part"
         _copy_parts(model, source, part)
-        before = _write_denoiser(model, source, part, gains)
-        _write_notes(model, source, part, mitigation, prompts, gains, before)
+        _write_denoiser(model, source, part, gains)
+        about = {"mitigation": plain(mitigation), "source": mitigation.source}
+        _write_notes(model, source, part, gains, {**about, "prompts": list(prompts)})
         if finish:
             finish(part)
         _check_target(target)
         _sync(part)
         part.rename(target)
-    finally:
-        for folder in (part, fused):
-            shutil.rmtree(folder, ignore_errors=True)
     return target
 
 
@@ -102,32 +102,6 @@ def _check_target(target: Path) -> None:
         raise FileExistsError(f"out: {target} exists; an export never overwrites, name another one")
     if not target.resolve().parent.is_dir():
         raise FileNotFoundError(f"out: there is no folder {target.resolve().parent}")
-
-
-def _gains(
-    model: DiffusionModel, mitigation: Mitigation, prompts: Sequence[str]
-) -> dict[str, Tensor]:
-    if not isinstance(mitigation, Mitigation):
-        raise TypeError(f"mitigation must be a Mitigation, got {mitigation!r:.80}")
-    gains = mitigation.gains(model, named_prompts(mitigation, prompts))
-    if not any((gain != 1).any() for gain in gains.values()):
-        raise ValueError(f"mitigation: {mitigation.name!r} changes no weight for these prompts")
-    return gains
-
-
-def named_prompts(mitigation: Mitigation, prompts: Sequence[str]) -> list[str]:
-    """The prompts given, else those that the mitigation has neurons for, or pools.
-
-    Raises ValueError where there is neither; one set for all prompts needs none.
-    """
-    neurons = getattr(mitigation, "neurons", None)
-    if prompts or (prompts := getattr(mitigation, "group", ())):
-        return check_texts(prompts)
-    if isinstance(neurons, Mapping):
-        return list(neurons)
-    if neurons is not None:
-        return [""]
-    raise ValueError(f"prompts: {mitigation.name!r} needs those it is to hold for, got none")
 
 
 def _source_folder(model: DiffusionModel, scratch: Path) -> Path:
@@ -187,21 +161,18 @@ def _plain(name: str) -> str:
 
 def _write_denoiser(
     model: DiffusionModel, source: Path, part: Path, gains: Mapping[str, Tensor]
-) -> str:
-    """The U-Net with its weights multiplied; returns the digest of the files it came from."""
+) -> None:
+    """The U-Net with its weights multiplied, in one file."""
     kept = choose("unet", [file.name for file in (source / "unet").iterdir()])
+    tensors: dict[str, Tensor] = {}
     for name in kept.files:
-        target = part / "unet" / _plain(name).replace(".bin", ".safetensors")
-        if name.endswith(".json"):
-            text = _plain((source / "unet" / name).read_text("utf-8"))
-            target.write_text(text.replace(".bin", ".safetensors"), "utf-8")
-            continue
-        tensors = _tensors(source / "unet" / name)
-        _check_unchanged(model, tensors)
-        for layer, gain in gains.items():
-            _multiply(tensors, layer, gain)
-        save_file({n: t.contiguous() for n, t in tensors.items()}, target, {"format": "pt"})
-    return folder_digest(source / "unet", [".safetensors", ".bin"])
+        if not name.endswith(".json"):
+            tensors |= _tensors(source / "unet" / name)
+    _check_unchanged(model, tensors)
+    for layer, gain in gains.items():
+        _multiply(tensors, layer, gain)
+    whole = {name: tensor.contiguous() for name, tensor in tensors.items()}
+    save_file(whole, part / "unet/diffusion_pytorch_model.safetensors", {"format": "pt"})
 
 
 def _tensors(file: Path) -> dict[str, Tensor]:
@@ -232,52 +203,40 @@ def _write_notes(
     model: DiffusionModel,
     source: Path,
     part: Path,
-    mitigation: Mitigation,
-    prompts: Sequence[str],
     gains: Mapping[str, Tensor],
-    before: str,
+    about: Mapping[str, Any],
 ) -> None:
     """The folder `nemo`: generation settings, what holds of the calibration, and the record."""
     from nemo_kit.models import GENERATION_FILE
 
-    notes = part / "nemo"
+    notes, known = part / "nemo", model.calibration
     notes.mkdir()
     if (source / "nemo" / GENERATION_FILE).is_file():
         shutil.copyfile(source / "nemo" / GENERATION_FILE, notes / GENERATION_FILE)
-    if model.calibration is not None:
-        carried(model.calibration, gains, model.value_layers).save(notes)
-    write_json(
-        notes / RECORD,
-        {
-            "model": model.name,
-            "revision": model.revision,
-            "lora": model.lora and asdict(model.lora),
-            "mitigation": plain(mitigation),
-            "source": mitigation.source,
-            "prompts": list(prompts),
-            "changed": {name: _told(gain) for name, gain in gains.items()},
-            "unet_before": before,
-            "unet_after": folder_digest(part / "unet", [".safetensors"]),
-            "statistics": _statistics_note(model, gains),
-            "threshold": "of the model before; nemo_kit.calibrate measures the exported one's",
-            "nemo_kit": __version__,
-        },
-    )
+    if known is not None:
+        carried(known, gains, model.value_layers).save(notes)
+    record = {
+        "model": model.name,
+        "revision": model.revision,
+        "lora": model.lora and asdict(model.lora),
+        **about,
+        "changed": {name: _told(gain) for name, gain in gains.items()},
+        "unet_before": folder_digest(source / "unet", [".safetensors", ".bin"]),
+        "unet_after": folder_digest(part / "unet", [".safetensors"]),
+        "statistics": "exact: those of scaled neurons scaled, all others as before"
+        if known and known.statistics
+        else "none: the model had none",
+        "threshold": "of the model before; nemo_kit.calibrate measures the exported one's",
+        "nemo_kit": __version__,
+    }
+    write_json(notes / RECORD, record)
 
 
 def _told(gain: Tensor) -> str:
-    count = int((gain != 1).sum())
+    changed = int((gain != 1).sum())
     if gain.shape[1] == 1:
-        return f"{count} neuron" + "s" * (count > 1)
-    return f"{count} of {gain.numel()} weights"
-
-
-def _statistics_note(model: DiffusionModel, gains: Mapping[str, Tensor]) -> str:
-    if model.calibration is None or model.calibration.statistics is None:
-        return "none: the model had none"
-    if any(layer.name in gains for layer in model.value_layers):
-        return "exact: those of the scaled neurons scaled, all others as before"
-    return "exact: no value projection was changed"
+        return f"{changed} neuron" + "s" * (changed > 1)
+    return f"{changed} of {gain.numel()} weights"
 
 
 def _sync(folder: Path) -> None:

@@ -12,8 +12,10 @@ import torch
 from torch import Tensor
 
 from nemo_kit.checks import HALF_PRECISION, ROUNDING
+from nemo_kit.generation import both_outputs
 
 if TYPE_CHECKING:
+    from nemo_kit.generation import Run
     from nemo_kit.models import DiffusionModel
 
 SD2_WIDTH = 1024  # of the text embeddings, by which SD 2.x is known
@@ -24,13 +26,19 @@ SAMPLES_AT_ONCE = 4  # with gradients, which take several times the memory
 def predicted_gap(
     model: DiffusionModel, noise: Tensor, timestep: Tensor | int, text: Tensor, empty: Tensor
 ) -> Tensor:
-    """ε of the text minus ε of the empty prompt, [N, C, H, W]; one denoiser call.
-
-    Parameters: `noise`, [N, C, H, W]; `text`, [N, tokens, dim]; `empty`, [1, tokens, dim].
-    """
-    both = torch.cat([text, empty.to(text).expand_as(text)])
-    with_text, without = model.predict_noise(torch.cat([noise, noise]), timestep, both).chunk(2)
+    """Δε, ε of the text minus ε of the empty prompt, [N, C, H, W]; as `both_outputs`."""
+    with_text, without = both_outputs(model.predict_noise, noise, timestep, text, empty)
     return with_text - without
+
+
+def first_gap(run: Run, noise: Tensor, text: Tensor) -> Tensor:
+    """Δε of a run's first timestep at other noise, [n, C, H, W], for other embeddings of the text.
+
+    Parameters: `text`, [1 or n, tokens, dim].
+    """
+    empty = run.model.embed("") if run.empty is None else run.empty
+    text = text.expand(len(noise), -1, -1)
+    return predicted_gap(run.model, noise, run.model.timesteps(run.steps)[0], text, empty)
 
 
 def norms(gap: Tensor) -> Tensor:
@@ -41,18 +49,13 @@ def norms(gap: Tensor) -> Tensor:
     found = gap.flatten(1).norm(dim=1)
     if not torch.isfinite(found).all():
         raise FloatingPointError(f"the predicted noise became NaN or infinite ({HALF_PRECISION})")
-    check_gap(found, gap[0].numel())
-    return found
-
-
-def check_gap(norms: Tensor, numbers: int) -> None:
-    """Raise ValueError where no norm of Δε, of so many numbers, is more than rounding leaves."""
-    if norms.max() <= ROUNDING * math.sqrt(numbers):
+    if found.max() <= ROUNDING * math.sqrt(gap[0].numel()):
         raise ValueError(
             "prompt: the text makes no difference at all to the predicted noise, so nothing can be "
             "told from it; is the schedule (prediction_type, first timestep) the model's own, and "
             "do its weights and text embeddings vary?"
         )
+    return found
 
 
 def is_sd2(model: DiffusionModel) -> bool:

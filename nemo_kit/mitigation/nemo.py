@@ -7,18 +7,17 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import reduce
 from operator import or_
-from typing import TYPE_CHECKING, ClassVar
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
 from nemo_kit.checks import check_number, check_whole
 from nemo_kit.hooks import scale_neurons
-from nemo_kit.mitigation.base import Mitigation
-from nemo_kit.mitigation.draws import draw_seed
+from nemo_kit.mitigation.base import Found, Mitigation, Neurons, draw_seed
 from nemo_kit.neurons import NeuronSet, random_neurons
 
 if TYPE_CHECKING:
@@ -26,8 +25,6 @@ if TYPE_CHECKING:
     from nemo_kit.models import DiffusionModel
 
 VERSION = 1  # raised where results change (see nemo_kit.keys)
-Neurons = NeuronSet | Mapping[str, NeuronSet]
-_SOURCE = "Hintersdorf et al., Finding NeMo, NeurIPS 2024 (arXiv 2406.02366)"
 
 
 @dataclass(frozen=True)
@@ -40,15 +37,21 @@ class NeMo(Mitigation):
     Source: section 3.2; tables 1 and 4.
     """
 
-    name: str = field(init=False, default="NeMo")
+    name = "NeMo"
     neurons: Neurons
     factor: float = 0.0
-    source: ClassVar[str] = _SOURCE
-    permanent: ClassVar[bool] = True
+    source = "Hintersdorf et al., Finding NeMo, NeurIPS 2024 (arXiv 2406.02366)"
+    permanent = True
+    place = 6
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "neurons", check_neurons("neurons", self.neurons))
         check_number("factor", self.factor)
+
+    @classmethod
+    def rows(cls, found: Found, seed: int) -> dict[str, Mitigation]:
+        """One, of the refined neurons."""
+        return {cls.name: cls(found.refined)}
 
     def chosen(self, model: DiffusionModel, prompt: str) -> NeuronSet:
         """The neurons that are scaled for a prompt."""
@@ -62,8 +65,9 @@ class NeMo(Mitigation):
             yield run
 
     def gains(self, model: DiffusionModel, prompts: Sequence[str]) -> dict[str, Tensor]:
-        """The factor at the neurons of these prompts, 1 elsewhere: [width, 1]."""
-        neurons = reduce(or_, (self.chosen(model, one) for one in prompts), NeuronSet())
+        """The factor at the neurons of these prompts, or all that have some, 1 elsewhere."""
+        texts = prompts or (list(self.neurons) if isinstance(self.neurons, Mapping) else [""])
+        neurons = reduce(or_, (self.chosen(model, one) for one in texts), NeuronSet())
         layers = {layer.index: layer for layer in model.value_layers}
         neurons.check({index: layer.width for index, layer in layers.items()})
         found = {}
@@ -82,7 +86,13 @@ class InitialCandidates(NeMo):
     Source: table 4, "no refinement".
     """
 
-    name: str = field(init=False, default="initial candidates")
+    name = "initial candidates"
+    place = 7
+
+    @classmethod
+    def rows(cls, found: Found, seed: int) -> dict[str, Mitigation]:
+        """One, where the initial selection is known."""
+        return {} if found.initial is None else {cls.name: cls(found.initial)}
 
 
 @dataclass(frozen=True)
@@ -98,7 +108,8 @@ class RandomNeurons(NeMo):
     Source: section 4; difference 7: the released code draws found ones too.
     """
 
-    name: str = field(init=False, default="random neurons")
+    name = "random neurons"
+    place = 3
     found: NeuronSet | None = None
     seed: int = 0
     overflow: bool = False
@@ -108,6 +119,11 @@ class RandomNeurons(NeMo):
         if self.found is not None:
             check_neurons("found", self.found, mapping=False)
         check_whole("seed", self.seed, 0)
+
+    @classmethod
+    def rows(cls, found: Found, seed: int) -> dict[str, Mitigation]:
+        """One a draw; it overflows where a layer is too narrow."""
+        return {cls.name: cls(found.refined, found=union(found.known), seed=seed, overflow=True)}
 
     def chosen(self, model: DiffusionModel, prompt: str) -> NeuronSet:
         """The neurons drawn for a prompt."""

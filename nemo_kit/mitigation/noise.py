@@ -8,16 +8,15 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING, ClassVar, Literal, get_args
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Literal, get_args
 
 import torch
 from torch import Tensor
 
 from nemo_kit.checks import check_choice, check_number, check_whole
-from nemo_kit.mitigation.base import Mitigation
-from nemo_kit.mitigation.draws import normal
-from nemo_kit.mitigation.gap import SAMPLES_AT_ONCE, is_sd2, norms, predicted_gap, relative_size
+from nemo_kit.mitigation.base import Mitigation, normal
+from nemo_kit.mitigation.gap import SAMPLES_AT_ONCE, first_gap, is_sd2, norms, relative_size
 
 if TYPE_CHECKING:
     from nemo_kit.generation import Run
@@ -48,7 +47,8 @@ class NoiseOptimisation(Mitigation):
     Source: Jeon et al., Algorithm 2, and their released code, with its defaults.
     """
 
-    name: str = field(init=False, default="initial-noise optimisation")
+    name = "initial-noise optimisation"
+    place = 13
     accept: float | None = None
     weight: float | None = None
     steps: int = 10
@@ -56,7 +56,7 @@ class NoiseOptimisation(Mitigation):
     rate: float = 0.05
     form: Form = "code"
     rounds: int = 2
-    source: ClassVar[str] = "Jeon et al., ICML 2025 (arXiv 2412.04140)"
+    source = "Jeon et al., ICML 2025 (arXiv 2412.04140)"
 
     def __post_init__(self) -> None:
         for key in ("accept", "weight"):
@@ -125,7 +125,7 @@ class NoiseOptimisation(Mitigation):
 
     def _ahead(self, run: Run, x: Tensor, text: Tensor) -> Tensor:
         """Δε/‖Δε‖ at x: [n, C, H, W]."""
-        gap = self._gap(run, x, text)
+        gap = first_gap(run, x, text)
         return gap / norms(gap).clamp(min=1e-12)[:, None, None, None]
 
     def _loss(self, run: Run, x: Tensor, text: Tensor, ahead: Tensor | None) -> Tensor:
@@ -133,13 +133,8 @@ class NoiseOptimisation(Mitigation):
         if ahead is None:
             with torch.no_grad():
                 ahead = self._ahead(run, x, text)
-        gap = self._gap(run, x + ahead, text)
+        gap = first_gap(run, x + ahead, text)
         return norms(gap) + self._weight(run.model) * x.flatten(1).norm(dim=1)
-
-    def _gap(self, run: Run, x: Tensor, text: Tensor) -> Tensor:
-        model = run.model
-        empty = model.embed("") if run.empty is None else run.empty
-        return predicted_gap(model, x, model.timesteps(run.steps)[0], text, empty)
 
     def _accepted(self, model: DiffusionModel, round_: int = 0) -> float:
         size = relative_size(model)

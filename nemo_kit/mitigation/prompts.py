@@ -9,14 +9,13 @@ Source: Somepalli et al., "Understanding and Mitigating Copying in Diffusion Mod
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, ClassVar
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from nemo_kit.checks import check_whole
-from nemo_kit.mitigation.base import Mitigation
-from nemo_kit.mitigation.draws import numbers
+from nemo_kit.mitigation.base import Found, Mitigation, numbers
 
 if TYPE_CHECKING:
     from nemo_kit.models import DiffusionModel
@@ -34,7 +33,7 @@ class Insertion(Mitigation):
 
     count: int = 4
     seed: int = 0
-    source: ClassVar[str] = "Somepalli et al., NeurIPS 2023 (arXiv 2305.20086)"
+    source = "Somepalli et al., NeurIPS 2023 (arXiv 2305.20086)"
 
     def __post_init__(self) -> None:
         check_whole("count", self.count, 1)
@@ -63,7 +62,13 @@ class RandomTokens(Insertion):
     Source: Somepalli et al., random token addition: ids below 49400, decoded.
     """
 
-    name: str = field(init=False, default="random tokens")
+    name = "random tokens"
+    place = 5
+
+    @classmethod
+    def rows(cls, found: Found, seed: int) -> dict[str, Mitigation]:
+        """Table 1's three."""
+        return {f"{n} random token{'s' * (n > 1)}": cls(n, seed) for n in (1, 4, 10)}
 
     def word(self, model: DiffusionModel, draw: np.random.Generator, own: list[str]) -> str:
         """A token's text; special tokens, blanks and parts of a letter are never drawn."""
@@ -83,7 +88,8 @@ class RandomNumbers(Insertion):
     Source: Somepalli et al., random number addition, four of them.
     """
 
-    name: str = field(init=False, default="random numbers")
+    name = "random numbers"
+    place = 10
 
     def word(self, model: DiffusionModel, draw: np.random.Generator, own: list[str]) -> str:
         """A number."""
@@ -98,7 +104,8 @@ class WordRepetition(Insertion):
     Source: Somepalli et al., caption word repetition, four times.
     """
 
-    name: str = field(init=False, default="word repetition")
+    name = "word repetition"
+    place = 11
 
     def word(self, model: DiffusionModel, draw: np.random.Generator, own: list[str]) -> str:
         """One of the prompt's own words."""

@@ -8,23 +8,21 @@ is that of Sun et al., "A Simple and Effective Pruning Approach for Large Langua
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, ClassVar
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from nemo_kit.checks import check_number, check_seeds, check_texts, check_whole
+from nemo_kit.generation import Run, denoise
 from nemo_kit.hooks import Hook, hooked
 from nemo_kit.mitigation.base import Mitigation
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
-
-    from nemo_kit.generation import Run
     from nemo_kit.models import DiffusionModel
 
 VERSION = 2  # raised where results change (see nemo_kit.keys)
@@ -49,16 +47,17 @@ class WandaPruning(Mitigation):
     guidance 7.5.
     """
 
-    name: str = field(init=False, default="Wanda pruning")
+    name = "Wanda pruning"
+    place = 14
     share: float = 0.01
     steps: int = 10
     trajectory: int = 50
     seeds: tuple[int, ...] = (0,)
     guidance: float = 7.5
     group: tuple[str, ...] = ()
-    source: ClassVar[str] = "Chavhan et al., 2024 (arXiv 2406.18566)"
-    protocol: ClassVar[str] = "unit rows of both guidance halves, a group's prompts pooled"
-    permanent: ClassVar[bool] = True
+    source = "Chavhan et al., 2024 (arXiv 2406.18566)"
+    protocol = "unit rows of both guidance halves, a group's prompts pooled"
+    permanent = True
 
     def __post_init__(self) -> None:
         check_number("share", self.share, 0.0)
@@ -97,23 +96,17 @@ class WandaPruning(Mitigation):
 
     def gains(self, model: DiffusionModel, prompts: Sequence[str]) -> dict[str, Tensor]:
         """0 at the weights pruned for the group, or these prompts together, 1 elsewhere."""
-        masks = self.masks(model, self.group or prompts)
+        if not (texts := self.group or prompts):
+            raise ValueError(f"prompts: {self.name!r} needs those it is to hold for, got none")
+        masks = self.masks(model, texts)
         return {name: (~mask.cpu()).float() for name, mask in masks.items()}
 
     def _input_norms(self, model: DiffusionModel, prompts: Sequence[str]) -> dict[str, Tensor]:
         """Norm of each input of each layer at each step, over all rows: name -> [steps, in]."""
-        from nemo_kit.generation import Run, denoise
-
-        count, layers = len(self.seeds), feed_forward_layers(model.denoiser)
+        layers = feed_forward_layers(model.denoiser)
         squares: dict[str, Tensor | float] = dict.fromkeys(layers, 0.0)
         for prompt in prompts:
-            run = Run(
-                model=model, prompts=(prompt,) * count, texts=(prompt,) * count, seeds=self.seeds,
-                noise=model.noise(self.seeds),
-                embeddings=model.embed(prompt).expand(count, -1, -1),
-                empty=model.embed(""), guidance=self.guidance, steps=self.trajectory,
-                halves="both",
-            )  # fmt: skip
+            run = Run.of(model, prompt, self.seeds, self.trajectory, self.guidance)
             seen: dict[str, list[Tensor]] = {name: [] for name in layers}
             with hooked(model.denoiser, {name: _observer(one) for name, one in seen.items()}):
                 denoise(run, last=self.steps)
