@@ -1,7 +1,8 @@
 """The settings presets by name, and the threshold that belongs to one on a given model.
 
 Scope: `default`, `released` (the released code in all ten points where it differs from the text)
-and `paper` (the text); what to compare with where the model was calibrated with other settings.
+and `paper` (the text); what to compare with where the model was calibrated with other settings, or
+has none because a LoRA is in its weights.
 Source: "Finding NeMo" (arXiv 2406.02366), section 4, and the authors' released code.
 """
 
@@ -33,11 +34,28 @@ def preset(name: str, model: DiffusionModel) -> LocalizationSettings:
     Raises ValueError for another name.
     """
     check_choice("settings", name, PRESETS)
-    own = model.calibration.similarity if model.calibration else None
     if name == "default":
         return LocalizationSettings()
     made = LocalizationSettings.released if name == "released" else LocalizationSettings.paper
-    return made(own)
+    return made(known.similarity if (known := _own(model)) else None)
+
+
+def calibration_of(
+    model: DiffusionModel, prompt_files: Sequence[str | Path], store: str | Path | None
+) -> Calibration | None:
+    """The model's own calibration; with a LoRA in its weights, one computed for these.
+
+    It is computed once, from the prompts of the role holdout in the files (the embedded model's own
+    where there are none), and kept in `store`.
+    Raises ValueError where the files hold no such prompt.
+    """
+    if model.lora is None:
+        return model.calibration
+    from nemo_kit.prompts import prompt_table
+
+    table = prompt_table(prompt_files)
+    held = list(table["prompt"][table["role"] == "holdout"])
+    return calibration_for(model, LocalizationSettings(), held, store=store)
 
 
 def calibration_for(
@@ -59,26 +77,37 @@ def calibration_for(
     from nemo_kit.calibration import published
     from nemo_kit.localization.detection import resolve
 
-    detection, similarity = resolve(model, settings.detection, settings.similarity)
-    own = model.calibration
+    own, base = model.calibration, _own(model)
+    given = (settings.detection, settings.similarity)
+    if base:
+        given = (given[0] or base.detection, given[1] or base.similarity)
+    detection, similarity = resolve(model, *given)
     fits = own is not None and (own.detection, own.similarity) == (detection, similarity)
     if own is not None and fits and not hold_out:
         return own
-    known = published(str(model.name)) if settings.name == "released" and not hold_out else None
+    asked = settings.name == "released" and model.lora is None and not hold_out
+    known = published(str(model.name)) if asked else None
     texts = list(hold_out) or _lab_hold_out(model)
     if known is None and not texts:
         raise ValueError(
             f"settings {settings.name!r}: {_lacking(model)}; give --threshold, or --hold-out with "
-            "prompts that the model does not memorize"
+            "prompts that the model does not memorize (the role holdout of a prompt file)"
         )
     options = {"settings": detection, "similarity": similarity}
     found = known or _computed(model, texts, list(seeds), options, store)
-    return replace(
-        found,
-        statistics=(own.statistics if own else None) or found.statistics,
-        detection=detection,
-        similarity=similarity,
-    )
+    statistics = (own.statistics if own else None) or found.statistics
+    return replace(found, statistics=statistics, detection=detection, similarity=similarity)
+
+
+def _own(model: DiffusionModel) -> Calibration | None:
+    """The model's calibration, or what it had before a LoRA, for how its latents are compared."""
+    from nemo_kit.models import on_this_machine
+    from nemo_kit.models.opening import calibration_of_files
+
+    if model.calibration or model.lora is None:
+        return model.calibration
+    place = on_this_machine(model.name, model.revision)
+    return place and calibration_of_files(model.name, place)
 
 
 def _computed(
@@ -107,11 +136,9 @@ def _computed(
 
 def _lacking(model: DiffusionModel) -> str:
     """Why the model's own threshold is none for the settings."""
-    if model.calibration is None:
-        return f"the model {model.name!r} has no threshold"
-    return (
-        f"the model's threshold {model.calibration.threshold:.3f} was computed with other settings"
-    )
+    if own := model.calibration:
+        return f"the model's threshold {own.threshold:.3f} was computed with other settings"
+    return f"the model {model.name!r} has no threshold"
 
 
 def _lab_hold_out(model: DiffusionModel) -> list[str]:

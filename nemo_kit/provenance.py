@@ -24,6 +24,8 @@ def describe_model(model: Any) -> dict[str, str | None] | None:
         return None
     device = str(model.device)
     described = {"name": str(model.name), "revision": model.revision and str(model.revision)}
+    if getattr(model, "lora", None):
+        described["lora"] = str(model.lora)
     return {**described, "device": _device_name(device), "dtype": str(model.dtype)}
 
 

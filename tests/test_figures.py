@@ -13,7 +13,9 @@ import nbformat
 import numpy as np
 import pandas as pd
 import pytest
+import torch
 from PIL import Image
+from safetensors.torch import save_file
 from tiny import COMMON, DRAW, IMAGES, NAME, TABLE, end, notebook, wait_until_gone
 
 from nemo_kit import figures, progress
@@ -233,6 +235,40 @@ def test_another_models_figures_are_never_mixed_with_these(
     assert plan(model=str(tmp_path / "b" / "model")).key["model"] == first.key["model"]
 
 
+def test_a_lora_and_a_checkpoint_s_settings_tell_models_apart(
+    tmp_path: Path, plan: Callable[..., Any]
+) -> None:
+    notebook(tmp_path / "notebooks", parameters=COMMON)
+    for name in ("model", "other"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "model_index.json").write_text(name)
+    save_file({"w": torch.ones(2)}, lora := tmp_path / "l.safetensors")
+    model = str(tmp_path / "model")
+    plain = plan(model=model)
+    keys = [plan(model=model, **more).key for more in (
+        {}, {"lora": str(lora)}, {"lora": f"{lora}:0.5"}, {"config": model},
+        {"config": str(tmp_path / "other")},
+    )]  # fmt: skip
+    assert len({key["model"] for key in keys}) == 5
+    assert len({key["parameters"] for key in keys}) == 1
+    (tmp_path / "figs").mkdir()
+    manifest = {"parameters": {"model": model}, "key": plain.key}
+    write_json(tmp_path / "figs" / f"{NAME}.manifest.json", manifest)
+    with pytest.raises(ValueError, match=r"of the model .*model, not of .*model with .*l.safet"):
+        plan(model=model, lora=str(lora))
+    with pytest.raises(ValueError, match=r"lora must be a \.safetensors file"):
+        plan(model=model, lora="nowhere")
+
+
+def test_figures_not_asked_for_are_named(tmp_path: Path, plan: Callable[..., Any]) -> None:
+    more = TABLE.replace('"tiny"', '"other"')
+    notebook(tmp_path / "notebooks", DRAW, more, end(NAME))
+    job = plan()
+    [first, second] = job.book.figures
+    assert runner.besides([first], [job]) == [f"{NAME} also writes other"]
+    assert runner.besides([first, second], [job]) == []
+
+
 def test_reasons(tmp_path: Path) -> None:
     for name in ("F2a.png", "F2a.csv", "F2a.pdf"):
         (tmp_path / name).touch()
@@ -305,9 +341,10 @@ def test_folders_follow_preset_model_and_place(monkeypatch: pytest.MonkeyPatch) 
     assert runner.output_folder("lab", "owner/a model") == Path("r/figures/a-model")
     assert runner.output_folder("paper", "owner/a model") == Path("r/figures/a-model-paper")
     assert os.sep not in runner.output_folder("lab", "x/..").name.replace("..", "")
-    apart = {runner.work_folder(Path(name)) for name in ("/x/lab", "/y/lab", "/x/lab-quick")}
-    assert len(apart) == 3
-    assert all(path.parent == Path("r/runs/figures") for path in apart)
+    assert runner.output_folder("lab", "a/model", "b/c.safetensors:0.5") == Path(
+        "r/figures/model-c"
+    )
+    assert runner.work_folder(Path("/x/lab")) == Path("/x/lab/executed")  # beside the figures
 
 
 # ------------------------------------------------------------------- runs: each starts a kernel
@@ -329,7 +366,7 @@ def test_figures_are_drawn_once_and_again_when_stale(
     assert nbformat.read(executed, 4).cells[-1].execution_count
     assert "without encryption" not in executed.with_suffix(".log").read_text()
     assert sorted(path.name for path in job.out.iterdir()) == [
-        f"{NAME}.manifest.json", "tiny.csv", "tiny.pdf", "tiny.png",
+        f"{NAME}.manifest.json", "executed", "tiny.csv", "tiny.pdf", "tiny.png",
     ]  # fmt: skip
     assert plan(folder).reason == plan(folder, also=["pdf"]).reason == ""
     assert draw(plan(folder)) == ""  # nothing to do
@@ -340,7 +377,7 @@ def test_figures_are_drawn_once_and_again_when_stale(
     assert draw(job) == ""
     assert pd.read_csv(job.out / "tiny.csv")["n"].tolist() == [6]
     assert sorted(path.name for path in job.out.iterdir()) == [  # no picture of before
-        f"{NAME}.manifest.json", "tiny.csv",
+        f"{NAME}.manifest.json", "executed", "tiny.csv",
     ]  # fmt: skip
 
 
@@ -401,7 +438,7 @@ def test_a_run_that_fails_says_where_and_leaves_the_earlier_figures(
     notebook(tmp_path / "notebooks", *cells)
     error = draw(job := plan())
     assert message in error
-    assert [path.name for path in out.iterdir()] == ["tiny.csv"]
+    assert sorted(path.name for path in out.iterdir()) == ["executed", "tiny.csv"]
     assert (out / "tiny.csv").read_bytes() == b"earlier"
     work = runner.work_folder(job.out)
     assert {path.name for path in work.iterdir()} - {".lock"} == {f"{NAME}.ipynb", f"{NAME}.log"}

@@ -228,7 +228,16 @@ def test_every_preset_is_valid_and_paper_has_the_papers_settings() -> None:
         assert {chosen[key] for key in every - fewer.get(name, set())} <= {None}, name
         assert set(book.about["seconds"]) == {"quick", "lab"}
         assert book.title.endswith("?")
-        common = {"model", "revision", "device", "dtype", "prompt_files", "training_images"}
+        common = {
+            "model",
+            "revision",
+            "lora",
+            "config",
+            "device",
+            "dtype",
+            "prompt_files",
+            "training_images",
+        }
         assert common | {"out", "store"} <= set(book.kinds)
 
 

@@ -13,7 +13,8 @@ import pytest
 NAME = "00_tiny"
 OWN = 'out = "../figs"\nstore = "../runs/store"\n'
 COMMON = OWN + (
-    'model = "lab"\nrevision: str | None = None\ndevice = "auto"\ndtype = "auto"\n'
+    'model = "lab"\nrevision: str | None = None\nlora: str | None = None\n'
+    'config: str | None = None\ndevice = "auto"\ndtype = "auto"\n'
     "prompt_files: list[str] = []\ntraining_images: str | None = None\n"
 )
 IMAGES = OWN + "images = 4  # a comment\nsscd: str | None = None\n"

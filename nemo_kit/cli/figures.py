@@ -23,6 +23,8 @@ def figures(
         "steps, guidance 7. Or another file in notebooks/presets.")] = "quick",
     model: options.ModelOption = "lab",
     revision: options.RevisionOption = None,
+    lora: options.LoraOption = None,
+    config: options.ConfigOption = None,
     prompts: options.PromptsOption = None,
     training_images: Annotated[Path | None, Option(metavar="FOLDER", help="Folder with training "
         "images, one a prompt, named as the column 'image' or 'Index' of the prompt file says. "
@@ -52,8 +54,8 @@ def figures(
 
     A figure is up to date while its notebook's code, its parameters, the model and the versions of
     what the package computes are those it was drawn with. Beside each PNG lies the data behind it
-    as CSV, for each notebook a manifest, and over all the page index.html. Executed notebooks stay
-    in runs/figures/. A run that was stopped, at whatever moment, is gone on with by the same
+    as CSV, for each notebook a manifest, and over all the page index.html; executed notebooks are
+    in the folder executed. A run that was stopped, at whatever moment, is gone on with by the same
     command.
     """
     from nemo_kit.checks import check_choice
@@ -70,11 +72,16 @@ def figures(
     for kind in also or ():
         check_choice("--also", kind, runner.FORMATS)
     books = read_all(folder := notebooks or runner.root() / "notebooks")
-    rows, out = select(books, only or ()), out or runner.output_folder(preset, model)
+    rows, out = select(books, only or ()), out or runner.output_folder(preset, model, lora)
+    if lora:
+        from nemo_kit.models.lora import Lora
+
+        lora = Lora.of(lora).text  # with its folder: notebooks run in another one
     plan = partial(
         runner.plan, books, rows, preset, out, also=also or (), retry_failed=retry_failed,
         settings=dict(text.split("=", 1) for text in settings or ()),
-        model=options.absolute(model), device=device.value, dtype=dtype.value,
+        model=options.absolute(model), lora=lora, device=device.value,
+        config=config and options.absolute(config), dtype=dtype.value,
         prompt_files=files, training_images=training_images and str(training_images.resolve()),
     )  # fmt: skip
     if model != "lab":
@@ -82,14 +89,18 @@ def figures(
 
         resolve(model)
     jobs = plan(revision=revision)
+    if lora and model != "lab" and "holdout" not in runner.roles(files):
+        raise ValueError("--lora needs prompts of the role holdout in --prompts FILE: what it is "
+                         "fused into has another threshold, computed from these")  # fmt: skip
     if show:
-        print(f"{runner.listing(rows, jobs)}\n{runner.summary(jobs)}")
+        print("\n".join([runner.listing(rows, jobs), *runner.besides(rows, jobs),
+                         runner.summary(jobs)]))  # fmt: skip
         return
     if model != "lab":  # what is wrong was told before a download
         needing = any(job.book.about.get("statistics", True) for job in jobs)
-        jobs = plan(revision=_commit(model, revision, needing))
+        jobs = plan(revision=_commit(model, revision, needing and not lora))
     options.writable(out, "--out")
-    print(runner.summary(jobs), flush=True)
+    print("\n".join([*runner.besides(rows, jobs), runner.summary(jobs)]), flush=True)
     seconds = 60 * (limit or presets(folder)[preset].get("minutes", 30))
     with options.interruptible("figures drawn so far are kept, and the same command goes on"):
         plain = not sys.stderr.isatty() if log is None else log

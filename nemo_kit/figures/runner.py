@@ -26,6 +26,7 @@ from nemo_kit.notebooks import PLACES, Figure, Notebook
 from nemo_kit.progress import FAILED, WORK, Seconds, clock
 from nemo_kit.provenance import root
 
+OPENED = {"model", "revision", "lora", "config"}  # they count as the model's digest
 FORMATS = ("pdf", "svg")  # of a picture, on request beside PNG
 
 
@@ -69,15 +70,19 @@ def read_manifest(out: Path, notebook: str) -> dict[str, Any]:
     return {}
 
 
-def output_folder(preset: str, model: str = "lab") -> Path:
+def output_folder(preset: str, model: str = "lab", lora: str | None = None) -> Path:
     """Where figures go by default: ``figures/lab``, ``figures/lab-quick``, by model and preset."""
-    name = "".join(c if c.isalnum() or c in "._-" else "-" for c in Path(model).name) or "model"
-    return root() / "figures" / (name if preset == "lab" else f"{name}-{preset}")
+    names = [
+        Path(model).name or "model",
+        *([Path(lora).name.partition(".safetensors")[0]] if lora else []),
+    ]
+    text = "-".join(names if preset == "lab" else [*names, preset])
+    return root() / "figures" / "".join(c if c.isalnum() or c in "._-" else "-" for c in text)
 
 
 def work_folder(out: Path) -> Path:
     """Where executed notebooks and logs of an output folder stay, and its lock."""
-    return root() / "runs" / "figures" / f"{out.name}-{value_digest(str(out))[:8]}"
+    return out / "executed"
 
 
 # fmt: off
@@ -94,30 +99,33 @@ def plan(
     notebooks drawn without some of them run; ``also``, further formats of each picture: pdf, svg.
     Raises ValueError for a refused parameter, or where the folder holds another model's figures.
     """
-    settings, model, out, jobs = settings or {}, common.get("model", "lab"), out.resolve(), []
+    settings, out, jobs = settings or {}, out.resolve(), []
     chosen = {row.notebook: books[row.notebook] for row in figures}
     places = {"out": str(out), "store": str(root() / "runs" / "store")}
     known = {name for book in chosen.values() for name in book.kinds} - set(common) - set(places)
     for name in settings:
         check_choice("NAME of --set", name, sorted(known))
-    of_model = hub.digest(model, common.get("revision"))
+    model, lora = common.get("model", "lab"), common.get("lora")
+    of_model = _model_digest(model, common.get("revision"), lora, common.get("config"))
     for old in (manifests := {name: read_manifest(out, name) for name in books}).values():
-        before = old.get("parameters", {}).get("model", model)
-        if before != model and old.get("key", {}).get("model") != of_model:
-            raise ValueError(f"{out} holds figures of the model {before}, not of {model}: name "
+        drawn = old.get("parameters", {})
+        before = (drawn.get("model", model), drawn.get("lora"))
+        if drawn and before != (model, lora) and old.get("key", {}).get("model") != of_model:
+            told = [" with ".join(filter(None, one)) for one in (before, (model, lora))]
+            raise ValueError(f"{out} holds figures of the model {told[0]}, not of {told[1]}: name "
                              "another folder with --out")  # fmt: skip
-    roles = _roles(common.get("prompt_files"))
+    there = roles(common.get("prompt_files"))
     for name, book in chosen.items():
         given = {k: v for k, v in common.items() if k in book.kinds or v not in (None, [], "auto")}
         own = {k: _typed(v, book.kinds[k]) for k, v in settings.items() if k in book.kinds}
         values = book.values(preset, **given, **own, **places)
-        inputs = {k: v for k, v in values.items() if k not in PLACES | {"model", "revision"}}
+        inputs = {k: v for k, v in values.items() if k not in PLACES | OPENED}
         inputs = {k: by_content(v, book.path.parent) for k, v in inputs.items()}
         key = {"notebook": book.digest, "parameters": value_digest(inputs), "model": of_model}
         key["versions"] = value_digest(versions())
         reason = staleness(out, manifests[name], key, also, retry_failed)
         role = book.about.get("role")
-        lacks = f"needs prompts of the role {role}" if role and roles and role not in roles else ""
+        lacks = f"needs prompts of the role {role}" if role and there and role not in there else ""
         told = {"also": list(also), "retry_failed": retry_failed}
         before = manifests[name] if manifests[name].get("preset") == preset else {}
         jobs.append(Job(book, preset, values, out, key, reason, lacks, told, before))
@@ -189,6 +197,16 @@ def listing(
         rows.append((row.name, row.paper or "-", row.notebook, by_name[row.notebook], row.shows))
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     return "\n".join("  ".join(map(str.ljust, row, widths)).rstrip() for row in rows)
+
+
+def besides(figures: Iterable[Figure], jobs: Sequence[Job]) -> list[str]:
+    """A line for each notebook to run that also writes figures which were not asked for."""
+    asked, told = {row.name for row in figures}, []
+    for job in jobs:
+        others = [figure.name for figure in job.book.figures if figure.name not in asked]
+        if job.runs and others:
+            told.append(f"{job.name} also writes {', '.join(others)}")
+    return told
 
 
 def summary(jobs: Sequence[Job]) -> str:
@@ -279,6 +297,17 @@ def _files(manifest: dict[str, Any]) -> list[str]:
     return [name for names in manifest.get("files", {}).values() for name in names]
 
 
+def _model_digest(model: str, revision: str | None, lora: str | None, config: str | None) -> str:
+    """What tells models apart: the files, a LoRA's bytes and scale, a checkpoint's settings."""
+    digest = hub.digest(model, revision)
+    if not (lora or config):
+        return digest
+    from nemo_kit.models.lora import Lora
+
+    one = lora and Lora.of(lora)
+    return value_digest([digest, one and [one.sha256, one.scale], config and hub.digest(config)])
+
+
 def _typed(text: str, kind: str) -> Any:
     """A value from text: JSON where that has the type, an existing path from here, or the text."""
     with suppress(ValueError):
@@ -287,7 +316,7 @@ def _typed(text: str, kind: str) -> Any:
     return str(named_path(text) or text)
 
 
-def _roles(prompt_files: Sequence[str] | None) -> set[str]:
+def roles(prompt_files: Sequence[str] | None) -> set[str]:
     """Roles of the prompts given; empty for the lab's own, which has all, where none are."""
     from nemo_kit.store import prompt_table
 

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
         default_device,
         default_dtype,
         load,
+        on_this_machine,
         resolve,
     )
     from nemo_kit.models.stable_diffusion import StableDiffusion
@@ -32,6 +33,7 @@ __all__ = [
     "default_dtype",
     "load",
     "notes_folder",
+    "on_this_machine",
     "resolve",
 ]
 

@@ -75,7 +75,7 @@ def load(
             config=config,
         )
     if extra is None:  # a fused LoRA's threshold and statistics are others
-        model.calibration = _calibration(name, found)
+        model.calibration = calibration_of_files(name, found)
     return model
 
 
@@ -211,7 +211,14 @@ def _cast(parts: Mapping[str, Any], device: torch.device, dtype: torch.dtype) ->
     return {**parts, **{name: module.to(device, dtype) for name, module in modules.items()}}
 
 
-def _calibration(name: str, path: Path) -> Calibration | None:
+def on_this_machine(name: str, revision: str | None = None) -> Path | None:
+    """The folder or file that a name means; None for a hub model that is not here yet."""
+    found = resolve(name)
+    return found if isinstance(found, Path) else hub.local(found, revision)
+
+
+def calibration_of_files(name: str, path: Path) -> Calibration | None:
+    """The calibration that lies with a model's files, else the one that the paper names for it."""
     folder = hub.notes_folder(path)
     if (folder / CALIBRATION_FILE).is_file():
         found = Calibration.load(folder)
