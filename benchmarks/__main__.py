@@ -7,69 +7,37 @@ from typing import Annotated
 
 import pandas as pd
 import typer
+from typer import Option
 
 from nemo_kit.cli import run
-from nemo_kit.cli.options import (
-    ConfigOption,
-    Device,
-    DeviceOption,
-    Dtype,
-    DtypeOption,
-    LoraOption,
-    ModelOption,
-    PromptsOption,
-    RevisionOption,
-    SeedsOption,
-    existing,
-    load,
-    writable,
-)
-from nemo_kit.cli.sweeps import STORE, Place, RetryOption, StoreOption, end, plainly
+from nemo_kit.cli.options import Files, Kept, Model, Seeds, end, existing, grouped, writable
 
 app = typer.Typer(add_completion=False, rich_markup_mode=None, pretty_exceptions_enable=False)
 
 
+# fmt: off
 @app.command()
+@grouped
 def bench(
-    prompts: PromptsOption = None,
-    count: Annotated[
-        int | None, typer.Option("--count", metavar="N", min=1, help="Prompts of each type; by "
-                                "default all.")
-    ] = None,
-    search: Annotated[
-        list[str] | None,
-        typer.Option("--search", metavar="MODE",
-                     help="A search mode to measure; may be repeated. By default "
-                     "speculative, bisect, attributed."),
-    ] = None,
-    precision: Annotated[
-        list[str] | None,
-        typer.Option("--precision", metavar="TYPE", help="Measure the first mode in this precision "
-                     "too: bfloat16, float16. May be repeated."),
-    ] = None,
-    compiled: Annotated[
-        bool,
-        typer.Option("--compile", help="Measure each mode with torch.compile too; compiling "
-                     "takes minutes and is not counted."),
-    ] = False,
-    model: ModelOption = "lab",
-    revision: RevisionOption = None,
-    lora: LoraOption = None,
-    config: ConfigOption = None,
-    device: DeviceOption = Device.auto,
-    dtype: DtypeOption = Dtype.auto,
-    seeds: SeedsOption = 10,
-    store: StoreOption = STORE,
-    retry_failed: RetryOption = False,
-    out: Annotated[
-        Path, typer.Option("--out", metavar="FOLDER",
-                           help="Folder for bench.csv, bench_summary.csv and bench.png.")
-    ] = Path("runs/bench"),
-    pictures: Annotated[
-        int, typer.Option("--pictures", metavar="N", min=0, help="Pictures of each prompt and "
-                          "mode for SSCD_gen, 100 denoiser samples each; by default none.")
-    ] = 0,
-) -> None:  # fmt: skip
+    *,
+    prompts: Files = None,
+    count: Annotated[int | None, Option(metavar="N", min=1, help="Prompts of each type; by default "
+        "all.")] = None,
+    search: Annotated[list[str] | None, Option(metavar="MODE", help="A search mode to measure; may "
+        "be repeated. By default speculative, bisect, attributed.")] = None,
+    precision: Annotated[list[str] | None, Option(metavar="TYPE", help="Measure the first mode in "
+        "this precision too: bfloat16, float16. May be repeated.")] = None,
+    compiled: Annotated[bool, Option("--compile", help="Measure each mode with torch.compile too; "
+        "compiling takes minutes and is not counted.")] = False,
+    model: Model,
+    seeds: Seeds = 10,
+    kept: Kept,
+    out: Annotated[Path, Option(metavar="FOLDER", help="Folder for bench.csv, bench_summary.csv "
+        "and bench.png.")] = Path("runs/bench"),
+    pictures: Annotated[int, Option(metavar="N", min=0, help="Pictures of each prompt and mode for "
+        "SSCD_gen, 100 denoiser samples each; by default none.")] = 0,
+) -> None:
+    # fmt: on
     """Measure what localization costs, prompt by prompt, beside the released algorithm.
 
     Prints for VM and TM: how many times faster, the share of its samples, the share of prompts
@@ -89,16 +57,15 @@ def bench(
     writable(out, "--out")
     compiled_ways = [f"{mode}@compile" for mode in ways if compiled]
     ways += [*(f"{ways[0]}@{name}" for name in precision or ()), *compiled_ways]
-    table = prompt_table(existing(prompts or (), "--prompts"))
+    table = prompt_table(existing(prompts, "--prompts"))
     chosen = choose(table, memorized=count, non_memorized=0)
-    loaded = load(model, device, revision, dtype, lora, config)
+    loaded = model.open()
     detection = range(1, seeds + 1)
-    with plainly(Place(store, 1, None, retry_failed)):
-        done = compare.measure(
-            loaded, chosen, ways, detection, store=store, retry_failed=retry_failed
-        )
+    store, retry = kept.store, kept.retry_failed
+    with kept.running():
+        done = compare.measure(loaded, chosen, ways, detection, store=store, retry_failed=retry)
     frame = done
-    if known := known_neurons(model):
+    if known := known_neurons(model.model):
         frame = quality.with_known(frame, known)
     if pictures:
         frame = quality.with_pictures(loaded, frame, pictures, detection, store=store)

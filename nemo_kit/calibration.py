@@ -103,7 +103,9 @@ class ActivationStatistics:
 
     @classmethod
     def load(cls, path: str | Path) -> ActivationStatistics:
-        """Read what `save` wrote; raises ValueError for other files."""
+        """Read what `save` wrote, or a `.pt` as `from_released`; ValueError for other files."""
+        if Path(path).suffix == ".pt":
+            return cls.from_released(path)
         try:
             tensors = load_file(path)
             layers = range(1, len(tensors) // 2 + 1)

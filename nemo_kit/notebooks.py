@@ -12,12 +12,14 @@ import json
 import os
 import re
 import tomllib
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from nemo_kit.checks import alike, check_choice, fits
+from nemo_kit.files import named_path
 from nemo_kit.keys import value_digest
 from nemo_kit.provenance import root
 
@@ -52,19 +54,31 @@ class Notebook:
     about: dict[str, Any]  # its metadata nemo_kit
     digest: str  # of its code cells; the parameters count by their values
 
-    def values(self, preset: str = "quick", **given: Any) -> dict[str, Any]:
+    def values(
+        self, preset: str = "quick", settings: Mapping[str, str] | None = None, **given: Any
+    ) -> dict[str, Any]:
         """All parameters under a preset, those given in place of its own.
 
+        Parameters: `settings`, further ones as text, as `--set` gives them.
         Raises ValueError for an unknown preset, and for a name or type that the notebook refuses.
         """
         check_choice("preset", preset, known := presets(self.path.parent))
-        chosen = self.defaults | known[preset].get(self.path.stem, {}) | given
+        own = {k: _typed(v, self.kinds.get(k, "")) for k, v in (settings or {}).items()}
+        chosen = self.defaults | known[preset].get(self.path.stem, {}) | given | own
         for name, value in chosen.items():
             check_choice(f"a parameter of {self.path.stem}", name, self.kinds)
             chosen[name] = None if value == "None" and fits(None, self.kinds[name]) else value
             if not fits(chosen[name], kind := self.kinds[name]):
                 raise ValueError(f"{name} of {self.path.stem} must be {kind}, got {value!r}")
         return chosen
+
+
+def _typed(text: str, kind: str) -> Any:
+    """A value from text: JSON where that has the type, an existing path from here, or the text."""
+    with suppress(ValueError):
+        if fits(value := json.loads(text), kind):
+            return value
+    return str(named_path(text) or text)
 
 
 def place(given: str | Path) -> Path:
@@ -87,8 +101,9 @@ def read_all(folder: Path) -> dict[str, Notebook]:
     Raises FileNotFoundError where there is none, ValueError unless in each one cell is tagged
     ``parameters`` and holds literals alone, and each figure has a literal name and ``shows=``.
     """
-    found = [read(path) for path in sorted(folder.glob("*.ipynb"))]
-    books = {book.path.stem: book for book in found if book}
+    paths = sorted(folder.glob("*.ipynb"))
+    drawing = [path for path in paths if "figures.save(" in path.read_text(encoding="utf-8")]
+    books = {path.stem: read(path) for path in drawing}
     if not books:
         raise FileNotFoundError(f"no notebook that draws figures is in {folder}: run in a clone, "
                                 "or name their folder with --notebooks")  # fmt: skip
@@ -98,16 +113,14 @@ def read_all(folder: Path) -> dict[str, Notebook]:
     return books
 
 
-def read(path: Path) -> Notebook | None:
-    """What one notebook says; None where it saves no figure."""
+def read(path: Path) -> Notebook:
+    """What one notebook says; raises as `read_all`."""
     content = json.loads(path.read_text(encoding="utf-8"))
     texts: dict[str, list[str]] = {"parameters": [], "code": [], "markdown": [path.stem], "raw": []}
     for cell in content["cells"]:
         tagged = "parameters" in cell["metadata"].get("tags", ())
         texts["parameters" if tagged else cell["cell_type"]].append("".join(cell["source"]))
     figures = [figure for text in texts["code"] for figure in _figures(path, text)]
-    if not figures:
-        return None
     if len(given := texts["parameters"]) != 1:
         raise ValueError(f"{path.name} needs one cell tagged 'parameters', it has {len(given)}")
     rows = [_parameter(path, line) for line in ast.parse(given[0]).body]
@@ -122,13 +135,9 @@ def presets(folder: Path) -> dict[str, dict[str, Any]]:
     """The presets of a folder of notebooks: what each sets, by notebook, and its ``minutes``."""
     files = sorted((folder / "presets").glob("*.toml"))
     found = {path.stem: tomllib.loads(path.read_text("utf-8")) for path in files}
-    for preset, section in (
-        (preset, section) for preset, told in found.items() for section in told
-    ):
+    for name, section in ((name, one) for name, told in found.items() for one in told):
         if section != "minutes" and not (folder / f"{section}.ipynb").is_file():
-            raise ValueError(
-                f"presets/{preset}.toml names {section}, but there is no such notebook"
-            )
+            raise ValueError(f"presets/{name}.toml names {section}, but there is no such notebook")
     return {"quick": {}, **found}
 
 

@@ -7,6 +7,7 @@ code's CSV files, with any ending (`1030727993.jpg`). Nothing is ever fetched fr
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -23,7 +24,8 @@ class TrainingImages:
     """Training images of the prompts of a table, to be handed to what measures copies of them.
 
     Parameters: `table`, with `prompt`, `type` and `image`, as `prompts.prompt_table` gives, by
-    default the lab's; `folder`, that holds the images, None: those of the lab model.
+    default the lab's; `folder`, that holds the images, None: those of the lab model. A warning says
+    where no prompt has one.
     Raises FileNotFoundError where there is no such folder, ValueError for a missing column.
     """
 
@@ -34,15 +36,28 @@ class TrainingImages:
                 f"table lacks {', '.join(sorted(missing))}; it has {', '.join(self._table)}"
             )
         self._files = None if folder is None else _matched(self._table, Path(folder))
+        known = _of_lab() if self._files is None else set(self._files)
+        self._there = self._table["prompt"].isin(known)
+        if not self._there.any():
+            warnings.warn(self.told(), stacklevel=2)
+
+    def told(self) -> str:
+        """How many prompts have an image, in words, and what to do where none has."""
+        text = f"{self._there.sum()} of {len(self._table)} prompts have a training image"
+        if self._there.any():
+            return text
+        return (
+            f"{text}; similarities to it are not measured: a column image (or Index) in the prompt "
+            "file names it, in the folder that training_images (--training-images) names"
+        )
 
     def counts(self) -> pd.DataFrame:
         """How many prompts of each type have an image: `group`, `prompts`, `with_image`, `missing`.
 
         The group of prompts without a type is "other".
         """
-        known = lab.training_images()[0] if self._files is None else list(self._files)
-        there = self._table["prompt"].isin(known).astype(int)
         groups = self._table["type"].replace("", "other")
+        there = self._there.astype(int)
         counts = pd.DataFrame({"group": groups, "prompts": 1, "with_image": there})
         counts = counts.groupby("group", sort=False, as_index=False).sum()
         return counts.assign(missing=counts["prompts"] - counts["with_image"])
@@ -70,6 +85,11 @@ class TrainingImages:
             return None
         grey = np.full_like(known[0], 200)
         return np.stack([grey if image is None else image for image in found])
+
+
+def _of_lab() -> set[str]:
+    """The lab's prompts that have an image."""
+    return set(lab.prompts().query("image != ''")["prompt"])
 
 
 def _matched(table: pd.DataFrame, folder: Path) -> dict[str, Path]:

@@ -87,7 +87,11 @@ def calibration_for(
         return own
     asked = settings.name == "released" and model.lora is None and not hold_out
     known = published(str(model.name)) if asked else None
-    texts = list(hold_out) or _lab_hold_out(model)
+    texts = list(hold_out)
+    if not texts and model.name == "lab":
+        from nemo_kit import lab
+
+        texts = list(lab.prompts("holdout")["prompt"])
     if known is None and not texts:
         raise ValueError(
             f"settings {settings.name!r}: {_lacking(model)}; give --threshold, or --hold-out with "
@@ -139,11 +143,3 @@ def _lacking(model: DiffusionModel) -> str:
     if own := model.calibration:
         return f"the model's threshold {own.threshold:.3f} was computed with other settings"
     return f"the model {model.name!r} has no threshold"
-
-
-def _lab_hold_out(model: DiffusionModel) -> list[str]:
-    if model.name != "lab":
-        return []
-    from nemo_kit import lab
-
-    return list(lab.prompts("holdout")["prompt"])

@@ -1,13 +1,16 @@
-"""A notebook's code cells in the process of the tests, all of them or one alone."""
+"""A notebook's code cells in the process of the tests: no kernel, and the tests' small models."""
 
 from __future__ import annotations
 
 import json
+import linecache
 from collections.abc import Sequence
+from hashlib import sha256
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import matplotlib as mpl
 import numpy as np
 import pandas as pd
 import seaborn as sns
@@ -17,11 +20,13 @@ from nemo_kit import effects, metrics, plots
 from nemo_kit.neurons import NeuronSet, frequency
 
 ROOT = Path(__file__).resolve().parents[1]
+NOTEBOOKS = ROOT / "notebooks"
 
 
-def cells(name: str) -> list[tuple[str, bool]]:
-    """The code cells of a notebook, and whether they hold its parameters."""
-    content = json.loads((ROOT / "notebooks" / f"{name}.ipynb").read_text(encoding="utf-8"))
+def cells(name: str | Path) -> list[tuple[str, bool]]:
+    """The code cells of a notebook, by its name or file, and whether they hold its parameters."""
+    path = name if isinstance(name, Path) else NOTEBOOKS / f"{name}.ipynb"
+    content = json.loads(path.read_text(encoding="utf-8"))
     code = [one for one in content["cells"] if one["cell_type"] == "code"]
     return [("".join(c["source"]), "parameters" in c["metadata"].get("tags", [])) for c in code]
 
@@ -33,9 +38,29 @@ def cell(name: str, text: str) -> str:
 
 
 def run(sources: Sequence[str], names: dict[str, Any]) -> dict[str, Any]:
-    """The names after these cells, one after another."""
+    """The names after these cells, one after another; their sources can be had, as a kernel's."""
     for source in sources:
-        exec(compile(source, "<cell>", "exec"), names)
+        name = f"<cell {sha256(source.encode()).hexdigest()[:12]}>"
+        linecache.cache[name] = (len(source), None, source.splitlines(keepends=True), name)
+        exec(compile(source, name, "exec"), names)
+    return names
+
+
+def run_cells(name: str | Path, *, until: str = "", **parameters: Any) -> dict[str, Any]:
+    """The names after a notebook, or after its cell that holds a text, with these parameters.
+
+    Raises what a cell raises, KeyError for a parameter that the notebook does not have.
+    """
+    names: dict[str, Any] = {"__name__": "__main__"}
+    with mpl.rc_context({"backend": "agg"}):
+        for source, given in cells(name):
+            run([source], names)
+            if given:
+                if unknown := set(parameters) - set(names):
+                    raise KeyError(unknown)
+                names |= parameters
+            if until and until in source:
+                break
     return names
 
 

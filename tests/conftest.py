@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 
 os.environ["HF_HUB_OFFLINE"] = "1"
@@ -84,3 +85,26 @@ def plan(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Any]:
         return job
 
     return planned
+
+
+@pytest.fixture
+def in_process(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The runner has cells run in this process, as a kernel would, where no kernel is tested."""
+    from books import run_cells
+
+    from nemo_kit.figures import output, runner
+    from nemo_kit.progress import followed
+
+    def execute(job: Any, now: Path, *_: Any) -> str:
+        task = json.loads((now / "job.json").read_text())
+        with monkeypatch.context() as kernel:
+            for name in ("folder", "retry_failed"):
+                kernel.setattr(followed, name, getattr(followed, name))
+            kernel.setattr(output, "_formats", ["png"])
+            kernel.setattr(output, "_written", {})
+            kernel.chdir(job.book.path.parent)
+            output.begin(str(now), **task["told"])
+            run_cells(job.book.path, **task["parameters"])
+        return ""
+
+    monkeypatch.setattr(runner, "_execute", execute)

@@ -9,7 +9,8 @@ import shutil
 import subprocess
 import sys
 import warnings
-from dataclasses import replace
+from dataclasses import dataclass, replace
+from inspect import signature
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,7 @@ import pytest
 import torch
 
 from nemo_kit import NeuronSet, __version__, cli
+from nemo_kit.cli.options import grouped
 from nemo_kit.models import DiffusionModel
 
 COMMANDS = ("figures", "detect", "localize", "calibrate", "export")
@@ -98,6 +100,9 @@ def test_the_version(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixt
         (["figures", "--notebooks", "/nowhere"], "is in /nowhere: run in a clone, or name"),
         (["figures", "--prompts", "/nowhere.csv", "--model", "a/b"], "no file /nowhere.csv"),
         (["figures", "--wrong"], "No such option"),
+        (["figures", "--lora", "none.pt"], "lora must be a .safetensors file, or"),
+        (["calibrate", "--hold-out", "P"], "--model must be a folder or a hub id, got lab"),
+        (["calibrate", "--lora", "x"], "No such option"),
         (
             ["calibrate", "--model", "a/b"],
             "needs --statistics FILE or --hold-out FILE, got neither",
@@ -240,30 +245,48 @@ def test_list_says_what_there_is_and_draws_nothing(
     assert not (tmp_path / "out").exists()
 
 
-def test_figures_draws_shows_the_list_and_says_what_failed(
+@pytest.mark.usefixtures("in_process")
+def test_figures_draws_what_is_stale_and_shows_the_list(
     monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:
-    from tiny import COMMON, TABLE, end, notebook
+    from tiny import COMMON, DRAW, TABLE, end, notebook
 
     from nemo_kit.figures import runner
 
     monkeypatch.setattr(runner, "root", lambda: tmp_path)
-    given = {"parameters": COMMON + "images = 4"}
-    folder = notebook(tmp_path / "notebooks", TABLE, end("00_tiny"), **given)
-    assert call(monkeypatch, "figures") == 0
+    cells = (TABLE, DRAW.replace("tiny", "other"), end("00_tiny"))
+    notebook(tmp_path / "notebooks", *cells, parameters=COMMON + "images = 4")
+    assert call(monkeypatch, "figures", "--only", "tiny") == 0
     shown = capfd.readouterr()
-    assert "00_tiny drew tiny in" in shown.err
+    assert "00_tiny drew tiny other in" in shown.err
+    assert shown.out.splitlines()[0] == "00_tiny also writes other"
     assert " drawn " in shown.out.splitlines()[-2]
     assert shown.out.splitlines()[-1].endswith("figures/lab-quick/index.html")
     assert call(monkeypatch, "figures") == 0
     assert " up to date " in capfd.readouterr().out.splitlines()[-2]
-    notebook(folder, TABLE, "raise ValueError('it broke')", **given)
+    (tmp_path / "p.csv").write_text("prompt,type\na,VM\nb,TM\n")
+    with pytest.warns(UserWarning, match="^0 of 2 prompts have a training image; similarities to"):
+        assert call(monkeypatch, "figures", "--prompts", str(tmp_path / "p.csv")) == 0
+
+
+def test_figures_says_what_failed(
+    monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    from tiny import COMMON, TABLE, notebook
+
+    from nemo_kit.figures import runner
+
+    monkeypatch.setattr(runner, "root", lambda: tmp_path)
+    cells = (TABLE, "raise ValueError('it broke')")
+    notebook(tmp_path / "notebooks", *cells, parameters=COMMON + "images = 4")
+    (out := tmp_path / "figures" / "lab-quick").mkdir(parents=True)
+    (out / "tiny.csv").write_text("earlier")
     assert call(monkeypatch, "figures", "--only", "tiny") == 1
     shown = capfd.readouterr()
     assert "failed after" in shown.err
     assert "ValueError: it broke in cell 5" in shown.err
     assert " failed, see above " in shown.out.splitlines()[-2]
-    assert (tmp_path / "figures" / "lab-quick" / "tiny.csv").is_file()
+    assert (out / "tiny.csv").read_text() == "earlier"
 
 
 @pytest.mark.usefixtures("toy")
@@ -485,6 +508,7 @@ def test_figures_of_a_model_without_statistics_are_refused_before_anything_is_do
     assert not (tmp_path / "figures").exists()
 
 
+@pytest.mark.usefixtures("in_process")
 def test_figures_of_a_hub_model_are_up_to_date_after_the_run_that_fetched_it(
     monkeypatch: pytest.MonkeyPatch,
     capfd: pytest.CaptureFixture[str],
@@ -621,11 +645,13 @@ def test_the_hash_of_an_own_sscd_file_can_be_given(
     words = ["export", "--neurons", '{"1": [0]}', "--prompts", "p.txt", "--out", "o"]
     Path("p.txt").write_text("a cat\n")
     monkeypatch.setattr("nemo_kit.models.load", lambda *_, **__: None)
+    file, given = ["--set", "sscd=s.pt"], ["--set", f"sscd_sha256={digest}"]
     for more, told in (
-        (["--sscd", "s.pt"], f"has the SHA-256 {digest}, .* --sscd-sha256"),
-        (["--sscd", "s.pt", "--sscd-sha256", "0" * 64], f"must be {'0' * 64}, got {digest}"),
-        (["--sscd", "s.pt", "--sscd-sha256", digest], "s.pt holds no TorchScript"),
-        (["--sscd-sha256", digest], "--sscd-sha256 needs --sscd FILE"),
+        (file, f"has the SHA-256 {digest}, .* --set sscd_sha256="),
+        ([*file, "--set", f"sscd_sha256={'0' * 64}"], f"must be {'0' * 64}, got {digest}"),
+        ([*file, *given], "s.pt holds no TorchScript"),
+        (["--set", "picturs=3"], "parameter of removal must be .* got 'picturs'; did you mean pic"),
+        (["--set", "pictures=many"], "pictures of removal must be int, got 'many'"),
     ):
         assert call(monkeypatch, *words, *more) == 2
         assert re.search(told, capsys.readouterr().err)
@@ -666,15 +692,34 @@ def test_the_number_type_arrives_where_the_model_is_opened(
 
 @pytest.mark.parametrize(("given", "opened"), [("auto", torch.float16), ("float32", "float32")])
 def test_workers_on_gpus_get_the_number_type_that_a_gpu_would(
-    monkeypatch: pytest.MonkeyPatch, given: str, opened: Any
+    monkeypatch: pytest.MonkeyPatch, given: Any, opened: Any
 ) -> None:
     """Their model is opened on the CPU, where "auto" is another type."""
-    from nemo_kit.cli import sweeps
-    from nemo_kit.cli.options import Device, Dtype
+    from nemo_kit.cli.method import Place
+    from nemo_kit.cli.options import Model
 
     asked = []
     monkeypatch.setattr("nemo_kit.models.load", lambda *words, **_: asked.append(words))
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
-    place = sweeps.Place(Path("store"), 2, None, False)
-    sweeps.opened("a/b", Device.cuda, "c", Dtype(given), place)
+    Place(workers=2).open(Model("a/b", "c", device="cuda", dtype=given))
     assert asked == [("a/b", "cpu", opened, "c")]
+
+
+@dataclass
+class Group:
+    """Two options."""
+
+    first: int = 1
+    second: str = "x"
+
+
+def test_groups_are_options_of_the_command() -> None:
+    seen = []
+
+    def command(*, before: int = 0, group: Group) -> None:
+        seen.append((before, group))
+
+    made = grouped(command)
+    assert list(signature(made).parameters) == ["before", "first", "second"]
+    made(before=2, first=3, second="y")
+    assert seen == [(2, Group(3, "y"))]

@@ -265,8 +265,9 @@ def test_figures_not_asked_for_are_named(tmp_path: Path, plan: Callable[..., Any
     notebook(tmp_path / "notebooks", DRAW, more, end(NAME))
     job = plan()
     [first, second] = job.book.figures
-    assert runner.besides([first], [job]) == [f"{NAME} also writes other"]
-    assert runner.besides([first, second], [job]) == []
+    last = "1 of 1 notebooks to run, about 01:00"
+    assert runner.announced([first], [job]) == [f"{NAME} also writes other", last]
+    assert runner.announced([first, second], [job]) == [last]
 
 
 def test_reasons(tmp_path: Path) -> None:
@@ -304,7 +305,7 @@ def test_prompts_without_a_needed_role_leave_a_notebook_out(
     assert (job.lacks, job.runs) == ("needs prompts of the role ladder", False)
     told = runner.listing(job.book.figures, [job])
     assert "left out: needs prompts of the role ladder" in told
-    assert runner.summary([job]) == "0 of 1 notebooks to run, about 00:00"
+    assert runner.announced([], [job])[-1] == "0 of 1 notebooks to run, about 00:00"
     assert plan(prompt_files=[str(tmp_path / "q.csv")]).runs
     assert plan().runs
 
@@ -327,7 +328,7 @@ def test_what_a_run_would_take_comes_from_earlier_runs_of_the_same_preset(
     known = {"preset": "quick", "seconds": 20.0, "slowest": 4000.0}
     write_json(path, known | {"key": plan().key | {"notebook": "0"}})
     assert plan().expected == 20  # only the notebook changed: results are in the store
-    assert runner.summary([plan()]) == "1 of 1 notebooks to run, about 00:20"
+    assert runner.announced([], [plan()])[-1] == "1 of 1 notebooks to run, about 00:20"
     write_json(path, known | {"key": plan().key | {"model": "0"}})
     assert plan().expected == 4000
     assert "  model changed, about 1:06:40  a number" in runner.listing(rows, [plan()])
@@ -351,7 +352,7 @@ def test_folders_follow_preset_model_and_place(monkeypatch: pytest.MonkeyPatch) 
 
 
 def test_figures_are_drawn_once_and_again_when_stale(
-    tmp_path: Path, plan: Callable[..., Any]
+    tmp_path: Path, plan: Callable[..., Any], request: pytest.FixtureRequest
 ) -> None:
     folder = notebook(tmp_path / "note {books}", "# a brace in the folder's name", DRAW, end(NAME))
     job = plan(folder, also=["pdf"])
@@ -371,6 +372,7 @@ def test_figures_are_drawn_once_and_again_when_stale(
     assert plan(folder).reason == plan(folder, also=["pdf"]).reason == ""
     assert draw(plan(folder)) == ""  # nothing to do
     notebook(folder, TABLE, end(NAME))
+    request.getfixturevalue("in_process")
     job = plan(folder, settings={"images": "6"})
     assert job.reason == "notebook and parameters changed"
     assert job.expected == manifest["slowest"]
@@ -381,6 +383,7 @@ def test_figures_are_drawn_once_and_again_when_stale(
     ]  # fmt: skip
 
 
+@pytest.mark.usefixtures("in_process")
 def test_prompts_that_failed_are_in_the_manifest_and_tried_again_on_request(
     tmp_path: Path, plan: Callable[..., Any]
 ) -> None:
@@ -416,26 +419,19 @@ def test_failed_prompts_of_several_notebooks_count_once() -> None:
 
 
 @pytest.mark.parametrize(
-    ("cells", "message"),
+    ("cell", "message"),
     [
-        ((TABLE, "images = 1 / 0", end(NAME)), "ZeroDivisionError: division by zero in cell 5:\n"),
-        ((TABLE, "import os; os._exit(9)", end(NAME)), "DeadKernelError"),
-        ((TABLE,), "came to its end but did not save tiny, or wrote no manifest; executed copy"),
-        (
-            ("if not images:\n    " + TABLE.replace("\n", "\n    "), "1", end(NAME)),
-            "did not save tiny,",
-        ),
+        ("images = 1 / 0", "ZeroDivisionError: division by zero in cell 5:\n"),
+        ("import os; os._exit(9)", "DeadKernelError"),
     ],
 )
 def test_a_run_that_fails_says_where_and_leaves_the_earlier_figures(
-    tmp_path: Path, plan: Callable[..., Any], cells: tuple[str, ...], message: str
+    tmp_path: Path, plan: Callable[..., Any], cell: str, message: str
 ) -> None:
     out = tmp_path / "figs"
     out.mkdir()
     (out / "tiny.csv").write_bytes(b"earlier")
-    if "did not save" in message:
-        cells = (cells[0] + "\nfrom nemo_kit import figures", *cells[1:])
-    notebook(tmp_path / "notebooks", *cells)
+    notebook(tmp_path / "notebooks", TABLE, cell, end(NAME))
     error = draw(job := plan())
     assert message in error
     assert sorted(path.name for path in out.iterdir()) == ["executed", "tiny.csv"]
@@ -445,6 +441,26 @@ def test_a_run_that_fails_says_where_and_leaves_the_earlier_figures(
     if "ZeroDivisionError" in message:
         assert "    images = 1 / 0" in error
         assert f"executed copy: {work / NAME}.ipynb" in error
+
+
+@pytest.mark.usefixtures("in_process")
+@pytest.mark.parametrize(
+    "cells",
+    [
+        (TABLE,),
+        ("if not images:\n    " + TABLE.replace("\n", "\n    "),
+         "from nemo_kit import figures", end(NAME)),
+    ],
+)  # fmt: skip
+def test_a_notebook_that_did_not_save_leaves_the_earlier_figures(
+    tmp_path: Path, plan: Callable[..., Any], cells: tuple[str, ...]
+) -> None:
+    out = tmp_path / "figs"
+    out.mkdir()
+    (out / "tiny.csv").write_bytes(b"earlier")
+    notebook(tmp_path / "notebooks", *cells)
+    assert "came to its end but did not save tiny, or wrote no manifest; ex" in draw(plan())
+    assert (out / "tiny.csv").read_bytes() == b"earlier"
 
 
 def test_a_notebook_past_its_limit_is_ended_with_its_kernel(

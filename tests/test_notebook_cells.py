@@ -128,10 +128,10 @@ def test_bars_hold_whole_numbers() -> None:
 
 def test_figures_without_rows_say_so() -> None:
     none = pd.DataFrame(columns=["prompt", "group", "maximum", "hit", "missed", "extra"])
-    types = run([cell("06_memorization_types", '"F6"')], house(closest=none, threshold=0.6))["ax"]
-    assert {t.get_text().strip() for t in types.texts} == {
-        "no prompt with a training image", "VM above 0.6"
-    }  # fmt: skip
+    told = SimpleNamespace(told=lambda: "0 of 3 prompts have a training image; …")
+    given = house(closest=none, threshold=0.6, originals=told)
+    types = run([cell("06_memorization_types", '"F6"')], given)["ax"]
+    assert {t.get_text().strip() for t in types.texts} == {told.told(), "VM above 0.6"}
     truth = run([cell("03_localization", '"truth"')], house(truth=none))["left"]
     assert truth.texts[0].get_text() == "no prompt with known neurons"
     alone = cell("11_neuron_atlas", "def alone")

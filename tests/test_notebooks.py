@@ -19,7 +19,7 @@ import matplotlib as mpl
 import numpy as np
 import pandas as pd
 import pytest
-from books import ROOT, cell, cells, run
+from books import ROOT, cell, cells, run, run_cells
 from matplotlib import pyplot as plt
 from PIL import Image
 
@@ -46,15 +46,10 @@ EACH = [pytest.param(name, marks=pytest.mark.slow if name in LARGE else ()) for 
 
 def start(name: str, folder: Path, until: str = "") -> dict[str, Any]:
     """The names after a notebook, or after its cell that holds a text, with small parameters."""
-    names: dict[str, Any] = {"__name__": "__main__"}
     given = TINY | FEWER.get(name, {}) | {"out": str(folder), "store": str(folder.parent / "store")}
-    for source, parameters in cells(name):
-        run([source], names)
-        if parameters:
-            names |= {key: value for key, value in given.items() if key in names}
-        if until and until in source:
-            break
-    return names
+    [first] = [source for source, parameters in cells(name) if parameters]
+    known = run([first], {})
+    return run_cells(name, until=until, **{k: v for k, v in given.items() if k in known})
 
 
 @pytest.fixture(scope="module", autouse=True)

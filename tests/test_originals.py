@@ -51,6 +51,16 @@ def test_images_of_the_released_list_are_found_by_index(tmp_path: Path, folder: 
     assert (known.one("tea") == 9).all()  # grey becomes three channels
 
 
+def test_where_no_prompt_has_an_image_it_is_told(tmp_path: Path, folder: Path) -> None:
+    (tmp_path / "p.csv").write_text("prompt,type\na,VM\nb,VM\nc,\n")
+    with pytest.warns(UserWarning, match=r"^0 of 3 prompts have a training image; .* column image"):
+        none = TrainingImages(prompt_table([tmp_path / "p.csv"]), folder)
+    assert none.told().startswith("0 of 3 prompts have a training image; ")
+    assert TrainingImages(released(tmp_path), folder).told() == (
+        "2 of 3 prompts have a training image"
+    )
+
+
 def test_a_missing_image_is_none_or_shown_grey(tmp_path: Path, folder: Path) -> None:
     known = TrainingImages(released(tmp_path), folder)
     assert known.of(["a pod", "=bag"]) is None

@@ -10,7 +10,7 @@ from typing import Any
 import nbformat
 import papermill
 import pytest
-from cells import NOTEBOOKS, run_cells
+from books import NOTEBOOKS, run_cells
 
 from nemo_kit import lab
 from nemo_kit.localization import detect

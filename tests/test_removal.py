@@ -11,10 +11,11 @@ from typing import Any
 import nbformat
 import numpy as np
 import pytest
-from cells import run_cells
+from books import run_cells
 from test_cli import call
 
 from nemo_kit.disentanglement import disentanglement
+from nemo_kit.figures import report as page
 from nemo_kit.mitigation import NeMo, RandomNeurons, WandaPruning, export
 from nemo_kit.models import DiffusionModel, StableDiffusion
 from nemo_kit.neurons import NeuronSet
@@ -157,8 +158,9 @@ def test_the_command_writes_folder_and_report(
     monkeypatch.setattr("nemo_kit.provenance.root", lambda: tmp_path)
     arguments = [
         "export", "--model", str(toy_folder), "--neurons", str(tmp_path / "sets.json"),
-        "--neurons", '{"2": [1]}', "--prompts", str(tmp_path / "prompts.txt"), "--pictures", "2",
-        "--steps", "1", "--control", str(tmp_path / "control.txt"), "--clip", "lab",
+        "--neurons", '{"2": [1]}', "--prompts", str(tmp_path / "prompts.txt"),
+        "--set", "pictures=2", "--set", "steps=1", "--set", "clip=lab",
+        "--control", str(tmp_path / "control.txt"),
         "--out", str(tmp_path / "out"), "--device", "cpu",
     ]  # fmt: skip
     assert call(monkeypatch, *arguments) == 0
@@ -191,10 +193,11 @@ def test_a_report_that_fails_is_told_in_one_line_and_nothing_is_written(
     error: str,
     code: int,
 ) -> None:
-    cells = [nbformat.v4.new_code_cell("after = 1", metadata={"tags": ["parameters"]})]
+    real = nbformat.read(page.notebook("removal"), 4).cells
+    cells = [cell for cell in real if "parameters" in cell.metadata.get("tags", ())]
     cells.append(nbformat.v4.new_code_cell(f"raise {error}('it broke')"))
     nbformat.write(nbformat.v4.new_notebook(cells=cells), tmp_path / "removal.ipynb")
-    monkeypatch.setattr("nemo_kit.cli.report._PLACES", (tmp_path,))
+    monkeypatch.setattr(page, "PLACES", (tmp_path,))
     monkeypatch.setattr("nemo_kit.provenance.root", lambda: tmp_path)
     for name in ("prompts", "control"):
         (tmp_path / f"{name}.txt").write_text("a\nb\n")

@@ -19,7 +19,7 @@ import pandas as pd
 import pytest
 import torch
 import toys
-from cells import run_cells
+from books import run_cells
 from diffusers import AutoencoderKL, StableDiffusionPipeline, UNet2DConditionModel
 from PIL import Image
 from test_notebooks import TINY

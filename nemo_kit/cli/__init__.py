@@ -17,6 +17,7 @@ import typer
 
 from nemo_kit import __version__
 from nemo_kit.cli import calibrate, export, figures, method
+from nemo_kit.cli.options import grouped
 
 app = typer.Typer(
     help="Find and switch off the neurons by which a diffusion model memorizes training images.",
@@ -47,7 +48,7 @@ for command, words in (
     (calibrate.calibrate, "Give a model its threshold and statistics."),
     (export.export, "Write a model without these neurons, with a report."),
 ):
-    app.command(short_help=words)(command)
+    app.command(short_help=words)(grouped(command))
 
 
 def main() -> NoReturn:

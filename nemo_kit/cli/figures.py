@@ -13,6 +13,7 @@ from nemo_kit.cli import options
 
 # fmt: off
 def figures(
+    *,
     only: Annotated[list[str] | None, Option(metavar="NAME", help="Draw this figure (by name or "
         "number in the paper), or all of this notebook. May be repeated.")] = None,
     show: Annotated[bool, Option("--list", "--dry-run", help="Say what there is, what is up to "
@@ -21,19 +22,10 @@ def figures(
         'minutes. "lab": all of them, as in the committed figures, within two hours on two cores. '
         '"paper": all, with the settings of the paper, meant for a GPU: 10 seeds, 10 images of 50 '
         "steps, guidance 7. Or another file in notebooks/presets.")] = "quick",
-    model: options.ModelOption = "lab",
-    revision: options.RevisionOption = None,
-    lora: options.LoraOption = None,
-    config: options.ConfigOption = None,
-    prompts: options.PromptsOption = None,
-    training_images: Annotated[Path | None, Option(metavar="FOLDER", help="Folder with training "
-        "images, one a prompt, named as the column 'image' or 'Index' of the prompt file says. "
-        "Missing ones are counted and left out.")] = None,
-    settings: Annotated[list[str] | None, Option("--set", metavar="NAME=VALUE", help="A parameter "
-        "of the notebooks that have it, as in their first code cell, such as sscd=FILE.pt or "
-        "steps=30. May be repeated.")] = None,
-    device: options.DeviceOption = options.Device.auto,
-    dtype: options.DtypeOption = options.Dtype.auto,
+    model: options.Model,
+    prompts: options.Files = None,
+    training_images: options.Images = None,
+    settings: options.Settings = None,
     out: Annotated[Path | None, Option(metavar="FOLDER", help="Output folder; by default "
         "figures/MODEL, with -quick or -paper.")] = None,
     notebooks: Annotated[Path | None, Option(metavar="FOLDER", help="Folder of the notebooks, "
@@ -62,45 +54,44 @@ def figures(
     from nemo_kit.figures import gallery, read_all, runner, select
     from nemo_kit.notebooks import presets
 
-    if model != "lab" and not prompts:
-        raise ValueError(f"--model {model} needs --prompts FILE: the built-in prompts are lab's")
-    if training_images is not None and not training_images.is_dir():
-        raise FileNotFoundError(f"--training-images: there is no folder {training_images}")
-    if wrong := [text for text in settings or () if not text.partition("=")[1]]:
-        raise ValueError(f"--set must be NAME=VALUE, got {wrong[0]!r}")
-    files = [str(p.resolve()) for p in options.existing(prompts or (), "--prompts")]
+    own = model.model == "lab"
+    if not own and not prompts:
+        raise ValueError(f"--model {model.model} needs --prompts FILE: the built-in prompts are "
+                         "lab's")  # fmt: skip
+    images = options.folder(training_images, "--training-images")
+    texts = options.settings_of(settings)
+    files = [str(path.resolve()) for path in options.existing(prompts, "--prompts")]
     for kind in also or ():
         check_choice("--also", kind, runner.FORMATS)
     books = read_all(folder := notebooks or runner.root() / "notebooks")
-    rows, out = select(books, only or ()), out or runner.output_folder(preset, model, lora)
-    if lora:
-        from nemo_kit.models.lora import Lora
-
-        lora = Lora.of(lora).text  # with its folder: notebooks run in another one
+    rows = select(books, only or ())
+    out = out or runner.output_folder(preset, model.model, model.lora)
     plan = partial(
         runner.plan, books, rows, preset, out, also=also or (), retry_failed=retry_failed,
-        settings=dict(text.split("=", 1) for text in settings or ()),
-        model=options.absolute(model), lora=lora, device=device.value,
-        config=config and options.absolute(config), dtype=dtype.value,
-        prompt_files=files, training_images=training_images and str(training_images.resolve()),
+        settings=texts, prompt_files=files, training_images=images,
     )  # fmt: skip
-    if model != "lab":
+    if not own:
         from nemo_kit.models import resolve
 
-        resolve(model)
-    jobs = plan(revision=revision)
-    if lora and model != "lab" and "holdout" not in runner.roles(files):
+        resolve(model.model)
+    jobs = plan(**(given := model.parameters()))
+    needing = [job for job in jobs if job.book.about.get("statistics", True)]
+    if needing and model.lora and not own and "holdout" not in runner.roles(files):
         raise ValueError("--lora needs prompts of the role holdout in --prompts FILE: what it is "
                          "fused into has another threshold, computed from these")  # fmt: skip
     if show:
-        print("\n".join([runner.listing(rows, jobs), *runner.besides(rows, jobs),
-                         runner.summary(jobs)]))  # fmt: skip
+        print("\n".join([runner.listing(rows, jobs), *runner.announced(rows, jobs)]))
         return
-    if model != "lab":  # what is wrong was told before a download
-        needing = any(job.book.about.get("statistics", True) for job in jobs)
-        jobs = plan(revision=_commit(model, revision, needing and not lora))
+    if not own:  # what is wrong was told before a download
+        given["revision"] = _commit(model, bool(needing) and not model.lora)
+        jobs = plan(**given)
     options.writable(out, "--out")
-    print("\n".join([*runner.besides(rows, jobs), runner.summary(jobs)]), flush=True)
+    if files:
+        from nemo_kit.originals import TrainingImages
+        from nemo_kit.prompts import prompt_table
+
+        TrainingImages(prompt_table(files), images)  # warns where no prompt has one
+    print(*runner.announced(rows, jobs), sep="\n", flush=True)
     seconds = 60 * (limit or presets(folder)[preset].get("minutes", 30))
     with options.interruptible("figures drawn so far are kept, and the same command goes on"):
         plain = not sys.stderr.isatty() if log is None else log
@@ -114,23 +105,19 @@ def figures(
         raise typer.Exit(1)
 
 
-def _commit(model: str, revision: str | None, needing: bool) -> str | None:
+def _commit(model: options.Model, needing: bool) -> str | None:
     """The commit to draw from, its files on this machine; the revision itself for a folder.
 
     Raises ValueError before a download where activation statistics are needed and not there.
     """
     from nemo_kit.calibration import CALIBRATION_FILE, STATISTICS_FILE
-    from nemo_kit.models import hub, notes_folder, resolve
+    from nemo_kit.models import hub
 
-    files, place = (CALIBRATION_FILE, STATISTICS_FILE), resolve(model)
-    if isinstance(place, Path):
-        lacking = [name for name in files if not (notes_folder(place) / name).is_file()]
-    else:
-        lacking = hub.lacking(model, revision, [f"nemo/{name}" for name in files])
-    if needing and lacking:
+    name, revision = model.model, model.revision
+    if needing and hub.lacking(name, revision, (CALIBRATION_FILE, STATISTICS_FILE)):
         pinned = f" --revision {revision}" if revision else ""
         raise ValueError(
-            f"--model must have activation statistics, {model} has none: nemo-kit calibrate "
-            f"--model {model}{pinned} with --statistics FILE or --hold-out FILE writes them once"
+            f"--model must have activation statistics, {name} has none: nemo-kit calibrate "
+            f"--model {name}{pinned} with --statistics FILE or --hold-out FILE writes them once"
         )
-    return revision if isinstance(place, Path) else hub.fetch(model, revision)[1]
+    return revision if Path(name).exists() else hub.fetch(name, revision)[1]

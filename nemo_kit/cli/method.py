@@ -1,174 +1,137 @@
 """``nemo-kit detect`` and ``nemo-kit localize``: the method on prompts, given or from a file.
 
-Prompts of the command line are worked on and shown; those of files go through a store, so that a
-long run can be stopped, killed and gone on with.
+Prompts of the command line are worked on and shown; those of files go through a store, here or in
+other processes, so that a long run can be stopped, killed and gone on with.
 """
 
 from __future__ import annotations
 
-from dataclasses import replace
-from pathlib import Path
+from collections.abc import Callable
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Annotated, Any
 
-import typer
+from typer import Option
 
 from nemo_kit.cli.options import (
-    ConfigOption,
-    Device,
-    DeviceOption,
-    Dtype,
-    DtypeOption,
-    JsonOption,
-    LoraOption,
-    ModelOption,
-    PromptsOption,
-    RevisionOption,
-    SeedsOption,
-    StatisticsOption,
-    ThresholdOption,
+    Kept,
+    Method,
+    Model,
+    Prompts,
+    Shown,
+    Statistics,
+    bar,
+    end,
     existing,
     interruptible,
-    joined,
-    show,
-    writer,
-)
-from nemo_kit.cli.options import (
-    bar as progress_bar,
-)
-from nemo_kit.cli.options import (
-    statistics as read_statistics,
-)
-from nemo_kit.cli.options import (
-    texts as read_texts,
-)
-from nemo_kit.cli.sweeps import (
-    STORE,
-    HoldOutOption,
-    Place,
-    Preset,
-    RetryOption,
-    SchedulerOption,
-    SettingsOption,
-    StoreOption,
-    WorkersOption,
-    calibrated,
-    end,
-    for_workers,
-    opened,
-    refuse_both,
-    refuse_calibration,
-    refuse_elsewhere,
-    sweep,
+    read_statistics,
 )
 
 if TYPE_CHECKING:
     import pandas as pd
 
-OutOption = Annotated[
-    Path | None,
-    typer.Option("--out", metavar="FILE", help="Write the table to this .csv or .parquet file."),
-]
-PromptArgument = Annotated[
-    list[str] | None, typer.Argument(metavar="[PROMPT]...", help="Prompts to look at.")
-]
+
+# fmt: off
+@dataclass(frozen=True)
+class Place(Kept):
+    """Where results are kept and who computes them."""
+
+    workers: Annotated[int, Option(metavar="N", min=1, help="Processes on this machine; on GPUs, "
+        "one for each GPU. Only for prompts of files.")] = 1
+    scheduler: Annotated[str | None, Option(metavar="ADDRESS", help="Address of a dask scheduler "
+        "(tcp://HOST:PORT) or its scheduler file (.json): the work is done by its workers. "
+        "docs/cluster.md has a recipe for SLURM.")] = None
+    # fmt: on
+
+    @property
+    def elsewhere(self) -> bool:
+        """Whether other processes do the work."""
+        return self.workers > 1 or self.scheduler is not None
+
+    def on_gpus(self, device: str) -> bool:
+        """Whether other processes do it on GPUs; what a scheduler has, --device cuda must say."""
+        from nemo_kit.models import default_device
+
+        seen = self.scheduler is None and device == "auto" and default_device().type == "cuda"
+        return self.elsewhere and (device == "cuda" or seen)
+
+    def check(self, prompts: Prompts, method: Method, model: Model) -> None:
+        """Raise ValueError for what other processes can't do."""
+        if self.elsewhere and prompts.here:
+            given = "workers" if self.workers > 1 else "scheduler"
+            raise ValueError(
+                f"--{given} {getattr(self, given)} needs --prompts FILE: prompts of the command "
+                "line are worked on in this process"
+            )
+        if method.hold_out and self.on_gpus(model.device):
+            raise ValueError(
+                "--hold-out computes the threshold in this process, which leaves the GPUs to the "
+                "workers: write it once with `nemo-kit calibrate --hold-out FILE`, or give "
+                "--threshold"
+            )
+
+    def open(self, model: Model) -> Any:
+        """The model; where other processes use GPUs, it is opened here without taking one."""
+        if not self.on_gpus(model.device):
+            return model.open()
+        import torch
+
+        from nemo_kit.models import default_dtype
+        from nemo_kit.store.work import check_gpus
+
+        check_gpus("cuda", self.workers)
+        gpus = default_dtype(torch.device("cuda"))
+        return model.open("cpu", gpus if model.dtype == "auto" else None)
+
+    def sweep(self, sweeper: Any, model: Any, device: str, *given: Any, **options: Any) -> Any:
+        """Rows of all prompts, from the store or computed now, here or by other processes."""
+        from nemo_kit.store import ModelRef
+
+        if self.elsewhere:
+            model = ModelRef.of(model, "cuda" if self.on_gpus(device) else None)
+        with self.running():
+            return sweeper(
+                model, *given, store=self.store, workers=self.workers, executor=self.scheduler,
+                retry_failed=self.retry_failed, **options,
+            )  # fmt: skip
 
 
-def detect(
-    prompt: PromptArgument = None,
-    prompts: PromptsOption = None,
-    model: ModelOption = "lab",
-    revision: RevisionOption = None,
-    lora: LoraOption = None,
-    config: ConfigOption = None,
-    device: DeviceOption = Device.auto,
-    dtype: DtypeOption = Dtype.auto,
-    seeds: SeedsOption = 10,
-    threshold: ThresholdOption = None,
-    settings: SettingsOption = Preset.default,
-    hold_out: HoldOutOption = None,
-    store: StoreOption = STORE,
-    workers: WorkersOption = 1,
-    scheduler: SchedulerOption = None,
-    retry_failed: RetryOption = False,
-    as_json: JsonOption = False,
-    out: OutOption = None,
-) -> None:
+def detect(*, prompts: Prompts, model: Model, method: Method, place: Place, shown: Shown) -> None:
     """Tell which prompts a model memorizes, from one prediction a seed.
 
     The score is the largest similarity between the noise predictions of two seeds: a memorized
     prompt pulls every seed to the same picture. With neither prompts nor a file, and the model
     lab, the lab's own prompts are taken.
     """
-    from nemo_kit.store import detect_all
-    from nemo_kit.store.method import Detect
+    write = shown.writer()
 
-    refuse_both(threshold, hold_out)
-    place = Place(store, workers, scheduler, retry_failed)
-    if prompt and not prompts:
-        refuse_elsewhere(place)
-    texts = read_texts(prompt, prompts, model)
-    write = writer(out)
-    refuse_calibration(hold_out, device, place)
-    loaded = opened(model, device, revision, dtype, place, lora, config)
-    numbers = range(1, seeds + 1)
-    chosen = calibrated(loaded, settings, threshold, hold_out, numbers, store)
-    options = {
-        "threshold": threshold,
-        "settings": chosen.detection,
-        "similarity": chosen.similarity,
-    }
-    if prompt and not prompts:
-        frame = _one_by_one(Detect(loaded, list(numbers), options), texts, "detect", as_json)
-    else:
-        named = for_workers(loaded, device, place)
-        frame = sweep(detect_all, named, texts, place, as_json, seeds=numbers, **options)
+    def options(chosen: Any) -> dict[str, Any]:
+        return {"settings": chosen.detection, "similarity": chosen.similarity}
+
+    frame = _rows("detect", prompts, model, method, place, shown, options)
     frame = frame.drop(columns=["pairwise"], errors="ignore")
-    show(frame, ["memorized", "score", "prompt"], as_json)
+    shown.show(frame, ["memorized", "score", "prompt"])
     write(frame)
     end(frame)
 
 
+# fmt: off
 def localize(
-    prompt: PromptArgument = None,
-    prompts: PromptsOption = None,
-    model: ModelOption = "lab",
-    revision: RevisionOption = None,
-    lora: LoraOption = None,
-    config: ConfigOption = None,
-    device: DeviceOption = Device.auto,
-    dtype: DtypeOption = Dtype.auto,
-    seeds: SeedsOption = 10,
-    search: Annotated[
-        str,
-        typer.Option(
-            "--search",
-            metavar="MODE",
-            help='How to search: "speculative" gives the paper\'s sets, batched; "sequential" is '
-            'call by call; "bisect" and "attributed" are cheaper and verified.',
-        ),
-    ] = "speculative",
-    compiled: Annotated[
-        bool,
-        typer.Option(
-            "--compile",
-            help="Score with torch.compile: minutes at the first prompt, then less for each.",
-        ),
-    ] = False,
-    threshold: ThresholdOption = None,
-    statistics: StatisticsOption = None,
-    settings: SettingsOption = Preset.default,
-    hold_out: HoldOutOption = None,
-    store: StoreOption = STORE,
-    workers: WorkersOption = 1,
-    scheduler: SchedulerOption = None,
-    retry_failed: RetryOption = False,
-    as_json: JsonOption = False,
-    out: OutOption = None,
-    released: Annotated[
-        bool,
-        typer.Option("--released", help="Write --out FILE.csv in the released code's form."),
-    ] = False,
+    *,
+    prompts: Prompts,
+    model: Model,
+    method: Method,
+    search: Annotated[str, Option(metavar="MODE", help='How to search: "speculative" gives the '
+        'paper\'s sets, batched; "sequential" is call by call; "bisect" and "attributed" are '
+        "cheaper and verified.")] = "speculative",
+    compiled: Annotated[bool, Option("--compile", help="Score with torch.compile: minutes at the "
+        "first prompt, then less for each.")] = False,
+    statistics: Statistics = None,
+    place: Place,
+    shown: Shown,
+    released: Annotated[bool, Option("--released", help="Write --out FILE.csv in the released "
+        "code's form.")] = False,
 ) -> None:
+    # fmt: on
     """Find the neurons by which a model memorizes the image of a prompt.
 
     Prints layer and index of each neuron; layers are numbered from 1 as in the paper. A prompt
@@ -176,65 +139,86 @@ def localize(
     through --store: run the same command again and it goes on where it stopped.
     """
     from nemo_kit.localization.search import find_search
-    from nemo_kit.store import localize_all
-    from nemo_kit.store.method import Localize
 
-    if not prompt and not prompts:
+    if not prompts.prompt and not prompts.prompts:
         raise ValueError("localize needs a PROMPT, or --prompts FILE")
     find_search(search)
-    refuse_both(threshold, hold_out)
-    place = Place(store, workers, scheduler, retry_failed)
-    if not prompts:
-        refuse_elsewhere(place)
-    texts = read_texts(prompt, prompts, model)
-    write = _released_writer(out, prompts) if released else writer(out)
+    write = _released_writer(shown, prompts) if released else shown.writer()
     known = read_statistics(statistics)
-    refuse_calibration(hold_out, device, place)
-    loaded = opened(model, device, revision, dtype, place, lora, config)
-    numbers = range(1, seeds + 1)
-    chosen = calibrated(loaded, settings, threshold, hold_out, numbers, store)
-    chosen = replace(chosen, compile=compiled)
-    options = {"search": search, "statistics": known, "threshold": threshold, "settings": chosen}
-    if not prompts:
-        frame = _one_by_one(Localize(loaded, list(numbers), options), texts, "localize", as_json)
-    else:
-        named = for_workers(loaded, device, place)
-        frame = sweep(localize_all, named, texts, place, as_json, seeds=numbers, **options)
-        sets = {name: [one.to_json() for one in frame[name]] for name in ("initial", "refined")}
-        frame = frame.assign(**sets)
-    show(frame, ["memorized", "score", "n_initial", "n_refined", "refined", "prompt"], as_json)
+
+    def options(chosen: Any) -> dict[str, Any]:
+        chosen = replace(chosen, compile=compiled)
+        return {"search": search, "statistics": known, "settings": chosen}
+
+    frame = _rows("localize", prompts, model, method, place, shown, options)
+    texts = {name: [one if isinstance(one, str) else one.to_json() for one in frame[name]]
+             for name in ("initial", "refined")}  # fmt: skip
+    frame = frame.assign(**texts)
+    shown.show(frame, ["memorized", "score", "n_initial", "n_refined", "refined", "prompt"])
     write(frame)
     end(frame)
 
 
-def _one_by_one(work: Any, texts: list[str], label: str, quiet: bool) -> pd.DataFrame:
+def _rows(
+    command: str,
+    prompts: Prompts,
+    model: Model,
+    method: Method,
+    place: Place,
+    shown: Shown,
+    options: Callable[[Any], dict[str, Any]],
+) -> pd.DataFrame:
+    """A row a prompt: worked on here and shown, or through the store."""
+    from nemo_kit import store
+
+    place.check(prompts, method, model)
+    texts = prompts.texts(model.model)
+    loaded = place.open(model)
+    given = options(method.prepare(loaded, place.store)) | {"threshold": method.threshold}
+    seeds = range(1, method.seeds + 1)
+    if prompts.here:
+        return _one_by_one(command, loaded, texts, list(seeds), given, shown.as_json)
+    sweeper = getattr(store, f"{command}_all")
+    return place.sweep(
+        sweeper, loaded, model.device, texts, seeds, progress=not shown.as_json, **given
+    )
+
+
+def _one_by_one(
+    command: str, model: Any, texts: list[str], seeds: list[int], given: dict, quiet: bool
+) -> pd.DataFrame:
     """Without a store: a prompt that fails ends the command, and Ctrl-C keeps nothing."""
-    rows = []
+    import pandas as pd
+
+    from nemo_kit.store import method
+
+    work, rows = getattr(method, command.title())(model, seeds, given), []
     kept = "nothing is kept of prompts on the command line; those of --prompts FILE would be"
-    with interruptible(kept), progress_bar(len(texts), label, quiet) as bar:
+    with interruptible(kept), bar(len(texts), command, quiet) as told:
         for text in texts:
-            rows.append(work(text))
-            bar.update()
-    return joined(rows)
+            row = work(text)
+            rows.append(pd.DataFrame([row]) if isinstance(row, dict) else row)
+            told.update()
+    return pd.concat(rows, ignore_index=True)
 
 
-def _released_writer(out: Path | None, files: list[Path] | None) -> Any:
-    """Writes the released result CSV, a row for each row of the prompt files."""
+def _released_writer(shown: Shown, prompts: Prompts) -> Any:
+    """Writes the released result CSV: a row for each row of the prompt files, then the others."""
     from nemo_kit.neuron_files import write_released
     from nemo_kit.prompts import prompt_rows
 
-    if out is None or out.suffix != ".csv":
-        raise ValueError(f"--released needs --out FILE.csv, got {out}")
-    writer(out)  # for its checks of the folder
-    rows = prompt_rows(existing(files, "--prompts")) if files else None
-    return lambda frame: write_released(out, frame, _with_others(rows, frame))
+    if shown.out is None or shown.out.suffix != ".csv":
+        raise ValueError(f"--released needs --out FILE.csv, got {shown.out}")
+    shown.writer()  # for its checks of the folder
+    files = existing(prompts.prompts, "--prompts")
+    rows = prompt_rows(files)[["prompt", "url"]] if files else None
 
+    def write(frame: pd.DataFrame) -> None:
+        import pandas as pd
 
-def _with_others(rows: pd.DataFrame | None, frame: pd.DataFrame) -> pd.DataFrame | None:
-    """The files' rows, and behind them the prompts of the command line, which have no URL."""
-    if rows is None:
-        return None
-    import pandas as pd
+        if rows is None:
+            return write_released(shown.out, frame)
+        others = frame.loc[~frame["prompt"].isin(rows["prompt"]), ["prompt"]].assign(url="")
+        return write_released(shown.out, frame, pd.concat([rows, others], ignore_index=True))
 
-    others = frame.loc[~frame["prompt"].isin(rows["prompt"]), ["prompt"]].assign(url="")
-    return pd.concat([rows[["prompt", "url"]], others], ignore_index=True)
+    return write

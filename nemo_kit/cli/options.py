@@ -1,143 +1,279 @@
-"""Options and small parts that several commands share: prompts, models, tables, progress.
+"""Options that several commands share, in groups, and small parts of the commands.
 
+Scope: a group is a dataclass whose fields are options; `grouped` gives a command those of its
+groups. What opens a model, reads prompts, chooses a threshold, and shows rows is here once.
 Whatever needs torch is imported inside the function that uses it, so that ``--help`` is quick.
 """
 
 from __future__ import annotations
 
+import inspect
 import json
 import sys
-from collections.abc import Iterator, Sequence
+import warnings
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from enum import StrEnum
+from dataclasses import dataclass, fields, is_dataclass
+from functools import wraps
 from pathlib import Path
 from tempfile import TemporaryFile
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, get_type_hints
 
 import typer
+from typer import Option
 
 if TYPE_CHECKING:
     import pandas as pd
 
 
-class Device(StrEnum):
-    """Where the model runs."""
+def grouped(command: Callable[..., None]) -> Callable[..., None]:
+    """The command with the fields of its dataclass parameters as options of its own."""
+    hints = get_type_hints(command, include_extras=True)
+    groups = {name: kind for name, kind in hints.items() if is_dataclass(kind)}
 
-    auto = "auto"
-    cpu = "cpu"
-    cuda = "cuda"
+    @wraps(command)
+    def run(**given: Any) -> None:
+        made = {}
+        for name, kind in groups.items():
+            made[name] = kind(**{one.name: given.pop(one.name) for one in fields(kind)})
+        command(**given, **made)
 
-
-class Dtype(StrEnum):
-    """Number type of a model's weights."""
-
-    auto = "auto"
-    float32 = "float32"
-    float16 = "float16"
-    bfloat16 = "bfloat16"
-
-
-ModelOption = Annotated[
-    str,
-    typer.Option(
-        "--model",
-        metavar="NAME",
-        help='"lab" (the small model that comes with nemo_kit), a folder with a diffusers model, '
-        'a .safetensors checkpoint, or a hub id such as "CompVis/stable-diffusion-v1-4".',
-    ),
-]
-RevisionOption = Annotated[
-    str | None, typer.Option("--revision", metavar="COMMIT",
-                             help="Commit of a hub model; published "
-                             "results name it.")
-]  # fmt: skip
-LoraOption = Annotated[
-    str | None, typer.Option("--lora", metavar="FILE[:SCALE]",
-                             help="LoRA weights (.safetensors) to fuse into the model's.")
-]  # fmt: skip
-ConfigOption = Annotated[
-    str | None, typer.Option("--config", metavar="NAME",
-                             help="Folder or hub id whose settings a .safetensors checkpoint has; "
-                             "Stable Diffusion 2.x needs it.")
-]  # fmt: skip
-DeviceOption = Annotated[
-    Device, typer.Option("--device", help='"auto" takes the GPU where there is one.')
-]
-DtypeOption = Annotated[
-    Dtype,
-    typer.Option("--dtype", help='Number type of the weights; "auto" is float16 on a GPU, float32 '
-                 "elsewhere. A model whose latents overflow in float16 needs float32."),
-]  # fmt: skip
-SeedsOption = Annotated[
-    int,
-    typer.Option("--seeds", metavar="N", min=2, max=10_000, help="How many seeds to compare: 1 to "
-                 "this number, at least 2."),
-]  # fmt: skip
-PromptsOption = Annotated[
-    list[Path] | None,
-    typer.Option(
-        "--prompts",
-        metavar="FILE",
-        help="File with prompts: .csv, .tsv, .json, .jsonl or .parquet with a column 'prompt' or "
-        "'caption' (the lists of the field are such), or .txt with one a line. May be repeated.",
-    ),
-]
-JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON, one object a prompt.")]
-ThresholdOption = Annotated[
-    float | None,
-    typer.Option("--threshold", metavar="X",
-                 help="Score above which a prompt counts as memorized; by default "
-                 "the one that came with the model."),
-]  # fmt: skip
-StatisticsOption = Annotated[
-    Path | None,
-    typer.Option("--statistics", metavar="FILE",
-                 help="Activation statistics for a model that has none: the "
-                 "released .pt file, or a .safetensors file written by nemo_kit."),
-]  # fmt: skip
+    flat = {}
+    for name, parameter in inspect.signature(command).parameters.items():
+        if name not in groups:
+            flat[name] = parameter.replace(annotation=hints[name])
+            continue
+        own = get_type_hints(groups[name], include_extras=True)
+        for one in fields(groups[name]):
+            flat[one.name] = inspect.Parameter(
+                one.name, parameter.KEYWORD_ONLY, default=one.default, annotation=own[one.name]
+            )
+    run.__signature__ = inspect.Signature(flat.values())  # type: ignore[attr-defined]
+    run.__annotations__ = {name: one.annotation for name, one in flat.items()}
+    return run
 
 
-def load(
-    model: str,
-    device: Device,
-    revision: str | None = None,
-    dtype: Dtype = Dtype.auto,
-    lora: str | None = None,
-    config: str | None = None,
-) -> Any:
-    """The model on that device, opened when the command runs and not before."""
-    from nemo_kit.models import load
-
-    return load(model, device.value, dtype.value, revision, lora=lora, config=config)
+Device = Literal["auto", "cpu", "cuda"]
+Dtype = Literal["auto", "float32", "float16", "bfloat16"]
 
 
-def absolute(model: str) -> str:
-    """A folder or file as an absolute path: notebooks run in another folder."""
-    from nemo_kit.store.work import absolute
+# fmt: off
+@dataclass(frozen=True)
+class PlainModel:
+    """Which model, and how it is opened."""
 
-    return absolute(model)
+    model: Annotated[str, Option(metavar="NAME", help='"lab" (the small model that comes with '
+        'nemo_kit), a folder with a diffusers model, a .safetensors checkpoint, or a hub id such '
+        'as "CompVis/stable-diffusion-v1-4".')] = "lab"
+    revision: Annotated[str | None, Option(metavar="COMMIT", help="Commit of a hub model; "
+        "published results name it.")] = None
+    config: Annotated[str | None, Option(metavar="NAME", help="Folder or hub id whose settings a "
+        ".safetensors checkpoint has; Stable Diffusion 2.x needs it.")] = None
+    device: Annotated[Device, Option(help='"auto" takes the GPU where there is one.')] = "auto"
+    dtype: Annotated[Dtype, Option(help='Number type of the weights; "auto" is float16 on a GPU, '
+        "float32 elsewhere. A model whose latents overflow in float16 needs float32.")] = "auto"
+    lora: ClassVar[str | None] = None  # what a LoRA is fused into is not calibrated beside it
+    # fmt: on
+
+    def open(self, device: str = "", dtype: Any = None) -> Any:
+        """The model, opened when the command runs and not before."""
+        from nemo_kit.models import load
+
+        where, kind = device or self.device, dtype or self.dtype
+        return load(self.model, where, kind, self.revision, lora=self.lora, config=self.config)
+
+    def parameters(self) -> dict[str, str | None]:
+        """What a notebook is told to open the same, from another folder."""
+        from nemo_kit.store.work import absolute
+
+        lora = self.lora
+        if lora:
+            from nemo_kit.models.lora import Lora
+
+            lora = Lora.of(lora).text
+        given = {"model": absolute(self.model), "revision": self.revision, "lora": lora}
+        given |= {"config": self.config and absolute(self.config)}
+        return given | {"device": self.device, "dtype": self.dtype}
 
 
-def texts(prompt: Sequence[str] | None, files: Sequence[Path] | None, model: str) -> list[str]:
-    """Prompts of the command line, then of the files; the lab's own where there are neither."""
-    given = list(prompt or ())
-    if not given and not files and model != "lab":
-        raise ValueError("a PROMPT is needed, or --prompts FILE")
-    if files or not given:
-        from nemo_kit.store import prompt_table
+# fmt: off
+@dataclass(frozen=True)
+class Model(PlainModel):
+    """Which model, with which LoRA."""
 
-        given += list(prompt_table(existing(files or (), "--prompts"))["prompt"])
-    if any(not text.strip() for text in given):
-        raise ValueError("a PROMPT must not be empty")
-    return list(dict.fromkeys(given))
+    lora: Annotated[str | None, Option(metavar="FILE[:SCALE]", help="LoRA weights (.safetensors) "
+        "to fuse into the model's.")] = None  # type: ignore[misc]
 
 
-def existing(files: Sequence[Path], option: str) -> Sequence[Path]:
+Files = Annotated[list[Path] | None, Option(metavar="FILE", help="File with prompts: .csv, .tsv, "
+    ".json, .jsonl or .parquet with a column 'prompt' or 'caption' (the lists of the field are "
+    "such), or .txt with one a line. May be repeated.")]
+Preset = Literal["default", "released", "paper"]
+Seeds = Annotated[int, Option(metavar="N", min=2, max=10_000, help="How many seeds to compare: 1 "
+    "to this number, at least 2.")]
+Statistics = Annotated[Path | None, Option(metavar="FILE", help="Activation statistics, for a "
+    "model that has none: the released .pt file, or a .safetensors file written by nemo_kit.")]
+Settings = Annotated[list[str] | None, Option("--set", metavar="NAME=VALUE", help="A parameter of "
+    "the notebooks that have it, as in their first code cell, such as sscd=FILE.pt or steps=30. "
+    "May be repeated.")]
+Images = Annotated[Path | None, Option(metavar="FOLDER", help="Folder with training images, one a "
+    "prompt, named as the column 'image' or 'Index' of the prompt file says. Missing ones are "
+    "counted and left out.")]
+
+
+@dataclass(frozen=True)
+class Prompts:
+    """Prompts of the command line, and files of them."""
+
+    prompt: Annotated[list[str] | None, typer.Argument(metavar="[PROMPT]...",
+        help="Prompts to look at.")] = None
+    prompts: Files = None
+    # fmt: on
+
+    @property
+    def here(self) -> bool:
+        """Whether they are of the command line alone: worked on and shown, and not kept."""
+        return bool(self.prompt) and not self.prompts
+
+    def texts(self, model: str) -> list[str]:
+        """All of them, each once; the lab's own where there are none."""
+        if not (self.prompt or self.prompts) and model != "lab":
+            raise ValueError("a PROMPT is needed, or --prompts FILE")
+        found = [*(self.prompt or ()), *read(self.prompts, "--prompts")]
+        if any(not text.strip() for text in found):
+            raise ValueError("a PROMPT must not be empty")
+        if not found:
+            from nemo_kit import lab
+
+            found = list(lab.prompts()["prompt"])
+        return list(dict.fromkeys(found))
+
+
+# fmt: off
+@dataclass(frozen=True)
+class Method:
+    """How detection decides."""
+
+    seeds: Seeds = 10
+    threshold: Annotated[float | None, Option(metavar="X", help="Score above which a prompt counts "
+        "as memorized; by default the one that came with the model.")] = None
+    settings: Annotated[Preset, Option(help='"released" follows the released code in all ten '
+        'points where it differs from the paper, "paper" the text; recorded in the '
+        "results.")] = "default"
+    hold_out: Annotated[Path | None, Option(metavar="FILE", help="File with prompts that the model "
+        "does not memorize, to compute the threshold of --settings from, in place of the model's "
+        "own if it has one.")] = None
+    # fmt: on
+
+    def __post_init__(self) -> None:
+        if self.hold_out and self.threshold is not None:
+            raise ValueError(
+                "--hold-out computes the threshold that --threshold gives: one of them, got both"
+            )
+
+    def prepare(self, model: Any, store: Path) -> Any:
+        """The settings; the model then has the threshold that belongs to them."""
+        from nemo_kit.presets import calibration_for, preset
+
+        chosen = preset(self.settings, model)
+        if self.threshold is None:
+            held = read(self.hold_out and [self.hold_out], "--hold-out")
+            numbers = range(1, self.seeds + 1)
+            model.calibration = calibration_for(model, chosen, held, numbers, store)
+        return chosen
+
+
+# fmt: off
+@dataclass(frozen=True)
+class Kept:
+    """Where results are kept, and what is done with failures of before."""
+
+    store: Annotated[Path, Option(metavar="FOLDER", help="Folder that keeps the result of every "
+        "prompt of a --prompts file; the same command goes on from there, whatever stopped "
+        "it.")] = Path("runs/store")
+    retry_failed: Annotated[bool, Option("--retry-failed", help="Try again the prompts that failed "
+        "before.")] = False
+    # fmt: on
+
+    @contextmanager
+    def running(self) -> Iterator[None]:
+        """Say where results are; Ctrl-C in one line."""
+        writable(self.store, "--store")
+        where = f"kept in {self.store}"
+        print(f"nemo-kit: results are {where}; the same command goes on from there",
+              file=sys.stderr)  # fmt: skip
+        with warnings.catch_warnings():
+            warnings.simplefilter("default")
+            warnings.filterwarnings("ignore", ".*retry_failed")  # `end` says it
+            with interruptible(
+                f"every prompt finished so far is {where}, and the same command goes on"
+            ):
+                yield
+
+
+def end(frame: pd.DataFrame) -> None:
+    """Exit code 1 and one line where prompts failed."""
+    failed = frame.attrs.get("failed", {})
+    if not failed:
+        return
+    prompt, error = next(iter(failed.items()))
+    every = len(failed) + frame["prompt"].nunique()  # a prompt may have several rows
+    print(
+        f"nemo-kit: {len(failed)} of {every} prompts failed (--retry-failed tries them again), "
+        f"the first, {prompt!r}, with {error}",
+        file=sys.stderr,
+    )
+    raise typer.Exit(1)
+
+
+@contextmanager
+def interruptible(kept: str) -> Iterator[None]:
+    """Ctrl-C ends the command with exit code 130 and one line that says what is kept."""
+    try:
+        yield
+    except KeyboardInterrupt:
+        print(f"nemo-kit: interrupted; {kept}", file=sys.stderr)
+        raise typer.Exit(130) from None
+
+
+def existing(files: Sequence[Path] | None, option: str) -> Sequence[Path]:
     """The files, or FileNotFoundError that names the option."""
-    for path in files:
+    for path in files or ():
         if not path.is_file():
             raise FileNotFoundError(f"{option}: there is no file {path}")
-    return files
+    return files or ()
+
+
+def read(files: Sequence[Path] | None, option: str) -> list[str]:
+    """The prompts of files, each once; none where there is no file."""
+    if not files:
+        return []
+    from nemo_kit.prompts import prompt_table
+
+    return list(prompt_table(existing(files, option))["prompt"])
+
+
+def read_statistics(path: Path | None) -> Any:
+    """Activation statistics of a file, None without one."""
+    if path is None:
+        return None
+    from nemo_kit.calibration import ActivationStatistics
+
+    return ActivationStatistics.load(*existing([path], "--statistics"))
+
+
+def folder(path: Path | None, option: str) -> str | None:
+    """A folder as an absolute path; FileNotFoundError that names the option where it isn't one."""
+    if path is not None and not path.is_dir():
+        raise FileNotFoundError(f"{option}: there is no folder {path}")
+    return path and str(path.resolve())
+
+
+def settings_of(texts: Sequence[str] | None) -> dict[str, str]:
+    """What --set gives, by name."""
+    if wrong := [text for text in texts or () if not text.partition("=")[1]]:
+        raise ValueError(f"--set must be NAME=VALUE, got {wrong[0]!r}")
+    return dict(text.split("=", 1) for text in texts or ())
 
 
 def writable(folder: Path, option: str) -> None:
@@ -155,72 +291,54 @@ def writable(folder: Path, option: str) -> None:
         ) from error
 
 
-@contextmanager
-def interruptible(kept: str) -> Iterator[None]:
-    """Ctrl-C ends the command with exit code 130 and one line that says what is kept."""
-    try:
-        yield
-    except KeyboardInterrupt:
-        print(f"nemo-kit: interrupted; {kept}", file=sys.stderr)
-        raise typer.Exit(130) from None
+# fmt: off
+@dataclass(frozen=True)
+class Shown:
+    """How rows are shown, and where they are written."""
+
+    as_json: Annotated[bool, Option("--json", help="Print JSON, one object a prompt.")] = False
+    out: Annotated[Path | None, Option(metavar="FILE", help="Write the table to this .csv or "
+        ".parquet file.")] = None
+    # fmt: on
+
+    def writer(self) -> Callable[[pd.DataFrame], None]:
+        """What writes the table; refuses before any work is done a file that it can't write."""
+        from nemo_kit.files import spreadsheet_safe, write_atomically
+
+        out = self.out
+        if out is None:
+            return lambda frame: None
+        if out.suffix not in {".csv", ".parquet"}:
+            raise ValueError(f"--out must end in .csv or .parquet, got {out}")
+        if out.is_dir():
+            raise ValueError(f"--out must be a file, got the folder {out}")
+        if not out.resolve().parent.is_dir():
+            raise ValueError(f"--out: there is no folder {out.resolve().parent}")
+        writable(out.resolve().parent, "--out")
+        if out.suffix == ".csv":
+            return lambda frame: write_atomically(
+                out, lambda part: spreadsheet_safe(frame).to_csv(part, index=False)
+            )
+        return lambda frame: write_atomically(out, lambda part: frame.to_parquet(part, index=False))
+
+    def show(self, frame: pd.DataFrame, columns: list[str]) -> None:
+        """Print the named columns as a table, or every row as JSON."""
+        if self.as_json:
+            for row in json.loads(frame.to_json(orient="records")):
+                print(json.dumps(_opened(row), ensure_ascii=False))
+            return
+        shown = frame[[name for name in columns if name in frame]]
+        print(shown.to_string(index=False, float_format="{:.3f}".format, max_colwidth=100))
 
 
-def statistics(path: Path | None) -> Any:
-    """Activation statistics of either kind of file, None without one."""
-    if path is None:
-        return None
-    from nemo_kit.localization import ActivationStatistics
-
-    existing([path], "--statistics")
-    released = path.suffix == ".pt"
-    return ActivationStatistics.from_released(path) if released else ActivationStatistics.load(path)
-
-
-def writer(out: Path | None) -> Any:
-    """What writes the table; refuses before any work is done a file that it can't write."""
-    from nemo_kit.files import spreadsheet_safe, write_atomically
-
-    if out is None:
-        return lambda frame: None
-    if out.suffix not in {".csv", ".parquet"}:
-        raise ValueError(f"--out must end in .csv or .parquet, got {out}")
-    if out.is_dir():
-        raise ValueError(f"--out must be a file, got the folder {out}")
-    if not out.resolve().parent.is_dir():
-        raise ValueError(f"--out: there is no folder {out.resolve().parent}")
-    writable(out.resolve().parent, "--out")
-    if out.suffix == ".csv":
-        return lambda frame: write_atomically(
-            out, lambda part: spreadsheet_safe(frame).to_csv(part, index=False)
-        )
-    return lambda frame: write_atomically(out, lambda part: frame.to_parquet(part, index=False))
-
-
-def bar(total: int, label: str, quiet: bool) -> Any:
+def bar(total: int, label: str, quiet: bool = False) -> Any:
     """A progress bar over prompts, where there is more than one."""
     from tqdm import tqdm
 
     return tqdm(total=total, desc=label, unit="prompt", disable=quiet or total < 2)
 
 
-def joined(rows: list[Any]) -> pd.DataFrame:
-    """Rows or frames as one frame."""
-    import pandas as pd
-
-    return pd.DataFrame(rows) if isinstance(rows[0], dict) else pd.concat(rows, ignore_index=True)
-
-
-def show(frame: pd.DataFrame, columns: list[str], as_json: bool) -> None:
-    """Print the named columns as a table, or every row as JSON."""
-    if as_json:
-        for row in json.loads(frame.to_json(orient="records")):
-            print(json.dumps(_opened(row), ensure_ascii=False))
-        return
-    shown = frame[[name for name in columns if name in frame]]
-    print(shown.to_string(index=False, float_format="{:.3f}".format, max_colwidth=100))
-
-
-def _opened(row: dict[str, Any]) -> dict[str, Any]:
+def _opened(row: Mapping[str, Any]) -> dict[str, Any]:
     """Columns that hold JSON text as JSON."""
     nested = {"initial", "refined", "settings", "kept_seeds"}
     return {k: json.loads(v) if k in nested and isinstance(v, str) else v for k, v in row.items()}

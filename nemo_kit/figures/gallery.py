@@ -8,6 +8,7 @@ import csv
 from collections.abc import Iterator
 from itertools import islice
 from pathlib import Path
+from typing import Any
 
 from jinja2 import Environment, FileSystemLoader
 
@@ -28,13 +29,18 @@ def write(out: Path, books: dict[str, Notebook]) -> Path:
     drawn = [(book, manifest) for book, manifest in found if manifest]
     models = [(manifest.get("model") or {}).get("name") for _, manifest in drawn]
     named = ", ".join(dict.fromkeys(Path(model).name for model in models if model)) or "none yet"
-    here = Environment(loader=FileSystemLoader(Path(__file__).parent), autoescape=True,
-                       trim_blocks=True, lstrip_blocks=True)  # fmt: skip
     sections = [(book, manifest, list(_cards(out, book, manifest))) for book, manifest in drawn]
-    text = here.get_template("gallery.html").render(sections=sections, models=named, most=ROWS)
+    text = page("gallery.html", sections=sections, models=named, most=ROWS)
     path = out.resolve() / "index.html"
     write_atomically(path, lambda part: part.write_text(text, encoding="utf-8"))
     return path
+
+
+def page(template: str, **values: Any) -> str:
+    """A page from a template that lies here, its values escaped."""
+    here = FileSystemLoader(Path(__file__).parent)
+    made = Environment(loader=here, autoescape=True, trim_blocks=True, lstrip_blocks=True)
+    return made.get_template(template).render(values)
 
 
 def _cards(out: Path, book: Notebook, manifest: dict) -> Iterator[tuple]:

@@ -62,11 +62,10 @@ def write_manifest(
     picked. ``model`` is what ``load`` returned. Raises ValueError for a name as ``save`` does.
     """
     folder, source = _folder(out, notebook), place(f"{notebook}.ipynb")
-    book = read(source) if source.is_file() else None
-    names = [name for name in (book.kinds if book else ()) if name not in PLACES]
+    names = set(read(source).kinds) - PLACES if source.is_file() else ()
     content = {
         "notebook": notebook,
-        "parameters": {name: values[name] for name in names if name in values},
+        "parameters": {name: values[name] for name in values if name in names},
         "model": describe_model(model),
         "versions": versions(),
         "commit": git_commit(),

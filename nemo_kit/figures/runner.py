@@ -18,8 +18,8 @@ from typing import Any
 
 from filelock import FileLock, Timeout
 
-from nemo_kit.checks import check_choice, fits
-from nemo_kit.files import by_content, named_path, write_atomically, write_json
+from nemo_kit.checks import check_choice
+from nemo_kit.files import by_content, write_atomically, write_json
 from nemo_kit.keys import value_digest, versions
 from nemo_kit.models import hub
 from nemo_kit.notebooks import PLACES, Figure, Notebook
@@ -72,11 +72,8 @@ def read_manifest(out: Path, notebook: str) -> dict[str, Any]:
 
 def output_folder(preset: str, model: str = "lab", lora: str | None = None) -> Path:
     """Where figures go by default: ``figures/lab``, ``figures/lab-quick``, by model and preset."""
-    names = [
-        Path(model).name or "model",
-        *([Path(lora).name.partition(".safetensors")[0]] if lora else []),
-    ]
-    text = "-".join(names if preset == "lab" else [*names, preset])
+    names = [Path(model).name or "model", Path(lora or "").name.partition(".safetensors")[0]]
+    text = "-".join(filter(None, [*names, preset if preset != "lab" else ""]))
     return root() / "figures" / "".join(c if c.isalnum() or c in "._-" else "-" for c in text)
 
 
@@ -117,8 +114,8 @@ def plan(
     there = roles(common.get("prompt_files"))
     for name, book in chosen.items():
         given = {k: v for k, v in common.items() if k in book.kinds or v not in (None, [], "auto")}
-        own = {k: _typed(v, book.kinds[k]) for k, v in settings.items() if k in book.kinds}
-        values = book.values(preset, **given, **own, **places)
+        own = {k: v for k, v in settings.items() if k in book.kinds}
+        values = book.values(preset, own, **given, **places)
         inputs = {k: v for k, v in values.items() if k not in PLACES | OPENED}
         inputs = {k: by_content(v, book.path.parent) for k, v in inputs.items()}
         key = {"notebook": book.digest, "parameters": value_digest(inputs), "model": of_model}
@@ -199,20 +196,13 @@ def listing(
     return "\n".join("  ".join(map(str.ljust, row, widths)).rstrip() for row in rows)
 
 
-def besides(figures: Iterable[Figure], jobs: Sequence[Job]) -> list[str]:
-    """A line for each notebook to run that also writes figures which were not asked for."""
-    asked, told = {row.name for row in figures}, []
-    for job in jobs:
-        others = [figure.name for figure in job.book.figures if figure.name not in asked]
-        if job.runs and others:
-            told.append(f"{job.name} also writes {', '.join(others)}")
-    return told
-
-
-def summary(jobs: Sequence[Job]) -> str:
-    """How many notebooks would run, and how long in all."""
-    todo = [job.expected for job in jobs if job.runs]
-    return f"{len(todo)} of {len(jobs)} notebooks to run, about {clock(sum(todo))}"
+def announced(figures: Iterable[Figure], jobs: Sequence[Job]) -> list[str]:
+    """What would run, in lines: figures that were not asked for, how many notebooks, how long."""
+    asked, todo = {row.name for row in figures}, [job for job in jobs if job.runs]
+    others = {job.name: [f.name for f in job.book.figures if f.name not in asked] for job in todo}
+    lines = [f"{name} also writes {', '.join(more)}" for name, more in others.items() if more]
+    seconds = sum(job.expected for job in todo)
+    return [*lines, f"{len(todo)} of {len(jobs)} notebooks to run, about {clock(seconds)}"]
 
 
 @contextmanager
@@ -306,14 +296,6 @@ def _model_digest(model: str, revision: str | None, lora: str | None, config: st
 
     one = lora and Lora.of(lora)
     return value_digest([digest, one and [one.sha256, one.scale], config and hub.digest(config)])
-
-
-def _typed(text: str, kind: str) -> Any:
-    """A value from text: JSON where that has the type, an existing path from here, or the text."""
-    with suppress(ValueError):
-        if fits(value := json.loads(text), kind):
-            return value
-    return str(named_path(text) or text)
 
 
 def roles(prompt_files: Sequence[str] | None) -> set[str]:

@@ -38,16 +38,24 @@ def make_kernel(folder: Path, told: dict[str, Any]) -> None:
     os.environ["JUPYTER_PATH"] = f"{folder}{os.pathsep}{os.environ.get('JUPYTER_PATH', '')}"
 
 
-def execute(folder: Path, source: str, executed: str, parameters: dict[str, Any]) -> str:
-    """Run one notebook; returns nothing, or what failed and the failing cell's source."""
+def execute(folder: Path, source: str, executed: str, parameters: dict[str, Any]) -> None:
+    """Run one notebook, noting the running cell in the folder.
+
+    Raises papermill's PapermillExecutionError where a cell fails, others where the kernel does.
+    """
     paths = [path.replace("{", "{{").replace("}", "}}") for path in (source, executed)]
+    execute_notebook(
+        *paths, parameters, kernel_name="python3", language="python", progress_bar=False,
+        cwd=str(Path(source).parent),
+        on_cell_start=lambda cell_index, **_: (folder / "cell").write_text(f"{cell_index + 1}"),
+        config=Config(KernelManager={"transport_encryption": "auto"}),
+    )  # fmt: skip
+
+
+def outcome(folder: Path, job: dict[str, Any]) -> str:
+    """Run one notebook; returns nothing, or what failed and the failing cell's source."""
     try:
-        execute_notebook(
-            *paths, parameters, kernel_name="python3", language="python", progress_bar=False,
-            cwd=str(Path(source).parent),
-            on_cell_start=lambda cell_index, **_: (folder / "cell").write_text(f"{cell_index + 1}"),
-            config=Config(KernelManager={"transport_encryption": "auto"}),
-        )  # fmt: skip
+        execute(folder, **job)
     except PapermillExecutionError as error:
         cell = "\n".join(f"    {line}" for line in error.source.splitlines())
         return f"{error.ename}: {error.evalue} in cell {error.cell_index + 1}:\n{cell}\n "
@@ -61,5 +69,5 @@ if __name__ == "__main__":
     here = Path(sys.argv[1])
     job = json.loads((here / "job.json").read_text(encoding="utf-8"))
     make_kernel(here, job.pop("told"))
-    ended = execute(here, **job)
+    ended = outcome(here, job)
     write_atomically(here / "result.txt", lambda part: part.write_text(ended, encoding="utf-8"))

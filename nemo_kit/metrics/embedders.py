@@ -204,8 +204,8 @@ def load_script(
     if sha256 is None and digest not in KNOWN_FILES:
         raise ValueError(
             f"{path} has the SHA-256 {digest}, which is not a published one; TorchScript is code: "
-            "give that of a file you trust as sha256=… (of SSCD: --sscd-sha256 in nemo-kit export, "
-            "--set sscd_sha256=… in nemo-kit figures)"
+            "give that of a file you trust as sha256=… (of SSCD: --set sscd_sha256=… "
+            "in nemo-kit export and nemo-kit figures)"
         )
     if sha256 is not None and digest != sha256.strip().lower():
         raise ValueError(f"sha256 of {path} must be {sha256}, got {digest}")

@@ -37,14 +37,14 @@ def fetch(name: str, revision: str | None = None, weights: bool = True) -> tuple
         raise _nowhere(name, error) from error
 
 
-def lacking(name: str, revision: str | None, files: Iterable[str]) -> list[str]:
-    """Those of the files that a model has neither on this machine nor in its repository.
+def lacking(name: str, revision: str | None, notes: Iterable[str]) -> list[str]:
+    """Those of the files of a model's calibration that are neither here nor in its repository.
 
-    Nothing is downloaded. Parameters: `name`, a folder, or as `revision` in `fetch`; `files`, paths
-    inside it. Raises ValueError as `fetch` does.
+    Nothing is downloaded. Parameters: `name`, a folder, a checkpoint, or as `revision` in `fetch`;
+    `notes`, names of files. Raises ValueError as `fetch` does.
     """
-    if Path(name).is_dir():
-        return [file for file in files if not Path(name, file).is_file()]
+    if (place := Path(name)).exists():
+        return [file for file in notes if not (notes_folder(place) / file).is_file()]
     try:
         with _plainly(name, revision):
             info = _info(name, revision)
@@ -53,7 +53,8 @@ def lacking(name: str, revision: str | None, files: Iterable[str]) -> list[str]:
         if not (folder := local(name, revision)):
             raise _nowhere(name, error) from error
         there = set()
-    return [n for n in files if n not in there and not (folder and (folder / n).is_file())]
+    here = folder and notes_folder(folder)
+    return [n for n in notes if f"nemo/{n}" not in there and not (here and (here / n).is_file())]
 
 
 def _info(name: str, revision: str | None) -> Any:

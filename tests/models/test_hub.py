@@ -188,8 +188,8 @@ def test_a_repository_that_is_no_pipeline(monkeypatch: pytest.MonkeyPatch) -> No
 def test_what_a_model_lacks_is_told_without_a_download(
     monkeypatch: pytest.MonkeyPatch, snapshot: Path
 ) -> None:
-    files = ["model_index.json", "nemo/calibration.json"]
-    assert hub.lacking("owner/model", None, files) == ["nemo/calibration.json"]
+    files = ["calibration.json"]
+    assert hub.lacking("owner/model", None, files) == ["calibration.json"]
     (snapshot / "nemo").mkdir()
     (snapshot / "nemo" / "calibration.json").touch()
     (snapshot.parents[1] / "refs").mkdir()

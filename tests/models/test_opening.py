@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import diffusers
 import numpy as np
@@ -177,7 +177,7 @@ def test_the_number_types_are_the_same_everywhere() -> None:
     from nemo_kit.cli.options import Dtype
     from nemo_kit.models import DTYPES
 
-    assert tuple(Dtype) == DTYPES
+    assert get_args(Dtype) == DTYPES
 
 
 def test_a_folder_brings_its_calibration(toy_folder: Path, toy_model: DiffusionModel) -> None:
