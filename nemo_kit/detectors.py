@@ -64,6 +64,13 @@ class Detector:
         return set(inspect.signature(self.function).parameters)
 
     @property
+    def defaults(self) -> dict[str, Any]:
+        """Its options, with the values that comparisons give them."""
+        given = inspect.signature(self.function).parameters.values()
+        own = {one.name: one.default for one in given if one.default is not one.empty}
+        return {**own, **self.options}
+
+    @property
     def source(self) -> str:
         """What the function's docstring says behind "Source:"."""
         return " ".join((inspect.getdoc(self.function) or "").partition("Source:")[2].split())

@@ -22,7 +22,7 @@ from nemo_kit import NeuronSet, __version__, cli
 from nemo_kit.cli.options import grouped
 from nemo_kit.models import DiffusionModel
 
-COMMANDS = ("figures", "detect", "localize", "calibrate", "export")
+COMMANDS = ("figures", "detect", "localize", "calibrate", "export", "methods")
 SD = "CompVis/stable-diffusion-v1-4"
 LAB = Path(cli.__file__).parents[1] / "lab" / "model" / "model_index.json"
 

@@ -16,7 +16,7 @@ from typing import Annotated, Any, NoReturn
 import typer
 
 from nemo_kit import __version__
-from nemo_kit.cli import calibrate, export, figures, method
+from nemo_kit.cli import calibrate, export, figures, method, methods
 from nemo_kit.cli.options import grouped
 
 app = typer.Typer(
@@ -47,6 +47,7 @@ for command, words in (
     (method.localize, "Find the neurons that memorize a prompt's image."),
     (calibrate.calibrate, "Give a model its threshold and statistics."),
     (export.export, "Write a model without these neurons, with a report."),
+    (methods.methods, "List the detectors and mitigations there are."),
 ):
     app.command(short_help=words)(grouped(command))
 

@@ -1,0 +1,142 @@
+"""A detector and a mitigation in a file of one's own: in every table, notebook and command."""
+
+from __future__ import annotations
+
+import importlib
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import pytest
+from books import cell, cells, house, run
+from test_cli import call
+
+from nemo_kit import NeuronSet, generate
+from nemo_kit.detector_scores import detector_scores
+from nemo_kit.detectors import DETECTORS
+from nemo_kit.frames import mitigation
+from nemo_kit.mitigation import MITIGATIONS, Found, table_rows
+from nemo_kit.models import DiffusionModel
+
+OWN = '''"""Two methods of my own."""
+
+from __future__ import annotations
+
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+
+from nemo_kit.detectors import detector
+from nemo_kit.mitigation import Mitigation
+
+
+@detector("letters", "each counts {worth:g}", worth=2.0)
+def letters(model, prompt, seeds, worth=1.0):
+    """How long a prompt is.
+
+    Source: nobody.
+    """
+    model.predict(model.noise(seeds), 1, model.embed([prompt] * len(seeds)))
+    return worth * len(prompt)
+
+
+@dataclass(frozen=True)
+class Halfway(Mitigation):
+    """Halfway to the empty prompt."""
+
+    name = "halfway"
+    share: float = 0.5
+    source = "nobody"
+
+    @contextmanager
+    def apply(self, run):
+        empty = run.model.embed("")
+        yield replace(run, embeddings=empty + self.share * (run.embeddings - empty))
+'''
+PROMPTS = pd.DataFrame({"prompt": ["long one", "a", "bb"], "group": ["VM", "TM", "non-memorized"]})
+SETS = {"a": NeuronSet({1: [0]})}
+
+
+@pytest.fixture
+def own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """The file; what it registers is forgotten afterwards."""
+    file = tmp_path / "my_methods.py"
+    file.write_text(OWN)
+    kept = dict(DETECTORS), dict(MITIGATIONS)
+    monkeypatch.syspath_prepend(tmp_path)
+    yield file
+    sys.modules.pop("my_methods", None)
+    for known, before in zip((DETECTORS, MITIGATIONS), kept, strict=True):
+        known.clear()
+        known.update(before)
+
+
+def test_an_own_detector_is_in_the_notebook_s_table(
+    own: Path, toy_model: DiffusionModel, tmp_path: Path
+) -> None:
+    importlib.import_module("my_methods")
+    names = {
+        "net": toy_model,
+        "prompts": PROMPTS,
+        "choose": lambda rows, *_: rows,
+        "compared": 1,
+        "bootstrap": 5,
+    }
+    names |= {"detector_seeds": 2, "detection_seeds": range(1, 4), "detector_steps": 5}
+    names |= {"detector_scores": detector_scores, "results": tmp_path / "store"}
+    given = house(**names)
+    scores = run([cell("01_detection", "detector_scores(")], given)
+    mine = scores["scores"].query("detector == 'letters'").set_index("prompt")
+    assert mine["score"].to_dict() == {"long one": 16, "a": 2, "bb": 4}
+    assert mine["samples"].tolist() == [2, 2, 2]
+    assert set(mine["protocol"]) == {"2 images, each counts 2"}
+    separation = cell("01_detection", "def separation").split("\n\n\n")[0]
+    table = run([separation, cell("01_detection", "rows.append(row)")], given)["table"]
+    assert table["detector"].unique().tolist() == [*DETECTORS]
+    assert "letters" in DETECTORS
+
+
+def test_an_own_mitigation_is_in_the_notebook_s_table(own: Path, toy_model: DiffusionModel) -> None:
+    importlib.import_module("my_methods")
+    frame = pd.DataFrame({"prompt": ["a"], "refined": [SETS["a"]], "initial": [SETS["a"]]})
+    names: dict[str, Any] = {"localized": frame, "avoided": frame, "mitigation": mitigation}
+    names |= {"repeats": 1, "noise_candidates": 1, "Found": Found, "table_rows": table_rows}
+    rows = run([cell("05_mitigation", "table_rows(")], house(**names))["rows"]
+    assert rows[-1][0] == "halfway", "behind those of the field"
+    chosen = dict(mitigation.settings(toy_model, rows, ["a"]))["halfway"]
+    images = [generate(toy_model, "a", [1], steps=2, **how) for how in ({}, chosen)]
+    assert (images[0] != images[1]).any()
+    told = mitigation.sources(rows).set_index("setting")
+    assert told.loc["halfway", "source"] == "nobody"
+
+
+def test_own_methods_are_in_the_command_s_list(
+    own: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert call(monkeypatch, "methods") == 0
+    plain = capsys.readouterr().out
+    assert all(f"detector: {name}" in plain for name in DETECTORS)
+    assert all(f"mitigation: {name}" in plain for name in MITIGATIONS)
+    assert call(monkeypatch, "methods", str(own)) == 0
+    text = capsys.readouterr().out
+    assert "detector: letters (worth=2.0)\n    nobody" in text
+    assert "mitigation: halfway (share=0.5)\n    nobody" in text
+    assert call(monkeypatch, "methods", "none.py") == 2
+    assert "FILE.py must be a Python file, got none.py" in capsys.readouterr().err
+
+
+def test_the_example_of_an_own_detector_works(
+    own: Path, toy_model: DiffusionModel, tmp_path: Path
+) -> None:
+    """The commented cell, without the signs of comment."""
+    [source] = [source for source, _ in cells("01_detection") if "# @detector(" in source]
+    code = source[source.index("# from nemo_kit") :].replace("# ", "").replace("#\n", "\n")
+    file = tmp_path / "cell.py"
+    file.write_text(code)
+    exec(compile(code, str(file), "exec"), {"__name__": "__main__"})
+    [name] = [name for name in DETECTORS if name.startswith("deviation")]
+    from nemo_kit.detectors import score
+
+    got = score(name, toy_model, "a b", [1, 2])
+    assert (got.samples, got.score > 0) == (4, True)
