@@ -19,12 +19,12 @@ import pandas as pd
 
 from benchmarks import released
 from benchmarks.released import localize_released
+from nemo_kit.calibration import resolve
 from nemo_kit.checks import check_choice, check_seeds, check_texts
 from nemo_kit.keys import versions
 from nemo_kit.localization import SEARCHES, Localization, LocalizationSettings, localize
 from nemo_kit.localization.differences import (
     Differences,
-    detection_settings,
     prompt_differences,
 )
 from nemo_kit.memory import fitting, track_peak
@@ -102,7 +102,7 @@ def _warm_up(model: DiffusionModel, seeds: list[int], compiled: bool) -> None:
     most = fitting(model).size
     prompt_differences(model, "warm-up", seeds)
     if compiled:
-        draw = Differences(model, detection_settings(model), compile=True)
+        draw = Differences(model, resolve(model)[0], compile=True)
         noise, text = model.noise(range(most)), model.embed("warm-up")
         for power in range(most.bit_length()):  # larger batches may have code of their own
             count = 2**power

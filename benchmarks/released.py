@@ -18,13 +18,13 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
+from nemo_kit.calibration import check_threshold, resolve
 from nemo_kit.checks import check_seeds, check_text
 from nemo_kit.hooks import capture, scale_neurons
-from nemo_kit.initial_noise import initial_noise
 from nemo_kit.localization.candidates import candidates, mean_activations, z_scores
-from nemo_kit.localization.detection import check_threshold, kept, resolve, upper
+from nemo_kit.localization.detection import kept, upper
 from nemo_kit.localization.differences import Differences
-from nemo_kit.localization.result import STAGES, Localization, outcome
+from nemo_kit.localization.result import STAGES, Localization
 from nemo_kit.localization.search import Refinement, Selection, refine, select_initial
 from nemo_kit.neurons import NeuronSet
 from nemo_kit.settings import LocalizationSettings
@@ -69,7 +69,7 @@ class _Released:
         """Run all four algorithms."""
         Differences(self.model, self.detection).check()
         with self._stage("detect"):
-            self.noise = initial_noise(self.model, self.seeds, self.detection.noise)
+            self.noise = self.model.noise(self.seeds, self.detection.noise)
             self.text = self.model.embed(self.prompt).expand(len(self.noise), -1, -1)
             self.unblocked = self._difference(NeuronSet())
             pairs = pairwise(self.unblocked, self.similarity).cpu()
@@ -136,9 +136,9 @@ class _Released:
         self, score: float, selection: Selection | None, refinement: Refinement | None
     ) -> Localization:
         numbers = zip(self.seeds, self.mask.tolist(), strict=True)
-        return Localization(
+        detected = Localization(
             prompt=self.prompt,
-            memorized=selection is not None,
+            memorized=False,
             score=score,
             kept_seeds=tuple(seed for seed, keep in numbers if keep),
             threshold=self.threshold,
@@ -146,5 +146,5 @@ class _Released:
             search="released",
             samples=self.samples,
             times=self.times,
-            **outcome(selection, refinement),
         )
+        return detected.after(selection, refinement) if selection and refinement else detected

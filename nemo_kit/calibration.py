@@ -1,7 +1,8 @@
 """What a model's hold-out prompts say: activation statistics and the memorization threshold.
 
-Scope: the two value objects and their files (`calibration.json`, `statistics.safetensors`, and
-the released code's `.pt`). How they are computed is in `localization`.
+Scope: the two value objects, how they follow from scores and activations, their files
+(`calibration.json`, `statistics.safetensors`, and the released code's `.pt`), and which of them
+hold for a model. Scores and activations are drawn by `localization.calibrate`.
 Source: "Finding NeMo" (arXiv 2406.02366), section 3.1 (threshold: mean + 1 standard deviation
 of the score on non-memorized prompts, 0.428 for SD v1.4) and Algorithm 2 (mean and deviation of
 each neuron's activation).
@@ -14,19 +15,24 @@ import pickle
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from nemo_kit.checks import check_number
+from nemo_kit.checks import ROUNDING, check_number
 from nemo_kit.files import json_writer, write_together
 from nemo_kit.settings import DetectionSettings, from_dict, to_dict
 from nemo_kit.similarity import SimilaritySettings
 
+if TYPE_CHECKING:
+    from nemo_kit.models import DiffusionModel
+
 CALIBRATION_FILE = "calibration.json"
 STATISTICS_FILE = "statistics.safetensors"
+LEAST_SPREAD = 1e-4  # of scores, whose equal pairs differ from 1 by up to 3e-5 in float32
 
 
 @dataclass(frozen=True, eq=False)
@@ -72,7 +78,7 @@ class ActivationStatistics:
         """Mean and unbiased deviation over prompts.
 
         Parameters: `activations`, layer -> [prompts, width], layers 1 to n, at least 2 prompts.
-        Raises ValueError for fewer prompts or a gap in the layers.
+        Raises ValueError for fewer prompts, a gap in the layers, and where no neuron varies.
         """
         if sorted(activations) != list(range(1, len(activations) + 1)):
             raise ValueError(f"activations must cover layers 1 to n, got {sorted(activations)}")
@@ -80,7 +86,15 @@ class ActivationStatistics:
         if any(len(a) < 2 for a in ordered):
             raise ValueError("activations must come from at least 2 prompts for a deviation")
         means = tuple(a.mean(dim=0).float() for a in ordered)
-        return cls(means, tuple(a.std(dim=0).float() for a in ordered))
+        found = cls(means, tuple(a.std(dim=0).float() for a in ordered))
+        pairs = zip(found.means, found.stds, strict=True)
+        if all((std <= ROUNDING * mean).all() for mean, std in pairs):
+            raise ValueError(
+                f"prompts: the {len(ordered[0])} hold-out prompts have one and the same "
+                "activations, so no neuron could stand out; are they one text, or is the text "
+                "encoder without its weights?"
+            )
+        return found
 
     @classmethod
     def from_released(cls, path: str | Path) -> ActivationStatistics:
@@ -151,6 +165,39 @@ class Calibration:
             check_number(name, getattr(self, name))
         object.__setattr__(self, "seeds", tuple(self.seeds))
 
+    @classmethod
+    def from_scores(
+        cls,
+        pairs: Tensor,
+        statistics: ActivationStatistics | None,
+        similarity: SimilaritySettings,
+        detection: DetectionSettings,
+        source: str = "",
+        seeds: Sequence[int] = (),
+    ) -> Calibration:
+        """Mean and deviation of all pairwise scores, or of each prompt's maximum.
+
+        Parameters: `pairs`, [prompts, pairs]: every prompt's score of every pair of seeds.
+        Raises ValueError for a single score, and for scores that do not vary.
+        Source: section 3.1 (mean + 1 standard deviation); difference 4.
+        """
+        maxima = detection.threshold_from == "maxima"
+        values = (pairs.amax(dim=1) if maxima else pairs.flatten()).double()
+        if len(values) < 2:
+            raise ValueError("prompts and seeds give a single score; a deviation needs at least 2")
+        mean, std = values.mean().item(), values.std().item()
+        if std <= LEAST_SPREAD:
+            raise ValueError(
+                f"prompts: all their scores are {mean:.6f} (deviation {std:.1e}), no spread to set "
+                "a threshold by; give different hold-out prompts, or look whether every prediction "
+                "of this model is alike (schedule, prediction_type, timestep_index, weights)"
+            )
+        threshold = mean + detection.deviations * std
+        return cls(
+            mean, std, threshold, statistics, similarity, detection, len(pairs), source,
+            tuple(seeds),
+        )  # fmt: skip
+
     def save(self, folder: str | Path) -> None:
         """Write `calibration.json` and, where there are any, `statistics.safetensors`.
 
@@ -204,3 +251,56 @@ def published(name: str) -> Calibration | None:
         return None
     source = "Finding NeMo (arXiv 2406.02366); statistics are a file of the released code"
     return Calibration(0.358, 0.070, 0.428, None, prompts=50_000, source=source)
+
+
+def resolve(
+    model: DiffusionModel,
+    detection: DetectionSettings | None = None,
+    similarity: SimilaritySettings | None = None,
+) -> tuple[DetectionSettings, SimilaritySettings]:
+    """What was given, else what the model was calibrated with, else the defaults."""
+    own = model.calibration
+    detection = detection or (own.detection if own else DetectionSettings())
+    return detection, similarity or (own.similarity if own else SimilaritySettings.sd())
+
+
+def check_threshold(
+    model: DiffusionModel,
+    threshold: float | None,
+    detection: DetectionSettings,
+    similarity: SimilaritySettings,
+) -> float:
+    """The threshold that holds for these settings.
+
+    Raises ValueError where none was given and the model's own is missing or belongs to other
+    settings.
+    """
+    if threshold is not None:
+        check_number("threshold", threshold)
+        return float(threshold)
+    own = model.calibration
+    if own is None:
+        raise ValueError(
+            f"threshold: the model {model.name!r} has none; give threshold=…, or set "
+            "model.calibration = calibrate(model, hold_out_prompts)"
+        )
+    if (own.detection, own.similarity) != (detection, similarity):
+        raise ValueError(
+            f"threshold: the model's {own.threshold:.3f} was calibrated with {own.detection} and "
+            f"{own.similarity}; give threshold=… or calibrate with your settings"
+        )
+    return own.threshold
+
+
+def check_statistics(
+    model: DiffusionModel, statistics: ActivationStatistics | None = None
+) -> ActivationStatistics:
+    """The statistics given, else the model's own; ValueError where there are none that fit it."""
+    found = statistics or (model.calibration.statistics if model.calibration else None)
+    if found is None:
+        raise ValueError(
+            f"statistics: the model {model.name!r} has none; give statistics=… (for SD v1.4 "
+            "ActivationStatistics.from_released(path)), or set model.calibration = "
+            "calibrate(model, hold_out_prompts)"
+        )
+    return found.check({layer.index: layer.width for layer in model.searched})

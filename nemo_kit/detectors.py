@@ -24,6 +24,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from nemo_kit.calibration import resolve
 from nemo_kit.checks import (
     HALF_PRECISION,
     check_choice,
@@ -34,10 +35,9 @@ from nemo_kit.checks import (
 )
 from nemo_kit.generation import Run, both_outputs, denoise
 from nemo_kit.hooks import capture
-from nemo_kit.localization.detection import resolve, score_pairs
+from nemo_kit.localization.detection import score_pairs
 from nemo_kit.mitigation.attention import kept_tokens, plain_keys
 from nemo_kit.mitigation.gap import norms, predicted_gap, relative_size
-from nemo_kit.models.schedulers import as_noise
 
 if TYPE_CHECKING:
     from nemo_kit.layers import Projection
@@ -234,7 +234,7 @@ def noise_magnitude(
     found = []
 
     def look(timestep: Tensor, latents: Tensor, *halves: Tensor) -> None:
-        text, empty = (as_noise(model.scheduler, one, latents, timestep) for one in halves)
+        text, empty = (model.as_noise(one, latents, timestep) for one in halves)
         found.append(text - empty)
 
     denoise(run, last=first or 0, look=look)

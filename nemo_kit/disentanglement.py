@@ -18,9 +18,9 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from nemo_kit.calibration import resolve
 from nemo_kit.checks import check_number, check_seeds, check_texts, check_whole
 from nemo_kit.hooks import capture, scale_neurons
-from nemo_kit.localization.differences import detection_settings
 from nemo_kit.neurons import NeuronSet
 
 if TYPE_CHECKING:
@@ -60,7 +60,7 @@ def disentanglement(
     check_whole("batch_size", batch_size, 1)
     check_number("factor", factor)
     sets = _named(neurons)
-    options = settings or detection_settings(model)
+    options, _ = resolve(model, settings)
     timestep = model.timesteps(options.steps)[options.timestep_index]
     found: dict[str, list[Tensor]] = {name: [] for name in sets}
     for noise, embeddings in _batches(model, texts, numbers, batch_size):

@@ -18,7 +18,7 @@ import pandas as pd
 
 from nemo_kit import effects, metrics
 from nemo_kit.checks import check_choice, check_number, check_whole
-from nemo_kit.hooks import scale_channels, scale_neurons
+from nemo_kit.hooks import scale_neurons
 from nemo_kit.layers import down_convolutions
 from nemo_kit.mitigation import Mitigation
 from nemo_kit.neurons import NeuronSet
@@ -76,8 +76,8 @@ class Cut(Mitigation):
     @contextmanager
     def apply(self, run: Run) -> Iterator[Run]:
         """Switch them off for the whole batch."""
-        scale = scale_channels if self.kind == "convolution" else scale_neurons
-        with scale(run.model.denoiser, [self.place(run.model)], self.outputs(run.model), 0.0):
+        outputs = self.outputs(run.model)
+        with scale_neurons(run.model.denoiser, [self.place(run.model)], outputs):
             yield run
 
 

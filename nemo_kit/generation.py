@@ -9,8 +9,8 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
-from itertools import groupby, product
+from dataclasses import dataclass, field, replace
+from itertools import count, groupby, product
 from typing import TYPE_CHECKING, Any, TypeVar, get_args
 
 import numpy as np
@@ -26,7 +26,6 @@ from nemo_kit.checks import (
     check_whole,
 )
 from nemo_kit.hooks import scale_neurons
-from nemo_kit.initial_noise import initial_noise
 from nemo_kit.neurons import NeuronSet
 from nemo_kit.settings import Halves, Noise
 
@@ -65,7 +64,7 @@ def generate(
     the prompt alone, "both" on the empty prompt too, as the released code does (difference 8);
     `batch_size`, images at once, by default 16; `progress`, called with (stage, done, total);
     `mitigation`, one for all prompts or one for each, in place of `neurons` and `factor`; `noise`,
-    "one generator" as the released code draws it (see `initial_noise`; its pictures have seed 2).
+    "one generator" as the released code draws it (see `DiffusionModel.noise`).
     Raises TypeError or ValueError for bad prompts, seeds, neurons, mitigations and numbers,
     FloatingPointError where the model's numbers overflow, InterventionError where a layer that is
     to be changed does not run.
@@ -77,13 +76,19 @@ def generate(
     check_choice("halves", halves, get_args(Halves))
     sets = _one_a_prompt("neurons", neurons, len(texts), NeuronSet)
     ways = _mitigations(mitigation, neurons, len(texts))
-    drawn = initial_noise(model, numbers, noise)
-    options = (guidance, steps, halves)
-    sampler = _Sampler(model, texts, numbers, drawn, options, (sets, factor), ways)
+    drawn, empty = model.noise(numbers, noise), None if guidance in (0, 1) else model.embed("")
+    whole = Run(
+        model, tuple(texts), tuple(texts), tuple(numbers), drawn, model.embed(texts), empty,
+        guidance, steps, halves, every=drawn,
+    )  # fmt: skip
     batches = _batches(ways, len(texts), len(numbers), batch_size or 16)
-    sampler.progress, sampler.total = progress, steps * len(batches)
-    images = np.concatenate([model.decode(sampler(batch)) for batch in batches])
-    shaped = images.reshape(len(texts), len(numbers), *images.shape[1:])
+    report = _reporter(model, steps * len(batches), progress)
+    images = []
+    for places in batches:
+        with _changed(whole, places, sets, factor, ways) as run:
+            latents = denoise(run, report)
+        images.append(model.decode(latents))
+    shaped = np.concatenate(images).reshape(len(texts), len(numbers), *images[0].shape[1:])
     return shaped[0] if isinstance(prompts, str) else shaped
 
 
@@ -129,10 +134,10 @@ class Run:
         numbers = check_seeds(seeds, distinct=True)
         guidance = model.guidance if guidance is None else guidance
         _check(guidance, steps, None)
-        count, text = len(numbers), prompt if text is None else text
+        samples, text = len(numbers), prompt if text is None else text
         return cls(
-            model=model, prompts=(prompt,) * count, texts=(text,) * count, seeds=tuple(numbers),
-            noise=model.noise(numbers), embeddings=model.embed(text).repeat(count, 1, 1),
+            model=model, prompts=(prompt,) * samples, texts=(text,) * samples, seeds=tuple(numbers),
+            noise=model.noise(numbers), embeddings=model.embed(text).repeat(samples, 1, 1),
             empty=model.embed(""), guidance=guidance, steps=steps, halves="conditional",
         )  # fmt: skip
 
@@ -194,85 +199,58 @@ def both_outputs(
     return predict(torch.cat([latents, latents]), timestep, both).chunk(2)
 
 
-class _Sampler:
-    """Denoises batches of (prompt, seed) places under fixed settings."""
-
-    def __init__(
-        self,
-        model: DiffusionModel,
-        texts: list[str],
-        seeds: list[int],
-        noise: Tensor,
-        options: tuple[float, int, Halves],
-        scaled: tuple[list[NeuronSet] | None, float],
-        mitigations: list[Mitigation] | None,
-    ) -> None:
-        self.model, self.texts, self.seeds, self.noise = model, texts, seeds, noise
-        self.guidance, self.steps, self.halves = options
-        self.sets, self.factor = scaled
-        self.mitigations = mitigations
-        self.memo: dict[Any, Any] = {}
-        self.embeddings = model.embed(texts)
-        self.empty = model.embed("") if self.guidance not in (0, 1) else None
-        self.progress: Progress | None = None
-        self.done = self.total = 0
-
-    def __call__(self, places: list[Place]) -> Tensor:
-        """Final latents [places, C, H, W]."""
-        with self._intervention(places) as run:
-            return denoise(run, self._report)
-
-    @contextmanager
-    def _intervention(self, places: list[Place]) -> Iterator[Run]:
-        run = self._run(places)
-        if self.mitigations is not None:
-            with self.mitigations[places[0][0]].apply(run) as changed:
-                yield changed
-        elif self.sets is not None:
-            rows = run.rows([self.sets[prompt] for prompt, _ in places], NeuronSet())
-            with scale_neurons(self.model.denoiser, self.model.value_layers, rows, self.factor):
-                yield run
-        else:
+@contextmanager
+def _changed(
+    whole: Run,
+    places: list[Place],
+    sets: list[NeuronSet] | None,
+    factor: float,
+    ways: list[Mitigation] | None,
+) -> Iterator[Run]:
+    """The run of these places, with the neurons of their prompts scaled, or under a mitigation."""
+    way = ways and ways[places[0][0]]
+    run = _batch(whole, places, way or None)
+    if way:
+        with way.apply(run) as changed:
+            yield changed
+    elif sets:
+        model, rows = run.model, run.rows([sets[prompt] for prompt, _ in places], NeuronSet())
+        with scale_neurons(model.denoiser, model.value_layers, rows, factor):
             yield run
+    else:
+        yield run
 
-    def _run(self, places: list[Place]) -> Run:
-        prompts = [self.texts[prompt] for prompt, _ in places]
-        seeds = [self.seeds[seed] for _, seed in places]
-        texts = self._rewritten(places, prompts, seeds)
-        return Run(
-            model=self.model,
-            prompts=tuple(prompts),
-            texts=tuple(texts),
-            seeds=tuple(seeds),
-            noise=self.noise[[seed for _, seed in places]],
-            embeddings=self._embeddings(places, prompts, texts),
-            empty=self.empty,
-            guidance=self.guidance,
-            steps=self.steps,
-            halves=self.halves,
-            memo=self.memo,
-            every=self.noise,
-        )
 
-    def _rewritten(self, places: list[Place], prompts: list[str], seeds: list[int]) -> list[str]:
-        if self.mitigations is None:
-            return prompts
-        way = self.mitigations[places[0][0]]
-        return [way.rewrite(self.model, p, s) for p, s in zip(prompts, seeds, strict=True)]
+def _batch(whole: Run, places: list[Place], way: Mitigation | None) -> Run:
+    """The run of all prompts and seeds at these places, texts rewritten where a mitigation does."""
+    first, second = ([place[side] for place in places] for side in (0, 1))
+    prompts = texts = tuple(whole.prompts[place] for place in first)
+    seeds = tuple(whole.seeds[place] for place in second)
+    if way:
+        texts = tuple(way.rewrite(whole.model, *one) for one in zip(prompts, seeds, strict=True))
+    same = texts == prompts
+    embeddings = whole.embeddings[first] if same else whole.model.embed(texts)
+    return replace(
+        whole, prompts=prompts, texts=texts, seeds=seeds, noise=whole.noise[second],
+        embeddings=embeddings,
+    )  # fmt: skip
 
-    def _embeddings(self, places: list[Place], prompts: list[str], texts: list[str]) -> Tensor:
-        if texts == prompts:
-            return self.embeddings[[prompt for prompt, _ in places]]
-        return self.model.embed(texts)
 
-    def _report(self, latents: Tensor) -> None:
+def _reporter(
+    model: DiffusionModel, total: int, progress: Progress | None
+) -> Callable[[Tensor], None]:
+    """What looks at the latents after each of so many steps, and tells how many are done."""
+    done = count(1)
+
+    def report(latents: Tensor) -> None:
         if not torch.isfinite(latents).all():
             raise FloatingPointError(
-                f"latents became NaN or infinite in {self.model.dtype} ({HALF_PRECISION})"
+                f"latents became NaN or infinite in {model.dtype} ({HALF_PRECISION})"
             )
-        self.done += 1
-        if self.progress:
-            self.progress("generate", self.done, self.total)
+        if progress:
+            progress("generate", next(done), total)
+
+    return report
 
 
 def _batches(

@@ -56,47 +56,22 @@ def capture(denoiser: nn.Module, projections: Iterable[Projection]) -> Iterator[
 @contextmanager
 def scale_neurons(
     denoiser: nn.Module,
-    projections: Iterable[Projection],
+    projections: Iterable[Place],
     sets: NeuronSet | Sequence[NeuronSet],
     factor: float = 0.0,
 ) -> Iterator[None]:
     """Multiply neurons' outputs by a factor inside the block.
 
-    Parameters: `projections`, where the layers of the sets are; `sets`, one set for the whole
-    batch, or a list with one for each sample of the batch; `factor`, 0 deactivates, 1 changes
-    nothing.
+    Parameters: `projections`, where the layers of the sets are: projections, or convolutions, whose
+    neurons are their output channels; `sets`, one set for the whole batch, or a list with one for
+    each sample of the batch; `factor`, 0 deactivates, 1 changes nothing.
     Raises ValueError where a neuron does not exist, the factor is not finite or, at the call
     of the denoiser, the batch has another length than the list.
-    Source: section 3.2, "deactivating"; table 4 for other factors.
+    Source: section 3.2, "deactivating"; table 4 for other factors; figure 20 for channels.
     """
     by_layer = {p.index: p for p in projections}
     check_number("factor", factor)
     plan = _plan(by_layer, sets, float(factor))
-    with hooked(denoiser, plan):
-        yield
-
-
-@contextmanager
-def scale_channels(
-    denoiser: nn.Module,
-    convolutions: Iterable[Convolution],
-    channels: NeuronSet,
-    factor: float = 0.0,
-) -> Iterator[None]:
-    """Multiply output channels of convolutions by a factor inside the block, for the whole batch.
-
-    Parameters: `convolutions`, where the channels are; `channels`, convolution number -> output
-    channels, as a `NeuronSet`; `factor`, 0 switches them off.
-    Raises ValueError where a channel does not exist or the factor is not finite.
-    Source: figure 20 of the paper.
-    """
-    by_number = {c.index: c for c in convolutions}
-    check_number("factor", factor)
-    rows = _checked([channels], by_number)
-    plan = {
-        by_number[i].name: _scaler(_gains(by_number[i], rows, factor).reshape(1, -1, 1, 1), True)
-        for i in channels.layers
-    }
     with hooked(denoiser, plan):
         yield
 
@@ -127,7 +102,7 @@ def gate_neurons(
 
 
 def _plan(
-    by_layer: dict[int, Projection], sets: NeuronSet | Sequence[NeuronSet], factor: float
+    by_layer: dict[int, Place], sets: NeuronSet | Sequence[NeuronSet], factor: float
 ) -> dict[str, Hook]:
     alone = isinstance(sets, NeuronSet)
     rows = _checked([sets] if alone else sets, by_layer)  # type: ignore[list-item]
@@ -161,11 +136,11 @@ def sample_gains(
 
 
 def _gains(projection: Place, rows: Sequence[NeuronSet], factor: float) -> Tensor:
-    """[rows, 1, width]: the factor at the neurons of each row, 1 elsewhere."""
+    """[rows, 1, width] (of channels [rows, width, 1, 1]): the factor at each row's, else 1."""
     gains = torch.ones(len(rows), 1, projection.width)
     for row, neurons in enumerate(rows):
         gains[row, 0, list(neurons.layers.get(projection.index, ()))] = factor
-    return gains
+    return gains if isinstance(projection, Projection) else gains.mT[..., None]
 
 
 def _scaler(gains: Tensor, for_all: bool) -> Hook:

@@ -74,8 +74,7 @@ def calibration_for(
     what was computed.
     Raises ValueError where there is no threshold and no hold-out prompt.
     """
-    from nemo_kit.calibration import published
-    from nemo_kit.localization.detection import resolve
+    from nemo_kit.calibration import published, resolve
 
     own, base = model.calibration, _own(model)
     given = (settings.detection, settings.similarity)

@@ -39,7 +39,7 @@ def thresholds_all(
 ) -> pd.DataFrame:
     """`localize_thresholds` for many prompts, resumable: a row for each prompt and pair.
 
-    Returns a frame with the columns of `ThresholdGrid.to_rows`, `initial` and `refined` as
+    Returns a frame with the columns of `localize_thresholds`, `initial` and `refined` as
     `NeuronSet`; prompts that do not count as memorized have none.
     Parameters: `deviations`, thresholds as multiples of σ from μ of the model's calibration;
     `store`, folder of the results.
@@ -48,7 +48,7 @@ def thresholds_all(
     chosen, steps = list(seeds), [float(step) for step in deviations]
     code = versions("localization")
     frame = tidy(run(
-        lambda prompt: localize_thresholds(model, prompt, steps, chosen).to_rows(),
+        lambda prompt: localize_thresholds(model, prompt, steps, chosen),
         prompts, store, {"seeds": chosen, "deviations": steps, "code": code, **model_key(model)},
         name="thresholds", progress=progress,
     ))  # fmt: skip

@@ -39,7 +39,7 @@ class DetectionSettings:
     calibration_swapped: bool = False  # difference 3: … with text and empty prompt swapped
     threshold_from: Threshold = "pairs"  # difference 4: all pairwise scores; "maxima": § 3.1
     deviations: float = 1.0  # the threshold is mean + 1 standard deviation; table 4: −1, 0, 2
-    noise: Noise = "per seed"  # "one generator": the code's, see `initial_noise`
+    noise: Noise = "per seed"  # "one generator": the code's, see `DiffusionModel.noise`
 
     def __post_init__(self) -> None:
         check_whole("steps", self.steps, 1)

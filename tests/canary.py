@@ -105,8 +105,8 @@ def _calibrated() -> Numbers:
 
 
 def _thresholds() -> Numbers:
-    rows = localize_thresholds(model(), text(), [0.0, 1.0], list(SEEDS)).to_rows()
-    return {"counts": flat([[row["n_initial"], row["n_refined"]] for row in rows])}
+    rows = localize_thresholds(model(), text(), [0.0, 1.0], list(SEEDS))
+    return {"counts": flat(rows[["n_initial", "n_refined"]])}
 
 
 def _activations() -> Numbers:
@@ -185,9 +185,11 @@ CASES: dict[str, Callable[[], Numbers]] = {
             ]
         ),
     },
-    "localization.detection": lambda: {"score": flat(detect(model(), [text()], SEEDS)["score"])},
+    "localization.detection": lambda: {
+        "score": flat(detect(model(), [text()], SEEDS)["score"]),
+        **_calibrated(),
+    },
     "localization.candidates": _activations,
-    "localization.calibrate": _calibrated,
     "localization.nemo": found("speculative"),
     "localization.search.sequential": found("sequential"),
     "localization.search.speculative": found("speculative"),

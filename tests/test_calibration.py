@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+import os
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -75,6 +77,36 @@ def test_what_was_there_stays_where_it_cannot_be_written(
     with pytest.raises(OSError, match="No space left"):
         replace(CALIBRATION, threshold=0.9, statistics=other).save(tmp_path)
     assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == before
+
+
+@pytest.mark.parametrize("statistics", [STATISTICS, None])
+@pytest.mark.parametrize("last", range(1, 3))
+def test_a_kill_leaves_no_calibration_beside_the_statistics_of_another(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    last: int,
+    statistics: ActivationStatistics | None,
+) -> None:
+    """Killed at any step of the exchange, the old pair is there in full, or no calibration."""
+    other = ActivationStatistics((torch.ones(2), torch.ones(1)), STATISTICS.stds)
+    replace(CALIBRATION, threshold=0.9, statistics=other).save(tmp_path)
+    steps = []
+
+    def killed(real: Any) -> Any:
+        def step(*arguments: Any, **options: Any) -> None:
+            steps.append(real)
+            if len(steps) > last:
+                raise KeyboardInterrupt
+            real(*arguments, **options)
+
+        return step
+
+    monkeypatch.setattr("nemo_kit.files.os.replace", killed(os.replace))
+    monkeypatch.setattr("nemo_kit.files.Path.unlink", killed(Path.unlink))
+    with pytest.raises(KeyboardInterrupt):
+        replace(CALIBRATION, statistics=statistics).save(tmp_path)
+    with pytest.raises(FileNotFoundError):
+        Calibration.load(tmp_path)
 
 
 def test_statistics_of_before_do_not_stay(tmp_path: Path) -> None:

@@ -15,7 +15,7 @@ from toys import KnownImages, count_hooks, unet
 from nemo_kit import dissection
 from nemo_kit.dissection import Cut
 from nemo_kit.generation import generate
-from nemo_kit.hooks import scale_channels
+from nemo_kit.hooks import scale_neurons
 from nemo_kit.layers import down_convolutions
 from nemo_kit.models import DiffusionModel
 from nemo_kit.neurons import NeuronSet
@@ -49,16 +49,21 @@ def test_channels_are_scaled_inside_the_block_alone() -> None:
     [place] = down_convolutions(model)
     convolution, image = model.down_blocks[0], torch.randn(2, 2, 4, 4)
     plain = convolution(image)
-    with scale_channels(model, [place], NeuronSet({1: [0, 2]}), 0.5):
+    with scale_neurons(model, [place], NeuronSet({1: [0, 2]}), 0.5):
         scaled = convolution(image)
     factors = torch.tensor([0.5, 1, 0.5])[:, None, None]
     assert torch.equal(scaled, plain * factors)
     assert count_hooks(model) == 0
     assert torch.equal(convolution(image), plain)
+    with scale_neurons(model, [place], [NeuronSet({1: [1]}), NeuronSet()]):  # a set a sample
+        scaled = convolution(image)
+    assert torch.equal(scaled[1], plain[1])
+    assert scaled[0, 1].count_nonzero() == 0
+    assert torch.equal(scaled[0, ::2], plain[0, ::2])
     with pytest.raises(ValueError, match="index 3 in layer 1 is out of range"):
-        scale_channels(model, [place], NeuronSet({1: [3]})).__enter__()
+        scale_neurons(model, [place], NeuronSet({1: [3]})).__enter__()
     with pytest.raises(ValueError, match="factor must be a finite number"):
-        scale_channels(model, [place], NeuronSet(), float("nan")).__enter__()
+        scale_neurons(model, [place], NeuronSet(), float("nan")).__enter__()
 
 
 def test_a_cut_is_a_whole_layer_or_a_share(toy_model: DiffusionModel) -> None:

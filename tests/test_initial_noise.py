@@ -9,7 +9,6 @@ import pytest
 import torch
 
 from nemo_kit import detect, generate, localize
-from nemo_kit.initial_noise import initial_noise
 from nemo_kit.localization import prompt_differences
 from nemo_kit.models import DiffusionModel
 from nemo_kit.settings import DetectionSettings, LocalizationSettings
@@ -19,9 +18,9 @@ from nemo_kit.similarity import SimilaritySettings, noise_differences
 def test_one_generator_is_one_draw_from_the_first_seed(toy_model: DiffusionModel) -> None:
     torch.manual_seed(1)
     wanted = torch.randn(10, 4, 16, 16)
-    drawn = initial_noise(toy_model, range(1, 11), "one generator")
+    drawn = toy_model.noise(range(1, 11), "one generator")
     assert torch.equal(drawn, wanted)
-    per_seed = initial_noise(toy_model, range(1, 11))
+    per_seed = toy_model.noise(range(1, 11))
     assert torch.equal(per_seed, toy_model.noise(range(1, 11)))
     assert torch.equal(per_seed[0], drawn[0])  # the first draw is seed 1's own
     assert not torch.equal(per_seed[1], drawn[1])
@@ -30,14 +29,14 @@ def test_one_generator_is_one_draw_from_the_first_seed(toy_model: DiffusionModel
 def test_seeds_of_one_generator_follow_one_another(toy_model: DiffusionModel) -> None:
     for seeds in ([1, 3], [2, 1], [1, 1]):
         with pytest.raises(ValueError, match=r"seeds must follow one another .* one generator"):
-            initial_noise(toy_model, seeds, "one generator")
+            toy_model.noise(seeds, "one generator")
     with pytest.raises(ValueError, match="noise must be one of per seed, one generator; got 'x'"):
-        initial_noise(toy_model, [1], "x")  # type: ignore[arg-type]
+        toy_model.noise([1], "x")  # type: ignore[arg-type]
 
 
 def test_detection_and_localization_draw_as_they_are_told(toy_model: DiffusionModel) -> None:
     settings = DetectionSettings(noise="one generator")
-    noise = initial_noise(toy_model, range(1, 4), "one generator")
+    noise = toy_model.noise(range(1, 4), "one generator")
     found = prompt_differences(toy_model, "a cat", range(1, 4), settings=settings)[0]
     text = toy_model.embed("a cat").expand(3, -1, -1)
     with torch.no_grad():

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -21,7 +20,7 @@ def grid(prompt: str, memorized: bool) -> Any:
     rows = [{"prompt": prompt, "memorized": memorized, "score": 0.9, "samples": 3}]
     if memorized:
         rows[0] |= {"initial": A.to_json(), "refined": B.to_json()}
-    return SimpleNamespace(to_rows=lambda: rows)
+    return pd.DataFrame(rows)
 
 
 def test_a_sweep_keeps_what_is_memorized(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -98,8 +98,8 @@ def _computed(
     model: DiffusionModel, prompts: list[str], seeds: int, kernel: int | None
 ) -> Calibration:
     """Threshold and statistics of hold-out prompts, under a bar."""
+    from nemo_kit.calibration import resolve
     from nemo_kit.localization import calibrate
-    from nemo_kit.localization.detection import resolve
 
     _, compared = resolve(model, None, None)
     if kernel is not None:

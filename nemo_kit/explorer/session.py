@@ -17,13 +17,14 @@ import torch
 from torch import Tensor
 
 from nemo_kit import effects
+from nemo_kit.calibration import check_threshold, resolve
 from nemo_kit.checks import check_seeds, check_text
 from nemo_kit.explorer.state import Selection, View
 from nemo_kit.explorer.worker import Tick
 from nemo_kit.generation import generate
 from nemo_kit.localization import Localization, candidates, localize, prompt_differences, z_scores
 from nemo_kit.localization.candidates import text_activations
-from nemo_kit.localization.detection import check_threshold, kept, resolve, upper
+from nemo_kit.localization.detection import kept, upper
 from nemo_kit.neurons import NeuronSet
 from nemo_kit.originals import TrainingImages
 from nemo_kit.similarity import pairwise, similarity

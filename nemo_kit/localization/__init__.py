@@ -2,7 +2,7 @@
 
 Scope: pure logic over functions of a model; nothing here imports diffusers.
 - `differences`: noise differences of prompts and seeds (Algorithm 1)
-- `detection`, `calibrate`: the memorization score, and the threshold it is held against
+- `detection`: the memorization score of prompts, and of those that calibrate its threshold
 - `candidates`: out-of-distribution neurons (Algorithm 2)
 - `scoring`: `score(sets)`, many neuron sets a denoiser call
 - `search`: initial selection and refinement (Algorithms 3 and 4), in named search modes
@@ -11,14 +11,13 @@ Source: "Finding NeMo" (arXiv 2406.02366), section 3, and the authors' released 
 """
 
 from nemo_kit.calibration import ActivationStatistics, Calibration
-from nemo_kit.localization.calibrate import calibrate
 from nemo_kit.localization.candidates import (
     candidates,
     mean_activations,
     text_activations,
     z_scores,
 )
-from nemo_kit.localization.detection import detect
+from nemo_kit.localization.detection import calibrate, detect
 from nemo_kit.localization.differences import prompt_differences
 from nemo_kit.localization.nemo import localize
 from nemo_kit.localization.result import Localization

@@ -1,6 +1,7 @@
 """The memorization score: how alike the noise differences of different seeds are.
 
-Scope: scores of prompts, the verdict against a threshold, the seeds that memorize.
+Scope: scores of prompts, the verdict against a threshold, the seeds that memorize; and the scores
+of hold-out prompts, by which a model is calibrated.
 Source: "Finding NeMo" (arXiv 2406.02366), section 3.1 and Algorithm 1.
 """
 
@@ -8,14 +9,16 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
-from nemo_kit.checks import check_number, check_seeds, check_texts, check_whole
-from nemo_kit.initial_noise import initial_noise
-from nemo_kit.localization.differences import Differences, Progress, detection_settings
+from nemo_kit.calibration import ActivationStatistics, Calibration, check_threshold, resolve
+from nemo_kit.checks import check_seeds, check_texts, check_whole
+from nemo_kit.localization.candidates import text_activations
+from nemo_kit.localization.differences import Differences, Progress
 from nemo_kit.settings import DetectionSettings
 from nemo_kit.similarity import SimilaritySettings, pairwise
 
@@ -58,6 +61,41 @@ def detect(
     return pd.DataFrame([_row(prompt, pairs, numbers, limit) for prompt, pairs in scored])
 
 
+def calibrate(
+    model: DiffusionModel,
+    prompts: Sequence[str],
+    seeds: Iterable[int] = range(1, 11),
+    settings: DetectionSettings | None = None,
+    similarity: SimilaritySettings | None = None,
+    batch_size: int = 32,
+    progress: Progress | None = None,
+) -> Calibration:
+    """Score hold-out prompts and collect their activations.
+
+    Returns a `Calibration`; it is not attached to the model: `model.calibration = …` does.
+    Parameters: `prompts`, at least 2 that the model does not memorize (the paper: 50,000);
+    `settings`, by default unguided, with the mean over all pairwise scores (the released code's
+    side of differences 1 and 4, the text's of 3); `similarity`, by default Stable Diffusion's.
+    Raises TypeError or ValueError for bad prompts and seeds, latents too small to compare, and
+    scores or activations that do not vary, UninformativeError where the model's predictions can't
+    tell prompts apart.
+    Source: section 3.1 (mean + 1 standard deviation), Algorithm 2 (μ and σ of each neuron).
+    """
+    texts, numbers = check_texts(prompts), check_seeds(seeds, least=2, distinct=True)
+    if len(texts) < 2:
+        raise ValueError(f"prompts must hold at least 2 for a deviation, got {len(texts)}")
+    detection, compared = resolve(model, settings, similarity)
+    drawn = detection.for_calibration()
+    scored = score_pairs(
+        model, texts, numbers, drawn, compared, batch_size, progress, stage="calibrate"
+    )
+    pairs = torch.stack([upper(one) for _, one in scored])  # [prompts, pairs]
+    source = f"calibrate({model.name!r}), {len(texts)} prompts"
+    made = Calibration.from_scores(pairs, None, compared, detection, source, numbers)
+    statistics = ActivationStatistics.from_activations(text_activations(model, texts))
+    return replace(made, statistics=statistics)
+
+
 def score_pairs(
     model: DiffusionModel,
     prompts: str | Sequence[str],
@@ -72,7 +110,7 @@ def score_pairs(
     texts = check_texts(prompts)
     check_whole("batch_size", batch_size, 1)
     similarity.check(*model.latent_shape[1:])
-    draw, noise = Differences(model, detection), initial_noise(model, seeds, detection.noise)
+    draw, noise = Differences(model, detection), model.noise(seeds, detection.noise)
     at_once = max(1, batch_size // len(seeds))
     for start in range(0, len(texts), at_once):
         group = texts[start : start + at_once]
@@ -109,41 +147,3 @@ def _row(prompt: str, pairs: Tensor, seeds: Sequence[int], threshold: float) -> 
         "threshold": threshold,
         "pairwise": scores.tolist(),
     }
-
-
-def resolve(
-    model: DiffusionModel,
-    detection: DetectionSettings | None,
-    similarity: SimilaritySettings | None,
-) -> tuple[DetectionSettings, SimilaritySettings]:
-    """What was given, else what the model was calibrated with, else Stable Diffusion's."""
-    own = model.calibration.similarity if model.calibration else SimilaritySettings.sd()
-    return detection or detection_settings(model), similarity or own
-
-
-def check_threshold(
-    model: DiffusionModel,
-    threshold: float | None,
-    detection: DetectionSettings,
-    similarity: SimilaritySettings,
-) -> float:
-    """The threshold that holds for these settings.
-
-    Raises ValueError where none was given and the model's own is missing or belongs to other
-    settings.
-    """
-    if threshold is not None:
-        check_number("threshold", threshold)
-        return float(threshold)
-    own = model.calibration
-    if own is None:
-        raise ValueError(
-            f"threshold: the model {model.name!r} has none; give threshold=…, or set "
-            "model.calibration = calibrate(model, hold_out_prompts)"
-        )
-    if (own.detection, own.similarity) != (detection, similarity):
-        raise ValueError(
-            f"threshold: the model's {own.threshold:.3f} was calibrated with {own.detection} and "
-            f"{own.similarity}; give threshold=… or calibrate with your settings"
-        )
-    return own.threshold

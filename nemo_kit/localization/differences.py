@@ -13,10 +13,10 @@ from typing import TYPE_CHECKING, get_args
 import torch
 from torch import Tensor
 
+from nemo_kit.calibration import resolve
 from nemo_kit.checks import check_choice, check_number, check_seeds, check_texts
 from nemo_kit.compilation import scale_compiled
 from nemo_kit.hooks import intervened, scale_neurons
-from nemo_kit.initial_noise import initial_noise
 from nemo_kit.localization.information import check_informative
 from nemo_kit.memory import BatchSize
 from nemo_kit.neurons import NeuronSet
@@ -161,14 +161,9 @@ def prompt_differences(
     Source: Algorithm 1; figure 13 shows them as pictures.
     """
     texts, numbers = check_texts(prompts), check_seeds(seeds)
-    draw = Differences(model, settings or detection_settings(model), factor)
-    noise = initial_noise(model, numbers, draw.settings.noise).repeat(len(texts), 1, 1, 1)
+    draw = Differences(model, resolve(model, settings)[0], factor)
+    noise = model.noise(numbers, draw.settings.noise).repeat(len(texts), 1, 1, 1)
     embeddings = model.embed(texts).repeat_interleave(len(numbers), dim=0)
     sets = None if neurons is None else [neurons] * len(noise)
     drawn = draw.in_batches(noise, embeddings, sets, batch_size)
     return drawn.unflatten(0, (len(texts), len(numbers)))
-
-
-def detection_settings(model: DiffusionModel) -> DetectionSettings:
-    """The settings of the model's calibration, or the default ones."""
-    return model.calibration.detection if model.calibration else DetectionSettings()

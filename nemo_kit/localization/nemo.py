@@ -15,14 +15,18 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from nemo_kit.calibration import ActivationStatistics
+from nemo_kit.calibration import (
+    ActivationStatistics,
+    check_statistics,
+    check_threshold,
+    resolve,
+)
 from nemo_kit.checks import check_seeds, check_text
-from nemo_kit.initial_noise import initial_noise
 from nemo_kit.localization.attribution import first_order_effects
 from nemo_kit.localization.candidates import candidate_lists, text_activations, z_scores
-from nemo_kit.localization.detection import check_threshold, kept, resolve, upper
+from nemo_kit.localization.detection import kept, upper
 from nemo_kit.localization.differences import Differences, Progress
-from nemo_kit.localization.result import STAGES, Localization, outcome
+from nemo_kit.localization.result import STAGES, Localization
 from nemo_kit.localization.scoring import Score
 from nemo_kit.localization.search import Propose, Refinement, Report, Selection, find_search
 from nemo_kit.localization.verdicts import Verdicts
@@ -63,7 +67,7 @@ def localize(
     """
     run = Run(model, check_text(prompt), seeds, search, settings, progress)
     limit = check_threshold(model, threshold, run.detection, run.similarity)
-    known = _check_statistics(model, statistics)
+    known = check_statistics(model, statistics)
     detected = run.detect(limit)
     if not run.kept_seeds:
         return run.result(limit, detected)
@@ -107,7 +111,7 @@ class Run:
     def detect(self, threshold: float) -> float:
         """Algorithm 1: the memorization score; keeps the seeds that memorize."""
         with self._stage("detect"):
-            noise = initial_noise(self.model, self.seeds, self.detection.noise)
+            noise = self.model.noise(self.seeds, self.detection.noise)
             text = self.model.embed(self.prompt)
             rows = text.expand(len(noise), -1, -1)
             drawn = self.draw.in_batches(noise, rows, None, self.batch)
@@ -184,9 +188,9 @@ class Run:
         refinement: Refinement | None = None,
     ) -> Localization:
         """What was found, as a value."""
-        return Localization(
+        detected = Localization(
             prompt=self.prompt,
-            memorized=selection is not None,
+            memorized=False,
             score=score,
             kept_seeds=self.kept_seeds,
             threshold=threshold,
@@ -194,17 +198,5 @@ class Run:
             search=self.name,
             samples=self.samples,
             times=self.times,
-            **outcome(selection, refinement),
         )
-
-
-def _check_statistics(
-    model: DiffusionModel, statistics: ActivationStatistics | None
-) -> ActivationStatistics:
-    found = statistics or (model.calibration.statistics if model.calibration else None)
-    if found is None:
-        raise ValueError(
-            f"statistics: the model {model.name!r} has none; give statistics=… (for SD v1.4 "
-            "ActivationStatistics.from_released(path)), or calibrate the model"
-        )
-    return found.check({layer.index: layer.width for layer in model.searched})
+        return detected.after(selection, refinement) if selection and refinement else detected

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import math
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from nemo_kit.localization.search import Refinement, Selection
@@ -53,6 +53,22 @@ class Localization:
     verified: bool | None = None
     fell_back: NeuronSet = field(default_factory=NeuronSet)
 
+    def after(self, selection: Selection, refinement: Refinement) -> Localization:
+        """The same with what the search found."""
+        return replace(
+            self,
+            memorized=True,
+            initial=selection.candidates,
+            refined=refinement.neurons,
+            theta=selection.theta,
+            k=selection.k,
+            initial_score=selection.score,
+            refined_score=refinement.score,
+            refinement_threshold=selection.refinement_threshold,
+            verified=refinement.verified,
+            fell_back=refinement.fell_back,
+        )
+
     @property
     def samples_evaluated(self) -> int:
         """Denoiser samples in all."""
@@ -86,20 +102,3 @@ class Localization:
             row[name] = math.nan if value is None else float(value)
         row |= {f"samples_{name}": count for name, count in self.samples.items()}
         return row | {f"seconds_{name}": time for name, time in self.times.items()}
-
-
-def outcome(selection: Selection | None, refinement: Refinement | None) -> dict[str, Any]:
-    """The fields of a `Localization` that the search fills; none where there was no search."""
-    if selection is None or refinement is None:
-        return {}
-    return {
-        "initial": selection.candidates,
-        "refined": refinement.neurons,
-        "theta": selection.theta,
-        "k": selection.k,
-        "initial_score": selection.score,
-        "refined_score": refinement.score,
-        "refinement_threshold": selection.refinement_threshold,
-        "verified": refinement.verified,
-        "fell_back": refinement.fell_back,
-    }

@@ -63,15 +63,6 @@ class Score(Verdicts):
         self._per_pair = per_pair
         self.samples = 0
 
-    def __call__(self, sets: Sequence[NeuronSet]) -> Tensor:
-        return self.per_seed(sets).amax(dim=1)
-
-    def per_seed(self, sets: Sequence[NeuronSet]) -> Tensor:
-        """The similarity of each set and seed: [sets, seeds], float32 on the CPU."""
-        self._fill(sets, range(self.seeds))
-        rows = [[self._known[one][seed] for seed in range(self.seeds)] for one in sets]
-        return torch.tensor(rows).reshape(len(sets), self.seeds)
-
     def effects(self, neurons: NeuronSet, most: int) -> Mapping[Neuron, float]:
         """Each neuron's first-order effect on the score, from at most so many leading seeds.
 

@@ -11,24 +11,20 @@ thresholds.
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from itertools import combinations_with_replacement
 from typing import TYPE_CHECKING, Any
 
-import torch
-from torch import Tensor
-
-from nemo_kit.calibration import ActivationStatistics, Calibration
+from nemo_kit.calibration import ActivationStatistics, check_statistics, check_threshold
 from nemo_kit.checks import check_choice, check_number, check_seeds, check_text
-from nemo_kit.localization.detection import check_threshold
 from nemo_kit.localization.nemo import Run
 from nemo_kit.localization.scoring import Score
-from nemo_kit.localization.search import Refinement, Selection
 from nemo_kit.localization.verdicts import Verdicts
 from nemo_kit.neurons import NeuronSet
 from nemo_kit.settings import LocalizationSettings
 
 if TYPE_CHECKING:
+    import pandas as pd
+
     from nemo_kit.models import DiffusionModel
 
 VERSION = 1  # raised where results change (see nemo_kit.keys)
@@ -52,9 +48,6 @@ class Recalled(Verdicts):
         self._score, self._memory = score, memory
         self.samples = 0
 
-    def __call__(self, sets: Sequence[NeuronSet]) -> Tensor:
-        return torch.tensor([self.exact(one) for one in sets])
-
     def evaluate(self, sets: Sequence[NeuronSet], seeds: Sequence[int]) -> list[float]:
         """The score of each pair of a set and a seed."""
         pairs = list(zip(sets, seeds, strict=True))
@@ -66,64 +59,6 @@ class Recalled(Verdicts):
         return [self._memory[pair] for pair in pairs]
 
 
-@dataclass(frozen=True)
-class Pair:
-    """What one pair of thresholds, in deviations from the mean, ended with."""
-
-    initial: float
-    refinement: float
-    selection: Selection
-    refined: Refinement
-    draws: int  # of a seed under a neuron set, that this pair by itself would have taken
-
-
-@dataclass(frozen=True)
-class ThresholdGrid:
-    """All pairs of thresholds for one prompt; none where it does not count as memorized.
-
-    `score`, the memorization score; `kept_seeds`, those that memorize; `samples`, denoiser samples
-    evaluated for all pairs together; `sample_cost`, of one seed under one set (2 with guidance).
-    """
-
-    prompt: str
-    score: float
-    seeds: int
-    kept_seeds: tuple[int, ...]
-    pairs: tuple[Pair, ...]
-    samples: int
-    sample_cost: int = 1
-
-    def samples_alone(self, pair: Pair) -> int:
-        """Denoiser samples that this pair takes when it starts from the beginning."""
-        return self.sample_cost * (self.seeds + pair.draws)
-
-    def to_rows(self) -> list[dict[str, Any]]:
-        """A row for each pair, sets as JSON; one row without a pair where there is none."""
-        about = {
-            "prompt": self.prompt,
-            "memorized": bool(self.pairs),
-            "score": self.score,
-            "samples": self.samples,
-        }
-        if not self.pairs:
-            return [about]
-        return [about | self._row(pair) for pair in self.pairs]
-
-    def _row(self, pair: Pair) -> dict[str, Any]:
-        return {
-            "initial_deviations": pair.initial,
-            "refinement_deviations": pair.refinement,
-            "theta": pair.selection.theta,
-            "initial_score": pair.selection.score,
-            "refined_score": pair.refined.score,
-            "initial": pair.selection.candidates.to_json(),
-            "refined": pair.refined.neurons.to_json(),
-            "n_initial": len(pair.selection.candidates),
-            "n_refined": len(pair.refined.neurons),
-            "samples_alone": self.samples_alone(pair),
-        }
-
-
 def localize_thresholds(
     model: DiffusionModel,
     prompt: str,
@@ -131,10 +66,14 @@ def localize_thresholds(
     seeds: Iterable[int] = range(1, 11),
     settings: LocalizationSettings | None = None,
     search: str = "speculative",
-) -> ThresholdGrid:
+) -> pd.DataFrame:
     """Localize one prompt for every sensible pair of an initial and a refinement threshold.
 
-    Returns a `ThresholdGrid`. A pair makes sense where the refinement threshold is not below the
+    Returns a frame, a row for each pair: prompt, memorized, score (of detection), samples (denoiser
+    samples of all pairs together), initial_deviations, refinement_deviations, theta, initial_score,
+    refined_score, initial and refined (sets as JSON), n_initial, n_refined, samples_alone (of this
+    pair by itself). A prompt that does not count as memorized has one row, without a pair.
+    A pair makes sense where the refinement threshold is not below the
     initial one: selection stops at the first score that is not above its own threshold; under a
     lower one refinement would ask for less memorization than selection has reached, and where it
     has not, could drop nothing. Detection keeps the model's own threshold, so that all pairs
@@ -145,30 +84,26 @@ def localize_thresholds(
     calibration with statistics.
     Source: Algorithms 1 to 4; figures 14 and 15.
     """
+    import pandas as pd
+
     text, numbers = check_text(prompt), check_seeds(seeds, least=2, distinct=True)
-    known, steps = _calibration(model), _ascending(deviations)
+    steps = _ascending(deviations)
     check_choice("search", search, MODES)
-    before = model.samples_evaluated
+    before, statistics = model.samples_evaluated, check_statistics(model)
     run = Run(model, text, numbers, search, settings)
     score = run.detect(check_threshold(model, None, run.detection, run.similarity))
-    pairs: tuple[Pair, ...] = ()
+    rows: list[dict[str, Any]] = [{}]
     if run.kept_seeds:
-        limits = {step: known.mean + step * known.std for step in steps}
-        pairs = tuple(_pairs(run, known.statistics, limits))  # type: ignore[arg-type]
-    return ThresholdGrid(
-        prompt=text,
-        score=score,
-        seeds=len(numbers),
-        kept_seeds=run.kept_seeds,
-        pairs=pairs,
-        samples=model.samples_evaluated - before,
-        sample_cost=run.draw.per_item,
-    )
+        known = model.calibration
+        rows = list(_pairs(run, statistics, {d: known.mean + d * known.std for d in steps}))  # type: ignore[union-attr]
+    about = {"prompt": text, "memorized": bool(run.kept_seeds), "score": score}
+    samples = model.samples_evaluated - before
+    return pd.DataFrame([about | {"samples": samples} | row for row in rows])
 
 
 def _pairs(
     run: Run, statistics: ActivationStatistics, limits: Mapping[float, float]
-) -> Iterator[Pair]:
+) -> Iterator[dict[str, Any]]:
     """Every pair of an initial threshold and one of refinement that is not below it.
 
     Where θ ran out above the limit, the score reached is the threshold (Algorithm 3).
@@ -178,19 +113,19 @@ def _pairs(
     for initial, refinement in combinations_with_replacement(limits, 2):
         ask = Recalled(score, memory)
         selection = run.select(ask, propose, limits[initial])
-        threshold = max(limits[refinement], selection.score)
-        refined = run.refine(ask, selection, threshold)
-        yield Pair(initial, refinement, selection, refined, ask.samples)
-
-
-def _calibration(model: DiffusionModel) -> Calibration:
-    known = model.calibration
-    if known is None or known.statistics is None:
-        raise ValueError(
-            f"model: {model.name!r} needs a calibration with activation statistics; "
-            "compute it with calibrate(model, prompts)"
-        )
-    return known
+        refined = run.refine(ask, selection, max(limits[refinement], selection.score))
+        yield {
+            "initial_deviations": initial,
+            "refinement_deviations": refinement,
+            "theta": selection.theta,
+            "initial_score": selection.score,
+            "refined_score": refined.score,
+            "initial": selection.candidates.to_json(),
+            "refined": refined.neurons.to_json(),
+            "n_initial": len(selection.candidates),
+            "n_refined": len(refined.neurons),
+            "samples_alone": run.draw.per_item * (len(run.seeds) + ask.samples),
+        }
 
 
 def _ascending(deviations: Sequence[float]) -> list[float]:

@@ -14,6 +14,7 @@ import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 
+import torch
 from torch import Tensor
 
 from nemo_kit.neurons import NeuronSet
@@ -24,6 +25,7 @@ ScoreFunction = Callable[[Sequence[NeuronSet]], Tensor]
 class Verdicts(ABC):
     """Yes-or-no questions about neuron sets, over seeds numbered from 0.
 
+    Called with a list of sets it returns their scores, [sets], all seeds scored.
     Parameters: `seeds`, how many there are; `together`, a set's seeds can't be scored apart.
     Attribute: `asked`, how many different sets were scored so far, on one seed at least.
     """
@@ -36,6 +38,15 @@ class Verdicts(ABC):
     @abstractmethod
     def evaluate(self, sets: Sequence[NeuronSet], seeds: Sequence[int]) -> list[float]:
         """The score of each pair of a set and a seed."""
+
+    def __call__(self, sets: Sequence[NeuronSet]) -> Tensor:
+        return self.per_seed(sets).amax(dim=1)
+
+    def per_seed(self, sets: Sequence[NeuronSet]) -> Tensor:
+        """The score of each set and seed: [sets, seeds], float32 on the CPU."""
+        self._fill(sets, range(self.seeds))
+        rows = [[self._known[one][seed] for seed in range(self.seeds)] for one in sets]
+        return torch.tensor(rows).reshape(len(sets), self.seeds)
 
     @property
     def asked(self) -> int:

@@ -11,18 +11,8 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from nemo_kit.models.base import DiffusionModel
-    from nemo_kit.models.hub import notes_folder
-    from nemo_kit.models.opening import (
-        DTYPES,
-        GENERATION_FILE,
-        default_device,
-        default_dtype,
-        load,
-        on_this_machine,
-        resolve,
-    )
-    from nemo_kit.models.stable_diffusion import StableDiffusion
+    from nemo_kit.models.base import DiffusionModel as DiffusionModel
+    from nemo_kit.models.opening import load as load
 
 __all__ = [
     "DTYPES",

@@ -9,18 +9,20 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any, ClassVar, get_args
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
 from nemo_kit.calibration import Calibration
-from nemo_kit.checks import HALF_PRECISION, check_seeds
+from nemo_kit.checks import HALF_PRECISION, check_choice, check_seeds
 from nemo_kit.hooks import calling
-from nemo_kit.layers import Projection, key_layers, searched, value_layers
+from nemo_kit.layers import Projection
 from nemo_kit.models import schedulers
 from nemo_kit.models.lora import Lora
+from nemo_kit.models.parts import open_part
+from nemo_kit.settings import Noise
 
 _IMAGES_AT_ONCE = 8
 
@@ -28,7 +30,8 @@ _IMAGES_AT_ONCE = 8
 class DiffusionModel(ABC):
     """A text-to-image model behind the few operations the method needs; `load` makes one.
 
-    A family names its pipeline classes, the parts it needs of them, and says how it opens them.
+    A family is one file: it names its pipeline classes, the parts it needs of them and the settings
+    of parts that it can't serve, and defines what is abstract here.
     Attributes: `value_layers`, `key_layers` (all), `searched` (value layers of down and mid),
     `calibration` (or None), `guidance` (of its images: 7 as in the paper, unless the folder says
     another), `samples_evaluated` (samples the denoiser has processed so far), `compiled` (None, or
@@ -37,7 +40,10 @@ class DiffusionModel(ABC):
     """
 
     pipelines: ClassVar[tuple[str, ...]]
-    parts: ClassVar[Mapping[str, tuple[str, ...]]]  # name -> classes that model_index.json may say
+    # name -> classes that model_index.json may say, the one that is opened first
+    parts: ClassVar[Mapping[str, tuple[str, ...]]]
+    # part -> setting -> what the part reads or gives where that is set, and no model here does
+    foreign: ClassVar[Mapping[str, Mapping[str, str]]]
 
     def __init__(
         self,
@@ -64,9 +70,7 @@ class DiffusionModel(ABC):
         self.calibration = calibration
         self.samples_evaluated = 0
         self.compiled: Callable[..., Any] | None = None
-        self.value_layers = value_layers(denoiser)
-        self.key_layers = key_layers(denoiser)
-        self.searched: tuple[Projection, ...] = searched(self.value_layers)
+        self.value_layers, self.key_layers, self.searched = self.find_layers(denoiser)
         for module in (denoiser, text_encoder, vae):
             module.eval().requires_grad_(False)
 
@@ -75,9 +79,21 @@ class DiffusionModel(ABC):
         return f"{type(self).__name__}({self.name!r}, {self.device}, {self.dtype}{fused})"
 
     @classmethod
-    @abstractmethod
     def open(cls, folder: Path, index: Mapping[str, Any], dtype: torch.dtype) -> dict[str, Any]:
         """The parts of a diffusers folder by name, on the CPU; ValueError names what is wrong."""
+        named = {part: entry[1] for part, entry in index.items() if part in cls.parts}
+        return {
+            part: open_part(folder, part, kinds[0], named.get(part), dtype, cls.check_config)
+            for part, kinds in cls.parts.items()
+        }
+
+    @classmethod
+    def check_config(cls, part: str, config: Mapping[str, Any]) -> None:
+        """Raise ValueError for a part of another kind of model, by the setting that says so."""
+        for name, what in cls.foreign.get(part, {}).items():
+            value = config.get(name)
+            if value is not None and value is not False:
+                raise ValueError(f"{part}: {name} = {value!r:.40} means {what}; not supported")
 
     @classmethod
     @abstractmethod
@@ -94,6 +110,14 @@ class DiffusionModel(ABC):
     def assemble(cls, parts: Mapping[str, Any], **about: Any) -> DiffusionModel:
         """The model of these parts."""
 
+    @classmethod
+    @abstractmethod
+    def find_layers(cls, denoiser: nn.Module) -> tuple[tuple[Projection, ...], ...]:
+        """All value projections, all key projections, and the value projections that are searched.
+
+        Raises ValueError where the denoiser has none, or some that can't be placed.
+        """
+
     @abstractmethod
     def embed(self, prompts: str | Sequence[str]) -> Tensor:
         """The text encoder's embeddings, padded or cut to its length; cutting is warned of.
@@ -109,17 +133,29 @@ class DiffusionModel(ABC):
         height, width = (size, size) if isinstance(size, int) else size
         return self.denoiser.config.in_channels, height, width
 
-    def noise(self, seeds: Iterable[int]) -> Tensor:
-        """Initial noise x_T, one generator on the CPU for each seed.
+    def noise(self, seeds: Iterable[int], kind: Noise = "per seed") -> Tensor:
+        """Initial noise x_T from generators on the CPU.
 
         Returns [N, C, H, W], float32, on the model's device, scaled as its scheduler wants it.
-        Raises ValueError where there is no seed or one is no integer.
+        Parameters: `kind`, "per seed" (a generator each: a seed's noise does not depend on the
+        others) or "one generator" (one draw of all N from a generator with the first seed; the
+        others number its draws, so they must follow it: 1, 2, … 10 is the released code's seed 1
+        of localization; its pictures have seed 2).
+        Raises ValueError for bad seeds, another kind, and seeds that do not follow one another.
+        Source: the kinds are the paper's and the released code's.
         """
-        drawn = []
-        for seed in check_seeds(seeds):
-            generator = torch.Generator("cpu").manual_seed(seed)
-            drawn.append(torch.randn(self.latent_shape, generator=generator))
-        return torch.stack(drawn).to(self.device) * self.scheduler.init_noise_sigma
+        check_choice("noise", kind, get_args(Noise))
+        numbers = check_seeds(seeds)
+        if kind == "per seed":
+            drawn = torch.stack([_drawn(self.latent_shape, seed) for seed in numbers])
+        elif numbers == list(range(numbers[0], numbers[0] + len(numbers))):
+            drawn = _drawn((len(numbers), *self.latent_shape), numbers[0])
+        else:
+            raise ValueError(
+                "seeds must follow one another (1, 2, 3, …) where all noise comes from one "
+                f"generator, got {numbers!r:.80}"
+            )
+        return drawn.to(self.device) * self.scheduler.init_noise_sigma
 
     def timesteps(self, steps: int) -> Tensor:
         """The scheduler's timesteps for that many DDIM steps, noisiest first: [steps]."""
@@ -156,7 +192,10 @@ class DiffusionModel(ABC):
         Raises ValueError as `predict`.
         Source: section 2.
         """
-        output = self.predict(latents, timestep, embeddings)
+        return self.as_noise(self.predict(latents, timestep, embeddings), latents, timestep)
+
+    def as_noise(self, output: Tensor, latents: Tensor, timestep: Tensor | int) -> Tensor:
+        """The noise ε behind an output of `predict` for these latents: [N, C, H, W]."""
         return schedulers.as_noise(self.scheduler, output, latents, timestep)
 
     def decode(self, latents: Tensor) -> np.ndarray:
@@ -188,3 +227,7 @@ class DiffusionModel(ABC):
         inputs = embeddings.to(self.device, self.dtype)
         with torch.no_grad():
             return {p.index: self.denoiser.get_submodule(p.name)(inputs).float() for p in chosen}
+
+
+def _drawn(shape: tuple[int, ...], seed: int) -> Tensor:
+    return torch.randn(shape, generator=torch.Generator("cpu").manual_seed(seed))

@@ -9,13 +9,16 @@ from __future__ import annotations
 import json
 import re
 import zipfile
-from collections.abc import Collection, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
 import torch
+
+from nemo_kit.models import schedulers
 
 _WEIGHTS = re.compile(
     r"(?P<stem>diffusion_pytorch_model|pytorch_model|model)(?:\.(?P<variant>\w+))?"
@@ -128,32 +131,45 @@ def read_json(file: Path) -> dict[str, Any]:
     return content
 
 
-def open_module(folder: Path, part: str, kind: Any, dtype: torch.dtype) -> Any:
-    """A diffusers or transformers model from its folder, in that number type, on the CPU.
+def open_part(
+    folder: Path,
+    part: str,
+    kind: str,
+    named: str | None,
+    dtype: torch.dtype,
+    check: Callable[[str, Mapping[str, Any]], None],
+) -> Any:
+    """A part of a pipeline from its folder; a model is on the CPU, in that number type.
 
+    Parameters: `kind`, the class that is opened; `named`, the class that model_index.json says;
+    `check`, called with part and settings before weights are read.
     Raises ValueError, which names the file or the tensors, for a part that is not whole, of another
     class or quantized, and where a tensor is missing, unexpected or of another shape.
     """
     files = files_of(folder, part)
+    if part == "scheduler":
+        return schedulers.read(read_json(folder / part / "scheduler_config.json"), named)
+    ours = part.startswith(("text_encoder", "tokenizer"))
+    opened = getattr(import_module("transformers" if ours else "diffusers"), kind)
+    options: dict[str, Any] = {"local_files_only": True}
+    if part.startswith("tokenizer"):
+        with readable(f"{folder / part}"):
+            return opened.from_pretrained(folder / part, **options)
     config = read_json(folder / part / "config.json")
-    _check_config(part, kind, config)
+    _check_kind(part, kind, config)
+    check(part, config)
     chosen = choose(part, [file.name for file in files])
-    diffusers_own = kind.__module__.startswith("diffusers")
-    with readable(f"{folder / part}"):
-        module, info = kind.from_pretrained(
-            folder / part,
-            variant=chosen.variant,
-            use_safetensors=chosen.safetensors,
-            output_loading_info=True,
-            ignore_mismatched_sizes=True,  # told below, by name
-            local_files_only=True,
-            **{"torch_dtype" if diffusers_own else "dtype": dtype},
+    options |= {"variant": chosen.variant, "use_safetensors": chosen.safetensors}
+    options |= {"dtype" if ours else "torch_dtype": dtype}
+    with readable(f"{folder / part}"):  # what is mismatched is told below, by name
+        module, info = opened.from_pretrained(
+            folder / part, output_loading_info=True, ignore_mismatched_sizes=True, **options
         )
     check_complete(part, module, info, folder / part / chosen.files[0])
     return module
 
 
-def _check_config(part: str, kind: Any, config: Mapping[str, Any]) -> None:
+def _check_kind(part: str, kind: str, config: Mapping[str, Any]) -> None:
     quantized = config.get("quantization_config")
     if quantized:
         method = quantized.get("quant_method", "?") if isinstance(quantized, dict) else quantized
@@ -161,9 +177,9 @@ def _check_config(part: str, kind: Any, config: Mapping[str, Any]) -> None:
             f"{part}: its config.json says quantization_config ({method}); only weights in "
             "float32, float16 or bfloat16 are supported"
         )
-    said = config.get("_class_name", kind.__name__)
-    if said != kind.__name__:
-        raise ValueError(f"{part}: must be a {kind.__name__}, its config.json says {said}")
+    said = config.get("_class_name", kind)
+    if said != kind:
+        raise ValueError(f"{part}: must be a {kind}, its config.json says {said}")
 
 
 def check_complete(part: str, module: Any, info: Mapping[str, Any], source: Path) -> None:

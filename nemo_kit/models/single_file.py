@@ -13,7 +13,7 @@ from typing import Any
 
 from nemo_kit.models import schedulers
 from nemo_kit.models.parts import check_complete, check_whole, read_json, readable
-from nemo_kit.models.stable_diffusion import StableDiffusion, check_config
+from nemo_kit.models.stable_diffusion import StableDiffusion
 
 _V2 = "model.diffusion_model.input_blocks.2.1.transformer_blocks.0.attn2.to_k.weight"
 _UNET = "model.diffusion_model.input_blocks.0.0.weight"
@@ -54,7 +54,7 @@ def open_file(file: Path, settings: Path) -> dict[str, Any]:
     config = read_json(settings / "scheduler" / "scheduler_config.json")
     scheduler = schedulers.read(config)
     _check_prediction(file, scheduler.config.prediction_type, shapes, metadata)
-    check_config("unet", read_json(settings / "unet" / "config.json"))
+    StableDiffusion.check_config("unet", read_json(settings / "unet" / "config.json"))
     _check_tensors(file, settings, shapes)
     if any(name.startswith("model_ema.") for name in shapes):
         told = f"{file.name} holds its weights and their moving average; the weights are taken"

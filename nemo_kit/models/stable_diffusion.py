@@ -7,37 +7,19 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any, ClassVar
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from nemo_kit.checks import check_texts
+from nemo_kit.layers import Projection, key_layers, searched, value_layers
 from nemo_kit.models import schedulers
 from nemo_kit.models.base import DiffusionModel
-from nemo_kit.models.parts import files_of, open_module, read_json, readable
 
 _TEXTS_AT_ONCE = 64
 
 VERSION = 1  # raised where results change (see nemo_kit.keys)
-
-# Settings by which a part reads more than text, latents and timestep, or reads them otherwise.
-_FOREIGN = {
-    "unet": {
-        "time_cond_proj_dim": "guidance as an input (a latent consistency model)",
-        "class_embed_type": "a class or picture beside the text (unCLIP)",
-        "num_class_embeds": "a class beside the text",
-        "addition_embed_type": "more than the text's tokens (SDXL and others)",
-        "encoder_hid_dim_type": "text embeddings that it transforms first",
-        "dual_cross_attention": "two texts",
-        "only_cross_attention": "text in its self-attention's place (an upscaler)",
-    },
-    "vae": {
-        "shift_factor": "latents that are shifted",
-        "latents_mean": "latents that are standardized by channel",
-    },
-}
 
 
 class StableDiffusion(DiffusionModel):
@@ -52,26 +34,21 @@ class StableDiffusion(DiffusionModel):
         "vae": ("AutoencoderKL",),
     }
 
-    @classmethod
-    def open(cls, folder: Path, index: Mapping[str, Any], dtype: torch.dtype) -> dict[str, Any]:
-        """The parts of a diffusers folder by name, on the CPU; ValueError names what is wrong."""
-        from diffusers import AutoencoderKL, UNet2DConditionModel
-        from transformers import CLIPTextModel, CLIPTokenizer
-
-        for part in ("scheduler", "tokenizer"):
-            files_of(folder, part)
-        _, named = index.get("scheduler") or (None, None)
-        config = read_json(folder / "scheduler" / "scheduler_config.json")
-        check_config("unet", read_json(folder / "unet" / "config.json"))
-        with readable(f"{folder / 'tokenizer'}"):
-            tokenizer = CLIPTokenizer.from_pretrained(folder / "tokenizer", local_files_only=True)
-        return {
-            "scheduler": schedulers.read(config, named),
-            "tokenizer": tokenizer,
-            "text_encoder": open_module(folder, "text_encoder", CLIPTextModel, dtype),
-            "unet": open_module(folder, "unet", UNet2DConditionModel, dtype),
-            "vae": open_module(folder, "vae", AutoencoderKL, dtype),
-        }
+    foreign: ClassVar[Mapping[str, Mapping[str, str]]] = {
+        "unet": {
+            "time_cond_proj_dim": "guidance as an input (a latent consistency model)",
+            "class_embed_type": "a class or picture beside the text (unCLIP)",
+            "num_class_embeds": "a class beside the text",
+            "addition_embed_type": "more than the text's tokens (SDXL and others)",
+            "encoder_hid_dim_type": "text embeddings that it transforms first",
+            "dual_cross_attention": "two texts",
+            "only_cross_attention": "text in its self-attention's place (an upscaler)",
+        },
+        "vae": {
+            "shift_factor": "latents that are shifted",
+            "latents_mean": "latents that are standardized by channel",
+        },
+    }
 
     @classmethod
     def pipeline(cls, parts: Mapping[str, Any]) -> Any:
@@ -84,8 +61,8 @@ class StableDiffusion(DiffusionModel):
     @classmethod
     def check(cls, parts: Mapping[str, Any]) -> None:
         """Raise ValueError where the parts don't fit one another or the family."""
-        for part in ("unet", "vae"):
-            check_config(part, parts[part].config)
+        for part in cls.foreign:
+            cls.check_config(part, parts[part].config)
         _check_together(**parts)
 
     @classmethod
@@ -94,12 +71,14 @@ class StableDiffusion(DiffusionModel):
         others = {name: part for name, part in parts.items() if name != "unet"}
         return cls(denoiser=parts["unet"], **others, **about)
 
-    def embed(self, prompts: str | Sequence[str]) -> Tensor:
-        """The text encoder's embeddings, padded or cut to its length; cutting is warned of.
+    @classmethod
+    def find_layers(cls, denoiser: nn.Module) -> tuple[tuple[Projection, ...], ...]:
+        """Those of `attn2`; the ones of down and mid blocks are searched, as in the paper."""
+        values = value_layers(denoiser)
+        return values, key_layers(denoiser), searched(values)
 
-        Returns [N, tokens, dim]. The empty prompt is allowed: it is the unconditional one.
-        Raises TypeError where a prompt is no text, ValueError where there is none.
-        """
+    def embed(self, prompts: str | Sequence[str]) -> Tensor:
+        """See `DiffusionModel.embed`: the output of CLIP's last layer, normed."""
         texts = check_texts(prompts, empty_allowed=True)
         parts = [texts[i : i + _TEXTS_AT_ONCE] for i in range(0, len(texts), _TEXTS_AT_ONCE)]
         config = self.text_encoder.config
@@ -126,14 +105,6 @@ class StableDiffusion(DiffusionModel):
     def _decode(self, latents: Tensor) -> Tensor:
         scaled = latents.to(self.device, self.vae.dtype) / self.vae.config.scaling_factor
         return self.vae.decode(scaled, return_dict=False)[0].float()
-
-
-def check_config(part: str, config: Mapping[str, Any]) -> None:
-    """Raise ValueError for a part of another kind of model, by the setting that says so."""
-    for name, what in _FOREIGN[part].items():
-        value = config.get(name)
-        if value is not None and value is not False:
-            raise ValueError(f"{part}: {name} = {value!r:.40} means {what}; not supported")
 
 
 def _check_together(unet: Any, vae: Any, text_encoder: Any, tokenizer: Any, **_: Any) -> None:

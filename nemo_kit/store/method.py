@@ -146,8 +146,8 @@ class Detect(PerPrompt):
 
     def __call__(self, prompt: str) -> pd.DataFrame:
         """One row, as ``detect`` gives it, with its settings."""
+        from nemo_kit.calibration import resolve
         from nemo_kit.localization import detect
-        from nemo_kit.localization.detection import resolve
         from nemo_kit.settings import to_dict
 
         with opened(self.model) as model:

@@ -8,6 +8,7 @@ Scope: Algorithms 3 and 4. Each entry of `SEARCHES` has the same two functions:
 Source: "Finding NeMo" (arXiv 2406.02366), Algorithms 3 and 4, and the authors' released code.
 """
 
+from nemo_kit.checks import check_choice
 from nemo_kit.localization.search import attributed, halving, sequential, speculative
 from nemo_kit.localization.search.sequential import refine, select_initial
 from nemo_kit.localization.search.steps import (
@@ -44,6 +45,5 @@ SEARCHES: dict[str, Search] = {
 
 def find_search(name: str) -> Search:
     """The search mode of that name; raises ValueError that lists them."""
-    if name not in SEARCHES:
-        raise ValueError(f"search must be one of {', '.join(sorted(SEARCHES))}; got {name!r}")
+    check_choice("search", name, sorted(SEARCHES))
     return SEARCHES[name]
