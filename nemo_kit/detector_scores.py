@@ -55,11 +55,10 @@ def detector_scores(
     further = dict(options or {})
     for name in further:
         check_choice("options", name, used)
-    common = {"seeds": check_seeds(seeds, distinct=True), "steps": steps}
     items = []
     for name, one in used.items():
-        taken = {key: value for key, value in common.items() if key in one.takes}
-        given = {**taken, **one.options, **further.get(name, {})}
+        common = {"seeds": seeds} | ({"steps": steps} if "steps" in one.defaults else {})
+        given = {**common, **one.options, **further.get(name, {})}
         given["seeds"] = check_seeds(given["seeds"], distinct=True)
         about = {"detector": name, "function": one.function, "options": given}
         items += [{"prompt": text, **about} for text in dict.fromkeys(prompts["prompt"])]

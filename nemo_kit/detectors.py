@@ -59,11 +59,6 @@ class Detector:
     options: Mapping[str, Any] = field(default_factory=dict)
 
     @property
-    def takes(self) -> set[str]:
-        """Names of the function's parameters."""
-        return set(inspect.signature(self.function).parameters)
-
-    @property
     def defaults(self) -> dict[str, Any]:
         """Its options, with the values that comparisons give them."""
         given = inspect.signature(self.function).parameters.values()
@@ -164,11 +159,10 @@ def score(
     given["seeds"] = check_seeds(given["seeds"] if seeds is None else seeds, distinct=True)
     told = one.told(model, given)
     before, started = model.samples_evaluated, time.perf_counter()
-    found = one.function(model, text, **given)
-    seconds = time.perf_counter() - started
-    samples = model.samples_evaluated - before
-    number = _number(one.name, found, len(given["seeds"]), model)
-    return PromptScore(one.name, number, samples, seconds, len(given["seeds"]), told)
+    images = len(given["seeds"])
+    number = _number(one.name, one.function(model, text, **given), images, model)
+    seconds, samples = time.perf_counter() - started, model.samples_evaluated - before
+    return PromptScore(one.name, number, samples, seconds, images, told)
 
 
 def _number(name: str, found: Any, seeds: int, model: DiffusionModel) -> float:

@@ -22,7 +22,6 @@ from nemo_kit.mitigation import (
     AttentionScaling,
     EmbeddingAdjustment,
     EmbeddingNoise,
-    InitialCandidates,
     Mitigation,
     NeMo,
     NoiseOptimisation,
@@ -41,7 +40,7 @@ from nemo_kit.neurons import NeuronSet
 FOUND = NeuronSet({1: [0, 3], 4: range(6)})
 WANDA = WandaPruning(share=0.05, steps=1, trajectory=2, seeds=(7,))
 EVERY: list[Mitigation] = [
-    Mitigation(), NeMo({"a b": FOUND}), InitialCandidates(FOUND), RandomNeurons({"a b": FOUND}),
+    Mitigation(), NeMo({"a b": FOUND}), RandomNeurons({"a b": FOUND}),
     RandomTokens(1), RandomNumbers(1), WordRepetition(1), EmbeddingNoise(), AttentionScaling(),
     AttentionMasking(), AttentionMaskingAndScaling(), EmbeddingAdjustment(0.0, 2),
     NoiseOptimisation(0.0, None, 2, 2, rounds=1), WANDA,

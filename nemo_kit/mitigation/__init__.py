@@ -2,7 +2,7 @@
 
 Scope: each is a frozen dataclass with `.name`, `.source`, `.protocol` and `.permanent`, applied by
 `generate(model, prompts, seeds, mitigation=m)` and nothing left behind.
-- `nemo`: NeMo, its candidates, random neurons
+- `nemo`: NeMo, random neurons
 - `prompts`: random tokens, random numbers, word repetition
 - `embedding`: prompt embedding adjustment, embedding noise
 - `attention`: attention scaling, attention masking, both together
@@ -21,7 +21,7 @@ from nemo_kit.mitigation.attention import (
 from nemo_kit.mitigation.base import MITIGATIONS, Found, Mitigation, Neurons, table_rows
 from nemo_kit.mitigation.embedding import EmbeddingAdjustment, EmbeddingNoise
 from nemo_kit.mitigation.export import export
-from nemo_kit.mitigation.nemo import InitialCandidates, NeMo, RandomNeurons
+from nemo_kit.mitigation.nemo import NeMo, RandomNeurons
 from nemo_kit.mitigation.noise import NoiseOptimisation
 from nemo_kit.mitigation.prompts import RandomNumbers, RandomTokens, WordRepetition
 from nemo_kit.mitigation.wanda import WandaPruning
@@ -34,7 +34,6 @@ __all__ = [
     "EmbeddingAdjustment",
     "EmbeddingNoise",
     "Found",
-    "InitialCandidates",
     "Mitigation",
     "NeMo",
     "Neurons",

@@ -1,21 +1,21 @@
 """Audit after a mitigation: is there an embedding that still brings the image back?
 
-Scope: a search over text embeddings for one image, with the mitigation in force; pictures drawn
-from what it finds. A mitigation that only hides an image from its prompt fails this audit.
+Scope: a search over text embeddings for one image, with the mitigation in force. A mitigation that
+only hides an image from its prompt fails this audit: what is found is a mitigation itself, whose
+pictures `generate(model, prompt, seeds, mitigation=found)` draws and `metrics.copy_similarities`
+holds against the image. The same search on the unmitigated model is the control.
 Source: "Finding Dori: Memorization in Text-to-Image Diffusion Models Is Not Local" (arXiv
 2507.16880).
 """
 
 from __future__ import annotations
 
-import math
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING, Any, Literal, get_args
+from typing import TYPE_CHECKING, Literal, get_args
 
 import numpy as np
-import pandas as pd
 import torch
 from torch import Tensor
 
@@ -23,11 +23,10 @@ from nemo_kit.checks import (
     HALF_PRECISION,
     check_choice,
     check_number,
-    check_seeds,
     check_text,
     check_whole,
 )
-from nemo_kit.generation import Run, generate
+from nemo_kit.generation import Run
 from nemo_kit.mitigation.base import Mitigation, checked, normal, numbers
 
 if TYPE_CHECKING:
@@ -58,8 +57,7 @@ class AuditSettings:
 class Searched(Mitigation):
     """A mitigation (`way`) in force while the prompt's embedding is the one that was found.
 
-    Whatever the mitigation does to embeddings is undone: they are the attacker's. Pictures are
-    those of `generate(model, prompt, seeds, mitigation=searched)`.
+    Whatever the mitigation does to embeddings is undone: they are the attacker's.
     Attributes: `embedding`, [1, tokens, dim]; `losses`, of each step of the search.
     """
 
@@ -115,46 +113,6 @@ def search_embedding(
             optimizer.step()
             losses.append(loss.item())
     return Searched(way, y.detach(), tuple(losses))
-
-
-def audit(
-    model: DiffusionModel,
-    prompt: str,
-    image: np.ndarray,
-    mitigation: Mitigation,
-    seeds: Iterable[int] = range(101, 111),
-    steps: int = 50,
-    settings: AuditSettings | None = None,
-    embedder: Any = None,
-) -> pd.DataFrame:
-    """Whether a mitigation still holds when the embedding is searched.
-
-    Returns a frame with a row for each `stage` ("unmitigated", "mitigated", "mitigated, searched",
-    and "unmitigated, searched" as control): `orig` (median cosine to the image, in [-1, 1]),
-    `above` (share of pictures above 0.7), `loss` (last of the search, NaN without one), and the
-    names of what measured.
-    Parameters: `image`, the training image, uint8 [H, W, 3]; `seeds` and `steps` of the pictures;
-    `settings`, of the search; `embedder`, a copy descriptor, by default the embedded model's.
-    Raises as `search_embedding` and `generate`.
-    Source: DoRI: SSCD and the share above 0.7, before and after the search.
-    """
-    from nemo_kit.metrics import as_embedder, lab_descriptor, share_above
-
-    look, chosen = as_embedder(embedder) if embedder else lab_descriptor(), check_seeds(seeds)
-    target, none = look(np.asarray(image)[None])[0], Mitigation()
-    stages: dict[str, Mitigation] = {
-        "unmitigated": none,
-        "mitigated": checked(mitigation),
-        "mitigated, searched": search_embedding(model, prompt, image, mitigation, settings),
-        "unmitigated, searched": search_embedding(model, prompt, image, none, settings),
-    }
-    rows = []
-    for stage, way in stages.items():
-        cosines = look(generate(model, prompt, chosen, steps=steps, mitigation=way)) @ target
-        losses = getattr(way, "losses", ()) or (math.nan,)
-        found = {"orig": float(np.median(cosines)), "above": share_above(cosines)}
-        rows.append({"stage": stage, "prompt": prompt, **found, "loss": losses[-1], **look.labels})
-    return pd.DataFrame(rows)
 
 
 def image_latents(model: DiffusionModel, image: np.ndarray) -> Tensor:

@@ -1,4 +1,4 @@
-"""Mitigations that scale value neurons: NeMo, its candidates, and random neurons as control.
+"""Mitigations that scale value neurons: NeMo, and random neurons as control.
 
 Source: "Finding NeMo" (arXiv 2406.02366), section 4 and tables 1 and 4.
 """
@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import reduce
 from operator import or_
 from typing import TYPE_CHECKING
@@ -50,8 +50,9 @@ class NeMo(Mitigation):
 
     @classmethod
     def rows(cls, found: Found, seed: int) -> dict[str, Mitigation]:
-        """One, of the refined neurons."""
-        return {cls.name: cls(found.refined)}
+        """The refined neurons and, where they are known, the candidates before (table 4)."""
+        first = {} if found.initial is None else {"initial candidates": cls(found.initial)}
+        return {cls.name: cls(found.refined), **first}
 
     def chosen(self, model: DiffusionModel, prompt: str) -> NeuronSet:
         """The neurons that are scaled for a prompt."""
@@ -79,56 +80,38 @@ class NeMo(Mitigation):
 
 
 @dataclass(frozen=True)
-class InitialCandidates(NeMo):
-    """Deactivate the candidates of the initial selection, without refinement.
-
-    Parameters: `neurons`, the sets `Localization.initial`; else as `NeMo`.
-    Source: table 4, "no refinement".
-    """
-
-    name = "initial candidates"
-    place = 7
-
-    @classmethod
-    def rows(cls, found: Found, seed: int) -> dict[str, Mitigation]:
-        """One, where the initial selection is known."""
-        return {} if found.initial is None else {cls.name: cls(found.initial)}
-
-
-@dataclass(frozen=True)
 class RandomNeurons(NeMo):
     """As many random neurons in each layer as NeMo found, none of them found for any prompt.
 
-    Parameters: `neurons`, what NeMo found, for the numbers in each layer; `found`, neurons never
-    drawn (all that were found for any prompt), by default those of `neurons`; `seed`, of the
-    draw, to be repeated over five; each prompt has a draw of its own; `overflow`, what a layer
-    can't give comes from the others that are searched (on a small model, most neurons of a narrow
-    layer may have been found for some prompt).
+    Parameters: `neurons`, what NeMo found, for the numbers in each layer; `found`, others that are
+    never drawn either (all that were found for any prompt); `seed`, of the draw, to be repeated
+    over five; each prompt has a draw of its own; `overflow`, what a layer can't give comes from the
+    others that are searched (on a small model, most neurons of a narrow layer may have been found
+    for some prompt).
     Raises as `NeMo`; ValueError, on use, where a layer, or with `overflow` all, have too few left.
     Source: section 4; difference 7: the released code draws found ones too.
     """
 
     name = "random neurons"
     place = 3
-    found: NeuronSet | None = None
+    found: Neurons = field(default_factory=NeuronSet)
     seed: int = 0
     overflow: bool = False
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.found is not None:
-            check_neurons("found", self.found, mapping=False)
+        object.__setattr__(self, "found", check_neurons("found", self.found))
         check_whole("seed", self.seed, 0)
 
     @classmethod
     def rows(cls, found: Found, seed: int) -> dict[str, Mitigation]:
         """One a draw; it overflows where a layer is too narrow."""
-        return {cls.name: cls(found.refined, found=union(found.known), seed=seed, overflow=True)}
+        return {cls.name: cls(found.refined, found=found.known, seed=seed, overflow=True)}
 
     def chosen(self, model: DiffusionModel, prompt: str) -> NeuronSet:
         """The neurons drawn for a prompt."""
         like = set_of(self.neurons, prompt)
-        barred = union(self.neurons) | (self.found or NeuronSet())
+        barred = union(self.neurons) | union(self.found)
         places = {layer.index for layer in model.searched} | set(like.layers)
         widths = {one.index: one.width for one in model.value_layers if one.index in places}
         seed = draw_seed(self.seed, prompt)
@@ -147,14 +130,15 @@ def set_of(neurons: Neurons, prompt: str) -> NeuronSet:
     return neurons if isinstance(neurons, NeuronSet) else neurons.get(prompt, NeuronSet())
 
 
-def check_neurons(name: str, neurons: object, mapping: bool = True) -> Neurons:
+def check_neurons(name: str, neurons: object) -> Neurons:
     """The neurons (a copy of a mapping); raises TypeError that names the parameter."""
     if isinstance(neurons, NeuronSet):
         return neurons
-    allowed = "a NeuronSet" + (" or a mapping from prompt to NeuronSet" if mapping else "")
-    if not mapping or not isinstance(neurons, Mapping):
-        raise TypeError(f"{name} must be {allowed}, got {neurons!r:.80}")
-    for prompt, one in neurons.items():
+    found = dict(neurons) if isinstance(neurons, Mapping) else {None: neurons}
+    for prompt, one in found.items():
         if not isinstance(prompt, str) or not isinstance(one, NeuronSet):
-            raise TypeError(f"{name} must be {allowed}, got {prompt!r:.40}: {one!r:.40}")
-    return dict(neurons)
+            got = f"{one!r:.80}" if prompt is None else f"{prompt!r:.40}: {one!r:.40}"
+            raise TypeError(
+                f"{name} must be a NeuronSet or a mapping from prompt to NeuronSet, got {got}"
+            )
+    return found

@@ -26,7 +26,6 @@ if TYPE_CHECKING:
     from nemo_kit.models import DiffusionModel
 
 VERSION = 2  # raised where results change (see nemo_kit.keys)
-Group = tuple[str, ...]
 _LAYER = re.compile(r"transformer_blocks\.\d+\.ff\.net\.2")
 
 
@@ -79,7 +78,9 @@ class WandaPruning(Mitigation):
             del known[gone]  # masks are as large as the weights
         for group in set(rows) - set(known):
             known[group] = self.masks(run.model, group)
-        with hooked(run.model.denoiser, _pruned(run.model, rows, known)):
+        names = feed_forward_layers(run.model.denoiser)
+        masks = {name: [known[row][name] for row in rows] for name in names}
+        with hooked(run.model.denoiser, {name: _pruner(one) for name, one in masks.items()}):
             yield run
 
     def masks(self, model: DiffusionModel, prompts: Sequence[str]) -> dict[str, Tensor]:
@@ -160,26 +161,19 @@ def _observer(squares: list[Tensor]) -> Hook:
     return observe
 
 
-def _pruned(
-    model: DiffusionModel, rows: list[Group], known: dict[Group, dict[str, Tensor]]
-) -> dict[str, Hook]:
-    """A hook for each layer that computes its output anew, with each row's own weights."""
-    places = {group: _places(rows, group) for group in dict.fromkeys(rows)}
+def _pruner(masks: list[Tensor]) -> Hook:
+    """Computes a layer's output anew, each row with weights of its own; masks may be shared."""
+    places: dict[int, list[int]] = {}
+    for place, mask in enumerate(masks):
+        places.setdefault(id(mask), []).append(place)
 
-    def pruner(name: str) -> Hook:
-        def prune(module: nn.Module, inputs: tuple, output: Tensor) -> Tensor:
-            if len(output) != len(rows):
-                raise ValueError(f"the batch must have {len(rows)} samples, got {len(output)}")
-            result = torch.empty_like(output)
-            for group, where in places.items():
-                weight = module.weight.masked_fill(known[group][name], 0)
-                result[where] = F.linear(inputs[0][where], weight, module.bias)
-            return result
+    def prune(module: nn.Module, inputs: tuple, output: Tensor) -> Tensor:
+        if len(output) != len(masks):
+            raise ValueError(f"the batch must have {len(masks)} samples, got {len(output)}")
+        result = torch.empty_like(output)
+        for where in places.values():
+            weight = module.weight.masked_fill(masks[where[0]], 0)
+            result[where] = F.linear(inputs[0][where], weight, module.bias)
+        return result
 
-        return prune
-
-    return {name: pruner(name) for name in feed_forward_layers(model.denoiser)}
-
-
-def _places(rows: list[Group], group: Group) -> list[int]:
-    return [place for place, one in enumerate(rows) if one == group]
+    return prune
