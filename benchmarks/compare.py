@@ -61,8 +61,7 @@ def measure(
     `retry_failed`, whether those that failed before are tried again.
     Raises ValueError for an unknown way or missing columns, and what `store.run` raises.
     """
-    from nemo_kit.store import model_key, run
-    from nemo_kit.store.sweep import tidy
+    from nemo_kit.store import model_key, run, tidy
 
     if missing := {"prompt", "group"} - set(prompts):
         raise ValueError(f"prompts lacks the columns {sorted(missing)}, got {list(prompts)}")

@@ -1,13 +1,13 @@
 """How results depend on the two thresholds: neuron sets and pictures for each pair, over prompts.
 
-Scope: `nemo_kit.localization.thresholds` for many prompts, resumable, and what deactivating each
+Scope: `thresholds_all` of the store, and what deactivating each
 pair's neurons does to pictures. Nothing here draws.
 Source: Hintersdorf et al., "Finding NeMo", NeurIPS 2024, figures 14 and 15.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -15,48 +15,14 @@ import numpy as np
 import pandas as pd
 
 from nemo_kit import effects, metrics
-from nemo_kit.keys import versions
-from nemo_kit.localization.thresholds import DEVIATIONS, localize_thresholds
-from nemo_kit.neurons import NeuronSet
 from nemo_kit.originals import TrainingImages
-from nemo_kit.store import Keyed, generate_all, model_key, run
-from nemo_kit.store.sweep import tidy
+from nemo_kit.store import Keyed, generate_all, thresholds_all
 
 if TYPE_CHECKING:
     from nemo_kit.models import DiffusionModel
 
+__all__ = ["PAIR", "threshold_effects", "thresholds_all"]
 PAIR = ["initial_deviations", "refinement_deviations"]
-
-
-def thresholds_all(
-    model: DiffusionModel,
-    prompts: Iterable[str],
-    seeds: Iterable[int] = range(1, 11),
-    deviations: Sequence[float] = DEVIATIONS,
-    *,
-    store: str | Path,
-    progress: bool = True,
-) -> pd.DataFrame:
-    """`localize_thresholds` for many prompts, resumable: a row for each prompt and pair.
-
-    Returns a frame with the columns of `localize_thresholds`, `initial` and `refined` as
-    `NeuronSet`; prompts that do not count as memorized have none.
-    Parameters: `deviations`, thresholds as multiples of σ from μ of the model's calibration;
-    `store`, folder of the results.
-    Raises what `store.run` raises, and RuntimeError when no prompt counts as memorized.
-    """
-    chosen, steps = list(seeds), [float(step) for step in deviations]
-    code = versions("localization")
-    frame = tidy(run(
-        lambda prompt: localize_thresholds(model, prompt, steps, chosen),
-        prompts, store, {"seeds": chosen, "deviations": steps, "code": code, **model_key(model)},
-        name="thresholds", progress=progress,
-    ))  # fmt: skip
-    rows = frame[frame["memorized"]].reset_index(drop=True)
-    if rows.empty:
-        raise RuntimeError("prompts: none of them counts as memorized, so there is nothing to vary")
-    sets = {name: rows[name].map(NeuronSet.from_json) for name in ("initial", "refined")}
-    return rows.assign(**sets)
 
 
 def threshold_effects(

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -14,31 +13,6 @@ from nemo_kit.models import DiffusionModel
 from nemo_kit.neurons import NeuronSet
 
 A, B = NeuronSet({1: [4], 3: [7]}), NeuronSet({3: [7]})
-
-
-def grid(prompt: str, memorized: bool) -> Any:
-    rows = [{"prompt": prompt, "memorized": memorized, "score": 0.9, "samples": 3}]
-    if memorized:
-        rows[0] |= {"initial": A.to_json(), "refined": B.to_json()}
-    return pd.DataFrame(rows)
-
-
-def test_a_sweep_keeps_what_is_memorized(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    calls = []
-
-    def one(model: None, prompt: str, steps: list[float], seeds: list[int]) -> Any:
-        calls.append((prompt, steps, seeds))
-        return grid(prompt, prompt != "no")
-
-    monkeypatch.setattr(sensitivity, "model_key", lambda model: {})
-    monkeypatch.setattr(sensitivity, "localize_thresholds", one)
-    for _ in range(2):  # the second time from the store
-        found = sensitivity.thresholds_all(None, ["a", "no"], [1, 2], (0, 1), store=tmp_path)
-        assert found["prompt"].tolist() == ["a"]
-        assert (found["initial"][0], found["refined"][0]) == (A, B)
-    assert calls == [("a", [0.0, 1.0], [1, 2]), ("no", [0.0, 1.0], [1, 2])]
-    with pytest.raises(RuntimeError, match="none of them counts as memorized"):
-        sensitivity.thresholds_all(None, ["no"], [1, 2], (0, 1), store=tmp_path)
 
 
 def test_effects_are_those_of_each_pair_s_neurons(

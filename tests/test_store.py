@@ -13,11 +13,13 @@ import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pandas as pd
 import pytest
+from units import held
 
 from nemo_kit import NeuronSet, files, keys
 from nemo_kit.models import DiffusionModel
@@ -29,7 +31,9 @@ from nemo_kit.store import (
     model_key,
     prompt_table,
     run,
+    thresholds_all,
 )
+from nemo_kit.store.shards import Batch, Folder, Result, Shard
 
 PROMPTS = ["a cat", "a red cup", "Öl & <b>wasser</b>"]
 
@@ -59,7 +63,7 @@ def test_rows_come_in_the_order_of_the_items_and_are_computed_once(tmp_path: Pat
     assert list(first.frame["prompt"]) == PROMPTS
     assert list(second.frame["prompt"]) == [*reversed(PROMPTS), "new"]
     assert (first.computed, first.reused, second.computed, second.reused) == (3, 0, 1, 3)
-    assert len(shards(tmp_path)) == 4
+    assert (len(shards(tmp_path)), len(held(tmp_path))) == (2, 4)
 
 
 @pytest.mark.parametrize("changed", [{"key": {"seeds": [1, 3]}}, {"name": "others"}])
@@ -140,13 +144,18 @@ def test_an_interrupt_is_no_failure_of_a_prompt(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("left", [0.0, 0.01, 0.5, 0.999])
 def test_a_torn_shard_is_computed_again(tmp_path: Path, left: float) -> None:
-    whole = sweep(tmp_path, PROMPTS).frame
+    whole = sweep(tmp_path, PROMPTS, batch=2).frame
     victim = shards(tmp_path)[0]
+    lost = len(Shard.open(victim).items)
     os.truncate(victim, int(victim.stat().st_size * left))
     with pytest.warns(UserWarning, match="can't be read and is computed again"):
         again = sweep(tmp_path, PROMPTS)
-    assert again.computed == 1
+    assert again.computed == lost
     pd.testing.assert_frame_equal(again.frame, whole)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")  # it was put aside
+        assert sweep(tmp_path, PROMPTS).computed == 0
+    assert victim.with_suffix(".damaged").exists()
 
 
 def test_a_flipped_byte_in_a_shard_is_noticed(tmp_path: Path) -> None:
@@ -172,7 +181,7 @@ def test_a_failing_write_stops_the_run_and_leaves_no_half_shard(
 
     monkeypatch.setattr(files.os, "fsync", full)
     with pytest.raises(OSError, match="No space left"):
-        sweep(tmp_path, PROMPTS)
+        sweep(tmp_path, PROMPTS, batch=1)
     assert not [path for path in tmp_path.rglob("*") if path.suffix == ".tmp"]
     assert len(shards(tmp_path)) == 1
     monkeypatch.undo()
@@ -184,7 +193,7 @@ def test_a_full_disk_is_no_failure_of_a_prompt(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(
-        "nemo_kit.store.store.write_atomically",
+        "nemo_kit.store.shards.write_atomically",
         lambda path, write: Path("/dev/full").write_text("x" * 9999),
     )
     with pytest.raises(OSError, match="space"):
@@ -212,23 +221,26 @@ def slow(text):
         log.write(text + chr(10))
     return {"prompt": text, "n": len(text)}
 
-texts = [f"prompt {i}" for i in range(60)]
-found = run(slow, texts, sys.argv[1], {"seeds": [1]}, name="slow", version=1)  # has no source
+texts, batch = [f"prompt {i}" for i in range(60)], int(sys.argv[3])
+found = run(slow, texts, sys.argv[1], {"seeds": [1]}, name="slow", version=1, batch=batch)
 print(found.computed, found.reused, found.frame["n"].sum())
-"""
+"""  # it has no source
 
 
-def test_a_run_killed_in_mid_sweep_goes_on_and_has_every_prompt_once(tmp_path: Path) -> None:
+@pytest.mark.parametrize("batch", [1, 7])
+def test_a_run_killed_in_mid_sweep_goes_on_and_has_every_prompt_once(
+    tmp_path: Path, batch: int
+) -> None:
     store, log = tmp_path / "store", tmp_path / "log"
-    command = [sys.executable, "-c", SWEEP, str(store), str(log)]
+    command = [sys.executable, "-c", SWEEP, str(store), str(log), str(batch)]
     for target in (10, 35):
         process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL)
-        while len(shards(store)) < target:
+        while len(set(log.read_text().splitlines() if log.exists() else ())) < target:
             assert process.poll() is None
             time.sleep(0.005)
         process.send_signal(signal.SIGKILL)
         process.wait()
-    kept = len(shards(store))
+    kept = len(held(store))
     done = subprocess.run(command, capture_output=True, text=True, check=True)
     computed, reused, total = map(int, done.stdout.split())
     texts = [f"prompt {i}" for i in range(60)]
@@ -236,17 +248,135 @@ def test_a_run_killed_in_mid_sweep_goes_on_and_has_every_prompt_once(tmp_path: P
     assert total == sum(map(len, texts))
     calls = pd.Series(log.read_text().splitlines()).value_counts()
     assert set(calls.index) == set(texts)
-    assert calls.sum() <= 60 + 2  # at most the prompt in hand at each kill is worked on again
+    assert calls.sum() <= 60 + 2 * batch  # at each kill at most the open batch
+    assert sorted(set(held(store))) == sorted(held(store))  # no row twice
     assert "%" in done.stderr  # a plain progress bar
 
 
 def test_two_runs_at_once_on_one_store_agree(tmp_path: Path) -> None:
-    command = [sys.executable, "-c", SWEEP, str(tmp_path / "store"), str(tmp_path / "log")]
+    command = [sys.executable, "-c", SWEEP, str(tmp_path / "store"), str(tmp_path / "log"), "7"]
     both = [subprocess.Popen(command, stdout=subprocess.PIPE, text=True,
                              stderr=subprocess.DEVNULL) for _ in range(2)]  # fmt: skip
     sums = {process.communicate()[0].split()[-1] for process in both}
     assert sums == {str(sum(len(f"prompt {i}") for i in range(60)))}
-    assert len(shards(tmp_path / "store")) == 60
+    assert len(set(held(tmp_path / "store"))) == 60
+
+
+def test_many_rows_are_in_few_files(tmp_path: Path) -> None:
+    """Rows as those of detection, however often it is stopped."""
+    items = [f"prompt {n}" for n in range(3_000)]
+
+    def detected(prompt: str) -> dict[str, Any]:
+        if prompt in detected.stops:  # type: ignore[attr-defined]
+            detected.stops.remove(prompt)  # type: ignore[attr-defined]
+            raise KeyboardInterrupt
+        return {"prompt": prompt, "score": len(prompt) / 7, "pairwise": [0.5] * 45}
+
+    detected.stops = {items[450], items[451], items[1_499]}  # type: ignore[attr-defined]
+    for _ in range(3):
+        with pytest.raises(KeyboardInterrupt):
+            sweep(tmp_path, items, detected, version=1, batch=300)
+    found = sweep(tmp_path, items, detected, version=1, batch=300)
+    assert list(found.frame["prompt"]) == items
+    assert found.computed == 3_000 - 1_499
+    assert len(shards(tmp_path)) <= 10 + 3  # a part of a shard for each stop
+    assert len(held(tmp_path)) == 3_000
+    assert sweep(tmp_path, items, detected, version=1).computed == 0
+
+
+def test_small_shards_are_joined_by_the_next_run(tmp_path: Path) -> None:
+    def function(text: str) -> dict[str, Any]:
+        if text == "3":
+            raise ValueError("cannot")
+        return {"prompt": text, "n": int(text)}
+
+    items = [str(n) for n in range(30)]
+    for end in range(1, 30):
+        sweep(tmp_path, items[:end], function, batch=16) if end != 4 else None
+    assert len(shards(tmp_path)) < 12
+    found = sweep(tmp_path, items, function)
+    assert list(found.frame["prompt"]) == [one for one in items if one != "3"]
+    assert list(found.failed["item"]) == ["3"]
+    assert len(held(tmp_path)) == len(set(held(tmp_path))) == 29
+
+
+def test_a_shard_that_was_joined_meanwhile_is_found_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for prompt in PROMPTS:
+        sweep(tmp_path, [prompt], batch=1)
+    before, news = shards(tmp_path), Folder.news
+
+    def joined(self: Folder) -> Any:
+        found = list(news(self))
+        if all(path.exists() for path in before):  # another run joins them just now
+            other, lasting = Folder(tmp_path, "x", {}), []
+            other.path = self.path
+            batch = Batch(other, 5, lasting.append)
+            batch.join([Shard.open(path, rows=True) for path in before])
+            batch.add("other", Result.of({"prompt": "other", "n": 0}))
+            batch.close()
+        return iter(found)
+
+    monkeypatch.setattr(Folder, "news", joined)
+    found = sweep(tmp_path, PROMPTS)
+    assert found.computed == 0
+    assert list(found.frame["prompt"]) == PROMPTS
+    assert not any(path.exists() for path in before)
+
+
+def test_no_value_changes_its_type_by_the_company_it_is_in(tmp_path: Path) -> None:
+    rows = {
+        "a": {"prompt": "a", "n": 2**60 + 1, "list": [], "note": None},
+        "b": {"prompt": "b", "n": 0.5, "list": [1, 2], "note": "x"},
+        "c": {"prompt": "c", "n": 2**60 + 3, "list": [3], "note": None},
+        "d": {"prompt": "d", "other": True},
+    }
+    sweep(tmp_path, rows, rows.__getitem__, version=1)
+    for prompt, row in rows.items():
+        [found] = sweep(tmp_path, [prompt], rows.__getitem__, version=1).frame.to_dict("records")
+        assert set(found) == set(row)
+        assert list(found.get("list", [])) == list(row.get("list", []))
+        assert {k: v for k, v in found.items() if k != "list"} == {
+            k: v for k, v in row.items() if k != "list"
+        }
+
+
+def test_a_shard_whose_footer_tells_of_other_rows_is_refused(tmp_path: Path) -> None:
+    import pyarrow.parquet as pq
+
+    whole = sweep(tmp_path, PROMPTS).frame
+    [path] = shards(tmp_path)
+    table = pq.read_table(path)
+    note = json.loads(table.schema.metadata[b"nemo_kit"])
+    note["items"][0][1] = 2
+    pq.write_table(table.replace_schema_metadata({b"nemo_kit": json.dumps(note)}), path)
+    with pytest.warns(UserWarning, match=r"can't be read.*its footer tells of other rows"):
+        again = sweep(tmp_path, PROMPTS)
+    pd.testing.assert_frame_equal(again.frame, whole)
+
+
+def test_thresholds_all_keeps_what_is_memorized(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    calls, first, second = [], NeuronSet({1: [4], 3: [7]}), NeuronSet({3: [7]})
+
+    def one(model: None, prompt: str, steps: list[float], seeds: list[int]) -> Any:
+        calls.append((prompt, steps, seeds))
+        row = {"prompt": prompt, "memorized": prompt != "no", "score": 0.9, "samples": 3}
+        if prompt != "no":
+            row |= {"initial": first.to_json(), "refined": second.to_json()}
+        return SimpleNamespace(to_rows=lambda: [row])
+
+    monkeypatch.setattr("nemo_kit.store.method.model_key", lambda model: {})
+    monkeypatch.setattr("nemo_kit.localization.thresholds.localize_thresholds", one)
+    for _ in range(2):  # the second time from the store
+        found = thresholds_all(None, ["a", "no"], [1, 2], (0, 1), store=tmp_path)
+        assert found["prompt"].tolist() == ["a"]
+        assert (found["initial"][0], found["refined"][0]) == (first, second)
+    assert calls == [("a", [0.0, 1.0], [1, 2]), ("no", [0.0, 1.0], [1, 2])]
+    with pytest.raises(RuntimeError, match="none of them counts as memorized"):
+        thresholds_all(None, ["no"], [1, 2], (0, 1), store=tmp_path)
 
 
 def test_detect_all_is_detect_and_resumes(toy_model: DiffusionModel, tmp_path: Path) -> None:
@@ -300,7 +430,7 @@ def test_generate_all_gives_images_with_a_set_for_each_prompt(
     np.testing.assert_array_equal(np.stack(list(frame["image"][:2])), expected)
     plain = generate_all(toy_model, PROMPTS[:2], [5, 6], **options)
     np.testing.assert_array_equal(plain["image"][2], frame["image"][2])
-    assert len(shards(tmp_path)) == 3  # the undisturbed second prompt is one and the same
+    assert len(held(tmp_path)) == 3  # the undisturbed second prompt is one and the same
 
 
 def test_generate_all_under_a_mitigation_for_each_prompt(
@@ -317,10 +447,10 @@ def test_generate_all_under_a_mitigation_for_each_prompt(
     plain = generate_all(toy_model, PROMPTS[:2], [5], **options)
     np.testing.assert_array_equal(plain["image"][1], frame["image"][1])
     assert (plain["image"][0] != frame["image"][0]).any()
-    assert len(shards(tmp_path)) == 3  # the undisturbed second prompt is one and the same
+    assert len(held(tmp_path)) == 3  # the undisturbed second prompt is one and the same
     stronger = AttentionScaling(factor=2.0)
     generate_all(toy_model, PROMPTS[:1], [5], mitigation=stronger, **options)
-    assert len(shards(tmp_path)) == 4
+    assert len(held(tmp_path)) == 4
 
 
 def test_equal_fields_of_two_kinds_are_two_keys() -> None:
@@ -365,19 +495,15 @@ def test_shards_say_what_they_hold(tmp_path: Path) -> None:
 
     sweep(tmp_path, PROMPTS[:1])
     note = json.loads(pq.read_schema(shards(tmp_path)[0]).metadata[b"nemo_kit"])
-    assert note["item"] == PROMPTS[0]
-    assert note["error"] == ""
-    assert note["seconds"] >= 0
+    [(digest, count)] = note["items"]
+    assert (digest, count) == (keys.value_digest(PROMPTS[0])[:24], 1)
+    assert note["errors"] == {}
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         sweep(tmp_path, PROMPTS[:1])
 
 
-def test_rows_come_in_the_order_of_the_items_however_they_were_gathered(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Shards are joined as they pile up, here by threes, and workers end in any order."""
-    monkeypatch.setattr("nemo_kit.store.sweep._TOGETHER", 3)
+def test_rows_come_in_the_order_of_the_items_however_they_were_gathered(tmp_path: Path) -> None:
 
     def rows(item: str) -> list[dict[str, Any]]:
         if item == "broken":
@@ -385,7 +511,7 @@ def test_rows_come_in_the_order_of_the_items_however_they_were_gathered(
         return [{"prompt": item, "n": n} for n in range(int(item) % 4)]
 
     def sweep(items: list[str]) -> Sweep:
-        return run(rows, items, tmp_path, {}, name="rows", progress=False)
+        return run(rows, items, tmp_path, {}, name="rows", progress=False, batch=3)
 
     sweep(["9", "3", "7"])  # found first by the sweep below, though in the middle of it
     items = ["1", "2", "3", "broken", "5", "6", "7", "8", "9", "10"]

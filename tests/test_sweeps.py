@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import signal
 import subprocess
@@ -9,18 +10,19 @@ import sys
 import threading
 from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
-from multiprocessing import get_context
+from multiprocessing import active_children, get_context
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
 import psutil
 import pytest
-from units import ITEMS, Deadly, FullAt, Slow, length, started, wait_for
+from units import ITEMS, Deadly, Slow, held, length, started, wait_for
 
+from nemo_kit import files
 from nemo_kit.checks import MachineError
 from nemo_kit.models import DiffusionModel
-from nemo_kit.store import Sweep, detect_all, executors, localize_all, run
+from nemo_kit.store import Sweep, detect_all, localize_all, run
 from nemo_kit.store.work import ModelRef
 
 LAB = Path(__file__).parents[1] / "nemo_kit" / "lab" / "model" / "model_index.json"
@@ -33,7 +35,7 @@ def sweep(store: Path, function: Any, items: Any = ITEMS, **options: Any) -> Swe
 def assert_each_once(found: Sweep, store: Path, items: Any = ITEMS) -> None:
     assert list(found.frame["prompt"]) == list(items)
     assert list(found.frame["n"]) == [len(item) for item in items]
-    assert len(list(store.rglob("*.parquet"))) == len(items)
+    assert len(set(held(store))) == len(items)
     assert not list(store.rglob("*.tmp"))
 
 
@@ -119,10 +121,10 @@ class GivesUp(ThreadPoolExecutor):
         super().__init__(1)
         self.error = error
 
-    def submit(self, function: Any, unit: Any) -> Any:
-        return super().submit(self.die if unit.item == ITEMS[1] else function, unit)
+    def submit(self, attempt: Any, function: Any, item: Any) -> Any:
+        return super().submit(self.die if item == ITEMS[1] else attempt, function, item)
 
-    def die(self, unit: Any) -> None:
+    def die(self, *_: Any) -> None:
         from distributed.scheduler import WorkerState
 
         worker = WorkerState(address="tcp://127.0.0.1:1", status="closed", pid=1, name="w",
@@ -131,24 +133,26 @@ class GivesUp(ThreadPoolExecutor):
         raise self.error("task", worker, 3)
 
 
-@pytest.mark.parametrize("workers", [1, 2])
-def test_a_killed_runner_goes_on_and_leaves_no_worker_behind(tmp_path: Path, workers: int) -> None:
+@pytest.mark.parametrize(("workers", "batch"), [(1, 1), (2, 1), (1, 15), (2, 15)])
+def test_a_killed_runner_goes_on_and_leaves_no_worker_behind(
+    tmp_path: Path, workers: int, batch: int
+) -> None:
+    """It loses at most the open batch, and never what was written."""
     store, log = tmp_path / "store", tmp_path / "log"
     script = str(Path(__file__).with_name("units.py"))
-    command = [sys.executable, script, str(store), str(log), str(workers)]
+    command = [sys.executable, script, str(store), str(log), str(workers), str(batch)]
     runner = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-    wait_for(lambda: len(list(store.rglob("*.parquet"))) >= 10)
+    wait_for(lambda: len(started(log)) >= 20)
     children = psutil.Process(runner.pid).children(recursive=True)
     runner.kill()
     runner.wait()
     assert psutil.wait_procs(children, timeout=60)[1] == []
-    kept = len(list(store.rglob("*.parquet")))
-    assert kept < len(ITEMS)
+    kept, begun = len(held(store)), len(started(log))
+    assert begun - batch - 2 * workers <= kept < len(ITEMS)
     done = subprocess.run(command, capture_output=True, text=True, check=True)
     computed, reused, total = map(int, done.stdout.split())
     assert (computed, reused) == (len(ITEMS) - kept, kept)
     assert total == sum(map(len, ITEMS))
-    assert len(started(log)) <= len(ITEMS) + workers
     assert "prompt/s" in done.stderr  # a bar that says how long
 
 
@@ -176,7 +180,7 @@ def test_an_interrupt_ends_workers_in_the_middle_of_their_items(tmp_path: Path) 
 def test_two_sweeps_on_one_store_share_the_work(tmp_path: Path) -> None:
     store, log = tmp_path / "store", tmp_path / "log"
     with ThreadPoolExecutor(2) as both:
-        results = list(both.map(lambda _: sweep(store, Slow(str(log))), range(2)))
+        results = list(both.map(lambda _: sweep(store, Slow(str(log)), batch=1), range(2)))
     for found in results:
         assert_each_once(found, store)
     assert sum(found.computed for found in results) <= len(ITEMS) + 2
@@ -206,17 +210,24 @@ def test_a_lent_pool_whose_worker_dies_ends_the_run_with_a_clear_error(tmp_path:
     assert sweep(tmp_path / "store", Slow(str(tmp_path / "log"), 0.0)).reused >= 3
 
 
-def test_a_full_disk_in_a_worker_ends_the_run_and_loses_nothing(tmp_path: Path) -> None:
-    store = tmp_path / "store"
-    with (
-        ProcessPoolExecutor(1, get_context("spawn")) as pool,
-        pytest.raises(OSError, match=r"can't be written to .*No space left.*goes on from there"),
-    ):
-        sweep(store, FullAt(str(store)), executor=pool)
-    kept = len(list(store.rglob("*.parquet")))
-    assert kept == 3
-    again = sweep(store, Slow(str(tmp_path / "log"), 0.0))
-    assert (again.computed, again.reused) == (len(ITEMS) - kept, kept)
+def test_a_full_disk_ends_the_run_with_its_workers_and_loses_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    calls = []
+
+    def full(file: int) -> None:
+        calls.append(file)
+        if len(calls) > 3:
+            raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(files.os, "fsync", full)
+    with pytest.raises(OSError, match=r"can't be written to .*No space left.*goes on from there"):
+        sweep(tmp_path / "store", length, workers=2, batch=1)
+    monkeypatch.undo()
+    assert not active_children()
+    assert len(held(tmp_path / "store")) == 3
+    again = sweep(tmp_path / "store", length)
+    assert (again.computed, again.reused) == (len(ITEMS) - 3, 3)
 
 
 @pytest.mark.parametrize(
@@ -260,18 +271,6 @@ def test_without_dask_the_extra_is_named(monkeypatch: pytest.MonkeyPatch, tmp_pa
         sweep(tmp_path, length, executor="tcp://127.0.0.1:1")
 
 
-def test_a_store_that_workers_do_not_share_is_named(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr("nemo_kit.store.store._SHARED_WAIT", 0)
-    monkeypatch.setattr(executors, "_work", lambda unit: True)
-    with (
-        ThreadPoolExecutor(1) as pool,
-        pytest.raises(RuntimeError, match="must lie in a folder that all workers share"),
-    ):
-        sweep(tmp_path, length, executor=pool)
-
-
 def test_the_progress_bar_has_an_estimate(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -303,10 +302,12 @@ def test_workers_open_the_model_by_its_name(tmp_path: Path) -> None:
     assert any(here["refined"])
     assert list(there["samples_evaluated"]) == list(here["samples_evaluated"])
     names = [
-        sorted(path.name for path in (tmp_path / folder).rglob("*.parquet"))
+        (path.parent.name, held(tmp_path / folder))
         for folder in ("here", "there")
+        for path in (tmp_path / folder).rglob("*.parquet")
     ]
-    assert names[0] == names[1]
+    assert names[0][0] == names[1][0]
+    assert sorted(names[0][1]) == sorted(names[1][1])
 
 
 def test_threads_take_turns_with_one_model(toy_model: DiffusionModel, tmp_path: Path) -> None:

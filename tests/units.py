@@ -1,11 +1,12 @@
 """Work for sweeps in other processes: importable there, without a model.
 
-Run as a script it is one sweep: `python units.py STORE LOG WORKERS`, items 0 to 39, or with a
-model's folder behind that, the method over `PROMPTS`.
+Run as a script it is one sweep: `python units.py STORE LOG WORKERS BATCH`, items 0 to 39, or with
+a model's folder behind that, the method over `PROMPTS`.
 """
 
 from __future__ import annotations
 
+import json
 import os
 import sys
 import time
@@ -13,9 +14,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import pyarrow.parquet as pq
+
 from nemo_kit.keys import FORMS
 
-for kind in ("Slow", "Deadly", "FullAt"):  # where they log is no part of what they do
+for kind in ("Slow", "Deadly"):  # where they log is no part of what they do
     FORMS[kind] = lambda work: "work on an item"
 ITEMS = [f"prompt {i}" for i in range(40)]
 PROMPTS = [f"{thing} {i}" for thing in ("cat", "red cup") for i in range(5)]
@@ -60,27 +63,6 @@ class Deadly(Slow):
         return row
 
 
-@dataclass(frozen=True)
-class FullAt:
-    """Fills the disk for one item: its shard's folder turns into a file's place."""
-
-    store: str
-    item: str = ITEMS[3]
-
-    def __call__(self, item: str) -> dict[str, Any]:
-        if item == self.item:
-            import nemo_kit.store.store as store
-
-            store.write_atomically = _full
-        return {"prompt": item}
-
-
-def _full(path: Path, write: Any) -> None:
-    import errno
-
-    raise OSError(errno.ENOSPC, "No space left on device")
-
-
 def length(item: str) -> dict[str, Any]:
     """The least there is to do; fails where the item says so."""
     if "broken" in item:
@@ -94,6 +76,12 @@ def localizing(model: Any) -> Any:
     from nemo_kit.store.method import Localize
 
     return Localize(ModelRef.of(model), [1, 2], {"threshold": 0.5})
+
+
+def held(store: Path) -> list[str]:
+    """Digests of the items that the shards of a store hold, as often as they do."""
+    notes = [pq.read_schema(path).metadata[b"nemo_kit"] for path in store.rglob("*.parquet")]
+    return [item for note in notes for item, _ in json.loads(note)["items"]]
 
 
 def started(log: Path) -> list[tuple[int, str]]:
@@ -112,7 +100,7 @@ def wait_for(condition: Any, seconds: float = 120.0) -> None:
         time.sleep(0.01)
 
 
-def main(store: str, log: str, workers: str, folder: str = "") -> None:
+def main(store: str, log: str, workers: str, batch: str, folder: str = "") -> None:
     """One sweep; prints computed, reused and a sum."""
     from nemo_kit.store import run
 
@@ -125,7 +113,7 @@ def main(store: str, log: str, workers: str, folder: str = "") -> None:
     else:
         function = Slow(log)
         items, key, name = ITEMS, {}, "slow"
-    found = run(function, items, store, key, name=name, workers=int(workers))
+    found = run(function, items, store, key, name=name, workers=int(workers), batch=int(batch))
     counted = "n_refined" if folder else "n"
     print(found.computed, found.reused, found.frame[counted].sum())
 

@@ -1,9 +1,9 @@
-"""Where units of work run: in this process, in worker processes, on any executor, on a cluster.
+"""Where items are worked on: in this process, in worker processes, on any executor, on a cluster.
 
-Scope: `finished` yields each unit once it is done, wherever that was. Only a few units a worker are
-handed out at a time, so that ten million prompts take no more memory than ten. A worker process
-that dies is replaced, and what it had in hand is done again; an item that kills its process twice
-when it runs alone is recorded as failed. dask is imported only where it is used.
+Scope: `finished` yields what each item gave once it is done, wherever that was. Only a few items a
+worker are handed out at a time, so that ten million prompts take no more memory than ten. A worker
+process that dies is replaced, and what it had in hand is done again; an item that kills its process
+twice is recorded as failed. dask is imported only where it is used.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ import pickle
 import signal
 import sys
 import threading
-from collections import Counter, deque
+from collections import Counter
 from collections.abc import Callable, Generator, Iterable, Iterator
 from concurrent.futures import (
     FIRST_COMPLETED,
@@ -25,66 +25,74 @@ from concurrent.futures import (
     wait,
 )
 from concurrent.futures.process import BrokenProcessPool
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
+from itertools import chain, islice
 from typing import Any
 
-from nemo_kit.checks import check_whole
-from nemo_kit.store.work import Unit
+import psutil
 
-Finished = tuple[Unit, bool]  # the unit, and whether it was computed now or found done
-_DEATHS = 2  # of a process that runs one item alone, until the item counts as failed
-_AHEAD = 2  # units handed out for each worker: one in hand, one waiting
+from nemo_kit.checks import MachineError, check_whole
+from nemo_kit.store.shards import Result, Rows
+
+Work = Callable[[Any], Rows]
+Task = tuple[str, Any]  # digest of an item, item
+Done = Generator[tuple[str, Result], None, None]
+_DEATHS = 2  # of a process that has one item in hand, until the item counts as failed
+_LENT = 256  # items handed out to an executor, which doesn't tell how many workers it has
 _CONNECT = "30s"
 _IMPORT = "it must be importable from a module, and so must all that it holds"
 
 
-def finished(
-    units: Iterable[Unit], executor: object, workers: int
-) -> Generator[Finished, None, None]:
-    """Work on all units; yields each as it is done, in any order unless in this process.
+def finished(function: Work, todo: Iterable[Task], executor: object, workers: int) -> Done:
+    """Work on all items; yields what each gave, in any order unless in this process.
 
     Parameters: `executor`, a `concurrent.futures.Executor`, a dask `Client`, the address of a dask
     scheduler ("tcp://…"), or None; `workers`, processes on this machine, 1 for this one.
-    Raises ValueError or TypeError for another executor or both, OSError where a result can't be
-    stored, RuntimeError where workers can't work at all.
+    Raises ValueError or TypeError for another executor or both, RuntimeError where workers can't
+    work at all, MachineError where one can't do any item.
     """
     check_whole("workers", workers, 1)
     if executor is not None and workers > 1:
         raise ValueError(f"workers must be 1 beside an executor, got {workers}")
-    _check(executor)
-    todo = deque(units)
-    if not todo:
-        return _here(todo)
-    if executor is None:
-        return _here(todo) if workers == 1 else _Crew(todo, workers).work()
-    return _elsewhere(todo, executor)
+    if not (executor is None or isinstance(executor, (Executor, str)) or _is_client(executor)):
+        raise TypeError(
+            "executor must be a concurrent.futures.Executor, a dask Client or the address of a "
+            f"dask scheduler, got {executor!r:.60}"
+        )
+    if executor is not None:
+        return _elsewhere(function, iter(todo), executor)
+    return _here(function, todo) if workers == 1 else _in_crew(function, iter(todo), workers)
 
 
-def _check(executor: object) -> None:
-    if executor is None or isinstance(executor, (Executor, str)) or _is_client(executor):
+def attempt(function: Work, item: Any) -> Result:
+    """What an item gives; an error of the function is a result like any other."""
+    try:
+        rows = function(item)
+    except MachineError:
+        raise
+    except Exception as error:
+        return Result(None, f"{type(error).__name__}: {error}")
+    return Result.of(rows)
+
+
+def _here(function: Work, todo: Iterable[Task]) -> Done:
+    for digest, item in todo:
+        yield digest, attempt(function, item)
+
+
+def _elsewhere(function: Work, todo: Iterator[Task], executor: object) -> Done:
+    if (first := next(todo, None)) is None:
         return
-    raise TypeError(
-        "executor must be a concurrent.futures.Executor, a dask Client or the address of a dask "
-        f"scheduler, got {executor!r:.60}"
-    )
-
-
-def _is_client(executor: object) -> bool:
-    """Without importing dask where the caller hasn't."""
-    module = type(executor).__module__.split(".")[0]
-    return module == "distributed" and hasattr(executor, "get_executor")
-
-
-def _here(units: Iterable[Unit]) -> Generator[Finished, None, None]:
-    for unit in units:
-        yield unit, unit()
-
-
-def _elsewhere(todo: deque[Unit], executor: object) -> Generator[Finished, None, None]:
+    todo, hand = chain([first], todo), dict[Future[Result], str]()
     with _as_executor(executor) as (pool, size):
-        hand: dict[Future[bool], Unit] = {}
         try:
-            yield from _stream(pool, todo, lambda: _AHEAD * size(), hand)
+            while True:
+                for digest, item in islice(todo, max(0, size() - len(hand))):
+                    hand[_submit(pool, function, item)] = digest
+                if not hand:
+                    return
+                for future in _ended(hand):
+                    yield hand.pop(future), _result(future)
         except CancelledError as error:
             raise RuntimeError(
                 "the cluster gave the work up (is its scheduler gone?); results until then are kept"
@@ -99,12 +107,17 @@ def _elsewhere(todo: deque[Unit], executor: object) -> Generator[Finished, None,
                 future.cancel()
 
 
+def _ended(hand: Iterable[Future[Result]]) -> list[Future[Result]]:
+    """Those that have ended, as soon as one has; results before errors, which may end the run."""
+    done = wait(hand, return_when=FIRST_COMPLETED).done
+    return sorted(done, key=lambda future: future.cancelled() or future.exception() is not None)
+
+
 @contextmanager
 def _as_executor(given: object) -> Iterator[tuple[Executor, Callable[[], int]]]:
-    """An executor and how many workers it has now; what was given is never shut down."""
+    """An executor and how many items to hand out; what was given is never shut down."""
     if isinstance(given, Executor):
-        count = getattr(given, "_max_workers", None) or os.cpu_count() or 1
-        yield given, lambda: count
+        yield given, lambda: _LENT
     elif isinstance(given, str):
         with _connect(given) as client:
             yield _of_client(client)
@@ -112,10 +125,16 @@ def _as_executor(given: object) -> Iterator[tuple[Executor, Callable[[], int]]]:
         yield _of_client(given)
 
 
+def _is_client(executor: object) -> bool:
+    """Without importing dask where the caller hasn't."""
+    module = type(executor).__module__.split(".")[0]
+    return module == "distributed" and hasattr(executor, "get_executor")
+
+
 def _of_client(client: Any) -> tuple[Executor, Callable[[], int]]:
     """Not pure: equal calls are no reason to share a result; two more tries where one raises."""
     pool = client.get_executor(pure=False, retries=2)
-    return pool, lambda: sum(client.nthreads().values()) or 1
+    return pool, lambda: 2 * (sum(client.nthreads().values()) or 1)  # one in hand, one waiting
 
 
 def _connect(address: str) -> Any:
@@ -131,39 +150,20 @@ def _connect(address: str) -> Any:
     return Client(address, timeout=_CONNECT)
 
 
-def _stream(
-    pool: Executor, todo: deque[Unit], most: Callable[[], int], hand: dict[Future[bool], Unit]
-) -> Iterator[Finished]:
-    """Keep `most()` units handed out; `hand` holds them, also when this raises."""
-    while todo or hand:
-        for _ in range(min(most() - len(hand), len(todo))):
-            hand[_submit(pool, todo[0])] = todo[0]
-            todo.popleft()
-        done, _ = wait(hand, return_when=FIRST_COMPLETED)
-        for future in done:
-            computed = _result(future, hand[future])
-            yield hand.pop(future), computed
-
-
-def _work(unit: Unit) -> bool:
-    return unit()
-
-
-def _submit(pool: Executor, unit: Unit) -> Future[bool]:
+def _submit(pool: Executor, function: Work, item: Any) -> Future[Result]:
     with _sendable():
-        return pool.submit(_work, unit)
+        return pool.submit(attempt, function, item)
 
 
-def _result(future: Future[bool], unit: Unit) -> bool:
-    """Whether the unit was computed; what a cluster gave up on is recorded as failed."""
+def _result(future: Future[Result]) -> Result:
+    """What an item gave; one that a cluster gave up on has failed."""
     try:
         with _sendable():
             return future.result()
     except Exception as error:
         if type(error).__name__ != "KilledWorker":
             raise
-        unit.fail(f"WorkerDied: {' '.join(str(error).split())[:300]}")
-        return True
+        return Result(None, f"WorkerDied: {' '.join(str(error).split())[:300]}")
 
 
 @contextmanager
@@ -181,78 +181,74 @@ def _check_importable(function: Any) -> None:
         raise TypeError(f"function {function!r:.60} is of this session alone; {_IMPORT}")
 
 
-class _Crew:
-    """Worker processes on this machine, replaced when one dies."""
-
-    def __init__(self, todo: deque[Unit], workers: int) -> None:
-        _check_importable(todo[0].function)
-        self.todo, self.workers = todo, workers
-        self.suspects: deque[Unit] = deque()  # were in hand when a process died
-        self.deaths: Counter[Any] = Counter()
-        self.hand: dict[Future[bool], Unit] = {}
-
-    def work(self) -> Generator[Finished, None, None]:
-        """Each unit once it is done."""
-        while self.todo or self.suspects or self.hand:
-            try:
-                with _processes(self.workers) as pool:
-                    # one by one, so that it shows which of them kills its process
-                    yield from _stream(pool, self.suspects, lambda: 1, self.hand)
-                    yield from _stream(pool, self.todo, lambda: _AHEAD * self.workers, self.hand)
-            except BrokenProcessPool:
-                yield from self._suspect()
-
-    def _suspect(self) -> Iterator[Finished]:
-        """Sort out what was in hand when a process died."""
-        units, self.hand = list(self.hand.values()), {}
-        if len(units) > 1:
-            self.suspects.extend(units)
-            return
-        for unit in units:
-            self.deaths[unit.path] += 1
-            if self.deaths[unit.path] < _DEATHS:
-                self.suspects.append(unit)
-                continue
-            unit.fail(f"WorkerDied: its process was killed {_DEATHS} times (out of memory?)")
-            yield unit, True
-
-
-@contextmanager
-def _processes(workers: int) -> Iterator[Executor]:
-    """A pool of fresh processes (nothing of CUDA may be inherited), checked to be at work."""
-    threads = max(1, (os.cpu_count() or 1) // workers)
-    pool = ProcessPoolExecutor(
-        workers, multiprocessing.get_context("spawn"), initializer=_begin, initargs=(threads,)
-    )
+def _in_crew(function: Work, todo: Iterator[Task], workers: int) -> Done:
+    """In processes of this machine, each with one item in hand and replaced when it dies."""
+    free: list[_Process] = []
+    hand: dict[Future[Result], tuple[_Process, Task]] = {}
+    again: list[Task] = []
+    deaths: Counter[str] = Counter()
     try:
-        _check_started(pool)
-        yield pool
-    except BrokenProcessPool:  # which ends the others itself
-        raise
-    except BaseException:
-        _kill(pool)
-        raise
+        while True:
+            while len(hand) < workers and (task := again.pop() if again else next(todo, None)):
+                process = free.pop() if free else _Process(function, workers)
+                hand[process.submit(task[1])] = process, task
+            if not hand:
+                return
+            for future in _ended(hand):
+                process, (digest, item) = hand.pop(future)
+                free.append(process)
+                try:
+                    result = _result(future)
+                except BrokenProcessPool:
+                    process.replace()
+                    deaths[digest] += 1
+                    if deaths[digest] < _DEATHS:
+                        again.append((digest, item))
+                        continue
+                    told = f"WorkerDied: its process was killed {_DEATHS} times (out of memory?)"
+                    result = Result(None, told)
+                yield digest, result
     finally:
-        pool.shutdown(wait=True, cancel_futures=True)
+        for process in [*free, *(process for process, _ in hand.values())]:
+            process.end()
 
 
-def _check_started(pool: Executor) -> None:
-    try:
-        pool.submit(os.getpid).result()
-    except BrokenProcessPool as error:
-        raise RuntimeError(
-            "worker processes can't start; does the script that starts them have its main part "
-            'under `if __name__ == "__main__":`?'
-        ) from error
+class _Process:
+    """A fresh process (nothing of CUDA may be inherited), whose death tells by which item."""
 
+    def __init__(self, function: Work, workers: int) -> None:
+        _check_importable(function)
+        self._function, self._threads = function, max(1, (os.cpu_count() or 1) // workers)
+        self._start()
 
-def _kill(pool: ProcessPoolExecutor) -> None:
-    """End its processes in the middle of their items: no shard is ever half written.
+    def _start(self) -> None:
+        context = multiprocessing.get_context("spawn")
+        self._pool = ProcessPoolExecutor(1, context, initializer=_begin, initargs=(self._threads,))
+        self._pid = self._pool.submit(os.getpid)
 
-    They ignore Ctrl-C, and each would else finish what it has in hand and what it was handed next.
-    """
-    for process in list((pool._processes or {}).values()):
-        process.kill()
+    def submit(self, item: Any) -> Future[Result]:
+        """Hand it an item."""
+        try:
+            return _submit(self._pool, self._function, item)
+        except BrokenProcessPool:  # it died without one
+            self.replace()
+            return _submit(self._pool, self._function, item)
+
+    def replace(self) -> None:
+        """Start another, as it died; raises RuntimeError where it could not even start."""
+        if isinstance(self._pid.exception(), BrokenProcessPool):
+            raise RuntimeError(
+                "worker processes can't start; does the script that starts them have its main part "
+                'under `if __name__ == "__main__":`?'
+            )
+        self._pool.shutdown()
+        self._start()
+
+    def end(self) -> None:
+        """End it in the middle of its item, if it has one: what is written it doesn't touch."""
+        with suppress(BrokenProcessPool, psutil.NoSuchProcess):
+            psutil.Process(self._pid.result()).kill()
+        self._pool.shutdown(cancel_futures=True)
 
 
 def _begin(threads: int) -> None:

@@ -1,22 +1,24 @@
-"""The method over many prompts, resumable: `detect_all`, `localize_all`, `generate_all`.
+"""The method over many prompts, resumable: detection, localization, thresholds, pictures.
 
 Scope: thin over `run`; what each worker calls is a small class that holds its settings and the
-model, or a reference to it where the work is done in other processes.
+model, or a reference to it where the work is done in other processes. Common to all: `executor`,
+`workers` and `retry_failed` are those of `run`, a worker opens the model once, by its id; they
+raise what `run` raises, and prompts that failed are named in a warning and have no row.
 """
 
 from __future__ import annotations
 
 import io
 import json
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import pandas as pd
 
 from nemo_kit.keys import versions
-from nemo_kit.store.sweep import run, tidy
+from nemo_kit.store.runs import run, tidy
 from nemo_kit.store.work import Keyed, ModelRef, check_gpus, model_key, opened
 
 if TYPE_CHECKING:
@@ -42,16 +44,11 @@ def detect_all(
     """``detect`` for many prompts, resumable: one row a prompt, as ``detect`` gives them.
 
     One more column, ``settings``, is the JSON of the detection and similarity settings.
-    ``options`` go to ``detect``; ``executor`` and ``workers`` as in ``run``, where the model is
-    opened once a process by its id. Raises what ``run`` raises; prompts that failed are named in a
-    warning and have no row.
+    ``options`` go to ``detect``.
     """
-    work = Detect(_for_workers(model, executor, workers), list(seeds), options)
-    sweep = run(
-        work, prompts, store, work.key(), name="detect", executor=executor, workers=workers,
-        retry_failed=retry_failed, progress=progress,
-    )  # fmt: skip
-    return tidy(sweep)
+    return Detect(model, list(seeds), options).over(
+        prompts, store, executor, workers, retry_failed=retry_failed, progress=progress
+    )
 
 
 def localize_all(
@@ -68,16 +65,43 @@ def localize_all(
 ) -> pd.DataFrame:
     """``localize`` for many prompts, resumable: one row a prompt (``Localization.to_row``).
 
-    The columns ``initial`` and ``refined`` hold a ``NeuronSet``. ``options`` go to ``localize``;
-    ``executor`` and ``workers`` as in ``run``, where the model is opened once a process by its id.
-    Raises what ``run`` raises; prompts that failed are named in a warning and have no row.
+    The columns ``initial`` and ``refined`` hold a ``NeuronSet``. ``options`` go to ``localize``.
     """
-    work = Localize(_for_workers(model, executor, workers), list(seeds), options)
-    sweep = run(
-        work, prompts, store, work.key(), name="localize", executor=executor, workers=workers,
-        retry_failed=retry_failed, progress=progress,
-    )  # fmt: skip
-    return with_sets(tidy(sweep))
+    return _with_sets(Localize(model, list(seeds), options).over(
+        prompts, store, executor, workers, retry_failed=retry_failed, progress=progress
+    ))  # fmt: skip
+
+
+def thresholds_all(
+    model: AnyModel,
+    prompts: Iterable[str],
+    seeds: Iterable[int] = range(1, 11),
+    deviations: Sequence[float] | None = None,
+    *,
+    store: str | Path,
+    executor: object = None,
+    workers: int = 1,
+    retry_failed: bool = False,
+    progress: bool = True,
+) -> pd.DataFrame:
+    """``localize_thresholds`` for many prompts, resumable: a row for each prompt and pair.
+
+    Returns the columns of ``ThresholdGrid.to_rows``, ``initial`` and ``refined`` as ``NeuronSet``;
+    prompts that do not count as memorized have none.
+    Parameters: ``deviations``, thresholds as multiples of σ from μ of the model's calibration, by
+    default −1, 0 and 1.
+    Raises RuntimeError when no prompt counts as memorized.
+    """
+    from nemo_kit.localization.thresholds import DEVIATIONS
+
+    steps = [float(step) for step in (DEVIATIONS if deviations is None else deviations)]
+    frame = Thresholds(model, list(seeds), {"deviations": steps}).over(
+        prompts, store, executor, workers, retry_failed=retry_failed, progress=progress
+    )
+    rows = frame[frame["memorized"]].reset_index(drop=True)
+    if rows.empty:
+        raise RuntimeError("prompts: none of them counts as memorized, so there is nothing to vary")
+    return _with_sets(rows)
 
 
 def generate_all(
@@ -98,22 +122,17 @@ def generate_all(
     """``generate`` for many prompts, resumable: columns prompt, seed, image (uint8 [H, W, 3]).
 
     ``neurons``, ``mitigation``: one for all prompts, or one for each (a prompt without one is
-    undisturbed). ``options`` go to ``generate``; ``executor`` and ``workers`` as in ``run``, where
-    the model is opened once a process by its id. A mitigation from outside the package counts with
-    its source, ``version`` where that can't be had. Raises what ``run`` raises; prompts that failed
-    are named in a warning and have no row.
+    undisturbed). ``options`` go to ``generate``. A mitigation from outside the package counts with
+    its source, ``version`` where that can't be had.
     """
-    texts = list(prompts)
     items = [
         {"prompt": text, "neurons": _of(neurons, text), **_given(_of(mitigation, text))}
-        for text in texts
+        for text in prompts
     ]
-    work = Generate(_for_workers(model, executor, workers), list(seeds), options)
-    sweep = run(
-        work, items, store, work.key(), name="generate", executor=executor, workers=workers,
+    frame = Generate(model, list(seeds), options).over(
+        items, store, executor, workers,
         retry_failed=retry_failed, progress=progress, version=version,
     )  # fmt: skip
-    frame = tidy(sweep)
     return frame.assign(image=[_image(png) for png in frame["image"]])
 
 
@@ -125,24 +144,32 @@ class PerPrompt:
     seeds: list[int]
     options: dict[str, Any]
 
+    name: ClassVar[str]
+    batch: ClassVar[int] = 8  # prompts to a shard
+    rooms: ClassVar[tuple[str, ...]]  # where what it does is written
+
     def key(self) -> dict[str, Any]:
         """What its results depend on besides the prompt."""
         known = isinstance(self.model, (ModelRef, Keyed))
         model = self.model.key if known else model_key(self.model)
-        code = versions(*self.rooms())
+        code = versions(*self.rooms)
         return {"seeds": self.seeds, "options": self.options, "code": code, **model}
 
-    def rooms(self) -> list[str]:
-        """Where what it does is written."""
-        raise NotImplementedError
+    def over(
+        self, items: Iterable[Any], store: str | Path, executor: object, workers: int, **rest: Any
+    ) -> pd.DataFrame:
+        """Rows of all items, through the store; raises ValueError where workers lack GPUs."""
+        work = replace(self, model=_for_workers(self.model, executor, workers))
+        return tidy(run(
+            work, items, store, work.key(), name=self.name, batch=self.batch,
+            executor=executor, workers=workers, **rest,
+        ), 4)  # fmt: skip
 
 
 class Detect(PerPrompt):
     """``detect`` as the work on one prompt."""
 
-    def rooms(self) -> list[str]:
-        """Where detection is written."""
-        return ["localization.detection"]
+    name, batch, rooms = "detect", 2000, ("localization.detection",)
 
     def __call__(self, prompt: str) -> pd.DataFrame:
         """One row, as ``detect`` gives it, with its settings."""
@@ -162,13 +189,16 @@ class Detect(PerPrompt):
 class Localize(PerPrompt):
     """``localize`` as the work on one prompt."""
 
-    def rooms(self) -> list[str]:
+    name = "localize"
+
+    @property
+    def rooms(self) -> tuple[str, ...]:
         """Where Algorithms 1 to 4 and the search mode are written."""
         from nemo_kit.localization.search import find_search
 
         mode = find_search(self.options.get("search", "speculative")).select.__module__
-        own = [f"localization.{name}" for name in ("detection", "candidates", "nemo")]
-        return [*own, mode.partition(".")[2]]
+        own = (f"localization.{name}" for name in ("detection", "candidates", "nemo"))
+        return (*own, mode.partition(".")[2])
 
     def __call__(self, prompt: str) -> dict[str, Any]:
         """One row, as ``Localization.to_row`` gives it."""
@@ -178,12 +208,25 @@ class Localize(PerPrompt):
             return localize(model, prompt, seeds=self.seeds, **self.options).to_row()
 
 
-class Generate(PerPrompt):
-    """``generate`` as the work on one prompt."""
+class Thresholds(PerPrompt):
+    """``localize_thresholds`` as the work on one prompt."""
 
-    def rooms(self) -> list[str]:
-        """Where pictures are made; a mitigation names its own."""
-        return ["generation"]
+    name, rooms = "thresholds", ("localization",)
+
+    def __call__(self, prompt: str) -> Any:
+        """Rows, as ``ThresholdGrid.to_rows`` gives them."""
+        from nemo_kit.localization.thresholds import localize_thresholds
+
+        with opened(self.model) as model:
+            return localize_thresholds(
+                model, prompt, self.options["deviations"], self.seeds
+            ).to_rows()
+
+
+class Generate(PerPrompt):
+    """``generate`` as the work on one prompt; a mitigation's key names its own version."""
+
+    name, rooms = "generate", ("generation",)
 
     def __call__(self, item: Mapping[str, Any]) -> list[dict[str, Any]]:
         """One row a seed; the image as PNG, which is a third of its size and exact."""
@@ -196,12 +239,13 @@ class Generate(PerPrompt):
         return [{"prompt": item["prompt"], "seed": s, "image": _png(image)} for s, image in pairs]
 
 
-def with_sets(frame: pd.DataFrame) -> pd.DataFrame:
+def _with_sets(frame: pd.DataFrame) -> pd.DataFrame:
     """The frame with the JSON text of ``initial`` and ``refined`` as ``NeuronSet``."""
     from nemo_kit.neurons import NeuronSet
 
-    named = [name for name in ("initial", "refined") if name in frame]
-    return frame.assign(**{name: [NeuronSet.from_json(t) for t in frame[name]] for name in named})
+    return frame.assign(
+        **{name: frame[name].map(NeuronSet.from_json) for name in ("initial", "refined")}
+    )
 
 
 def _for_workers(model: AnyModel, executor: object, workers: int) -> AnyModel:

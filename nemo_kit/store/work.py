@@ -1,7 +1,7 @@
-"""One item's work, as a value that can be sent to another process, and the model it needs there.
+"""The model that work needs, where it is done: by id and revision, opened once a process.
 
-Scope: `Unit` computes an item and stores its shard; `ModelRef` names a model by id and revision
-and opens it once a process. Nothing large is ever sent: no weights, no images.
+Scope: `ModelRef` and `Keyed`, what stands for a model; `model_key`, what results depend on of it;
+one process a GPU. No weights are ever sent.
 """
 
 from __future__ import annotations
@@ -9,8 +9,7 @@ from __future__ import annotations
 import os
 import tempfile
 import threading
-import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cache
@@ -18,69 +17,12 @@ from getpass import getuser
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import pandas as pd
-
 from nemo_kit.checks import MachineError
 from nemo_kit.keys import FORMS, value_digest, versions
-from nemo_kit.store.store import Rows, Shard, read_shard, to_frame, write_shard
 
 if TYPE_CHECKING:
     from nemo_kit.calibration import Calibration
     from nemo_kit.models import DiffusionModel
-
-
-@dataclass(frozen=True)
-class Unit:
-    """One item to work on: `function(item)` gives its rows, `path` is where its shard belongs.
-
-    `retry`: whether a recorded failure is worked on again.
-    """
-
-    name: str
-    function: Callable[[Any], Rows]
-    item: Any
-    path: Path
-    retry: bool = False
-
-    def __call__(self) -> bool:
-        """Compute and store the item, unless its shard is there by now; whether it computed.
-
-        An error of the function is a result like any other, and so are rows that a shard can't
-        hold. Raises OSError where the shard can't be written, MachineError where this process can't
-        do any item.
-        """
-        shard = read_shard(self.path, warn=False)
-        if shard is not None and not (shard.error and self.retry):
-            return False
-        started = time.monotonic()
-        try:
-            shard = Shard(to_frame(self.function(self.item)))
-        except MachineError:
-            raise
-        except Exception as error:
-            shard = Shard(pd.DataFrame(), f"{type(error).__name__}: {error}")
-        seconds = time.monotonic() - started
-        try:
-            self._store(shard, seconds)
-        except OSError:
-            raise
-        except Exception as error:  # pyarrow's, which have no one base class
-            told = f"{type(error).__name__}: its rows can't be stored: {error}"
-            self._store(Shard(pd.DataFrame(), told), seconds)
-        return True
-
-    def fail(self, error: str) -> None:
-        """Record a failure that the item could not record itself."""
-        self._store(Shard(pd.DataFrame(), error), 0.0)
-
-    def _store(self, shard: Shard, seconds: float) -> None:
-        about = {"item": title(self.item), "seconds": round(seconds, 3), "process": os.getpid()}
-        write_shard(self.path, shard, about)
-
-
-def title(item: Any) -> str:
-    """What an item is called in messages: its prompt, where it has one."""
-    return str(item["prompt"]) if isinstance(item, Mapping) and "prompt" in item else str(item)
 
 
 @dataclass(frozen=True, eq=False)
