@@ -1,19 +1,19 @@
-"""What makes a stored result stale: digests of plain values, versions of the package, sources.
+"""What makes a stored result stale: digests of plain values, versions of the package, code.
 
 Scope: a value as JSON (`plain`) and its SHA-256 (`value_digest`). What the package computes counts
 with the `VERSION` of its file, raised by hand where results change. Functions and classes from
-elsewhere (a notebook cell, a script) count with their source, without words and layout, and with
-what they use of their surroundings: defaults, closures, globals, their own modules.
+elsewhere (a notebook cell, a script) count with what their source says, which is what Python made
+of it: words, layout and a file edited since its import change nothing. With them counts what they
+use of their surroundings: defaults, closures, globals, their own modules.
 """
 
 from __future__ import annotations
-import __future__
 
-import ast
 import builtins
 import dis
 import functools
 import hashlib
+import inspect
 import json
 import linecache
 import re
@@ -21,19 +21,17 @@ import sys
 import sysconfig
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import MISSING, fields, is_dataclass
-from functools import cache, lru_cache
+from functools import cache
 from pathlib import Path
 from types import CodeType, FunctionType, GetSetDescriptorType, MemberDescriptorType, ModuleType
 from typing import Any
 
 PACKAGE = Path(__file__).resolve().parent
-FORMS: dict[str, Callable[[Any], Any]] = {}  # name of a class -> its plain form, from rooms above
+FORMS: dict[str, Callable[[Any], Any]] = {}  # module.class -> its plain form, from rooms above
 _STATED = re.compile(r"^VERSION = (\d+)\b", re.MULTILINE)
-_FUTURE = sum(getattr(__future__, name).compiler_flag for name in __future__.all_feature_names)
 _SHIPPED = tuple({sysconfig.get_paths()[name] for name in ("stdlib", "platstdlib")})
-_MADE = {"__init__", "__repr__", "__eq__", "__hash__", "__setattr__", "__delattr__", "__replace__"}
-_MADE |= {"__lt__", "__le__", "__gt__", "__ge__"}  # what `dataclass` writes, from the fields
-_SLOTS = (MemberDescriptorType, GetSetDescriptorType)
+_LOADS = ("LOAD_GLOBAL", "LOAD_NAME")
+_NOT_MADE = (MemberDescriptorType, GetSetDescriptorType)  # in a class's body, but by Python
 
 
 @cache
@@ -106,7 +104,7 @@ class _Plain:
         return self._object(value)
 
     def _object(self, value: Any) -> Any:
-        if form := next((FORMS[k.__name__] for k in type(value).__mro__ if k.__name__ in FORMS), 0):
+        if form := next((FORMS[n] for n in map(_name, type(value).__mro__) if n in FORMS), None):
             return self(form(value))
         if is_dataclass(value):
             held = {field.name: self(getattr(value, field.name)) for field in fields(value)}
@@ -145,8 +143,15 @@ class _Plain:
             return [self(value.__func__), self(value.__self__)]
         if hasattr(value, "__wrapped__"):  # functools.cache
             return self(value.__wrapped__)
-        made_of_c = type(value).__module__ == "builtins"
-        return _name(value) if made_of_c or type(value).__module__.startswith("numpy") else None
+        kind = type(value).__module__
+        if kind != "builtins" and not kind.startswith("numpy"):
+            return None
+        if _origin(getattr(value, "__module__", None) or "builtins") == "own":
+            return self._refused(value, f"what {_name(value)} does can't be read")
+        owner = getattr(value, "__self__", None)  # of a method made of C
+        return _name(value) if owner is None or isinstance(owner, ModuleType) else [
+            _name(value), self(owner)
+        ]  # fmt: skip
 
     def _once(self, value: Any, make: Callable[[Any], Any]) -> Any:
         if id(value) in self.seen:
@@ -159,19 +164,25 @@ class _Plain:
         origin, module = _origin_of_file(code.co_filename), _origin(value.__module__ or "")
         if origin != "own" and module != "own":
             return _with_version(value) if origin == "package" else _name(value)
-        held = {
-            name: self(cell.cell_contents)
-            for name, cell in zip(code.co_freevars, value.__closure__ or (), strict=True)
-            if name != "__class__"
-        }
+        cells = zip(code.co_freevars, value.__closure__ or (), strict=True)
+        held = self._used(value, {n: one.cell_contents for n, one in cells if n != "__class__"})
         if origin != "own":  # a wrapper around a function from elsewhere
             return [code.co_qualname, held]
-        text = _source(code)
-        if text is None:
+        linecache.checkcache(code.co_filename)
+        if not linecache.getlines(code.co_filename):
             return self._refused(value, f"the source of {_name(value)} can't be read")
-        used = {name: self(value.__globals__[name]) for name in _globals(value)}
+        used = self._used(value, {name: value.__globals__[name] for name in _globals(value)})
         given = [self(value.__defaults__), self(value.__kwdefaults__)]
-        return {"source": text, "defaults": given, "closure": held, "globals": used}
+        return {"code": _said(code), "defaults": given, "closure": held, "globals": used}
+
+    def _used(self, function: FunctionType, held: Mapping[str, Any]) -> dict[str, Any]:
+        found = {}
+        for name, value in held.items():
+            try:
+                found[name] = self(value)
+            except TypeError as error:
+                raise TypeError(f"{function.__qualname__} uses {name!r}: {error}") from None
+        return found
 
     def _class(self, value: type) -> Any:
         origin = _origin(value.__module__)
@@ -182,8 +193,8 @@ class _Plain:
         if origin == "library":
             return _name(value)
         held = {
-            field.name: [self(_or_none(part)) for part in (field.default, field.default_factory)]
-            for field in value.__dict__.get("__dataclass_fields__", {}).values()
+            name: [None if one is MISSING else self(one) for one in (f.default, f.default_factory)]
+            for name, f in value.__dict__.get("__dataclass_fields__", {}).items()
         }
         members = {name: self._member(one) for name, one in _members(value)}
         bases = [self(base) for base in value.__bases__]
@@ -263,112 +274,45 @@ def _origin_of_file(file: str) -> str:
     return "own"
 
 
-def _or_none(value: Any) -> Any:
-    return None if value is MISSING else value
-
-
 def _members(value: type) -> Iterator[tuple[str, Any]]:
     """What a class's body made: functions and values, without what Python or `dataclass` adds."""
-    made = _MADE if "__dataclass_fields__" in value.__dict__ else set()
     for name, one in sorted(value.__dict__.items()):
-        code = getattr(one, "__code__", None)
-        file = code.co_filename if code is not None else ""
-        written = name in made and (file == "<string>" or _origin_of_file(file) == "library")
+        code = getattr(inspect.unwrap(one) if callable(one) else one, "__code__", None)
+        written = is_dataclass(value) and code is not None and code.co_filename == "<string>"
         added = name[:2] == name[-2:] == "__" and code is None and not hasattr(one, "__func__")
-        if not (written or added or isinstance(one, _SLOTS) or name == "_abc_impl"):
+        if not (written or added or isinstance(one, _NOT_MADE) or name == "_abc_impl"):
             yield name, one
 
 
+def _inner(code: CodeType) -> Iterator[dis.Instruction]:
+    """Its instructions, and those of the functions inside it."""
+    for one in dis.get_instructions(code):
+        yield one
+        if isinstance(one.argval, CodeType):
+            yield from _inner(one.argval)
+
+
 def _globals(function: FunctionType) -> list[str]:
-    """Names of its module that a function uses, those of functions inside it too."""
-
-    def used(code: CodeType) -> Iterator[str]:
-        for one in dis.get_instructions(code):
-            if one.opname in ("LOAD_GLOBAL", "LOAD_NAME"):
-                yield one.argval
-        for inner in code.co_consts:
-            if isinstance(inner, CodeType):
-                yield from used(inner)
-
+    """Names of its module that a function uses."""
     known = function.__globals__
-    names = {name for name in used(function.__code__) if name in known}
+    loads = (one for one in _inner(function.__code__) if one.opname in _LOADS)
+    names = {one.argval for one in loads if one.argval in known}
     return sorted(name for name in names if known[name] is not getattr(builtins, name, known))
 
 
-@lru_cache(maxsize=1024)
-def _source(code: CodeType) -> Any:
-    """A function's source, without docstring, comments and layout; None where it can't be had.
-
-    Where the text at hand isn't what runs (a file edited after its import, a rewritten assert) the
-    compiled code counts too.
-    """
-    linecache.checkcache(code.co_filename)
-    text = "".join(linecache.getlines(code.co_filename))
-    try:
-        node = _node(ast.parse(text), code)
-    except SyntaxError:
-        return None
-    if node is None:
-        return None
-    for inner in ast.walk(node):
-        if isinstance(inner, (ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef)):
-            body = inner.body
-            if ast.get_docstring(inner) is not None:
-                inner.body = body[1:] or [ast.Pass()]
-    found = ast.unparse(node)
-    return found if code in _compiled(text, code.co_flags & _FUTURE) else [found, _compact(code)]
+def _said(code: CodeType) -> str:
+    """Digest of what a function does: its instructions, with names, constants and handlers."""
+    said = [[one.opname, _constant(one.argval)] for one in _inner(code)]
+    return hashlib.sha256(json.dumps([_constant(code), said]).encode()).hexdigest()
 
 
-def _node(tree: ast.Module, code: CodeType) -> ast.AST | None:
-    """The function of a code object: by name and line, a lambda also by its place in the line."""
-    found = []
-    for node in ast.walk(tree):
-        if isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef)):
-            first = min([node.lineno, *(one.lineno for one in node.decorator_list)])
-            if (node.name, first) == (code.co_name, code.co_firstlineno):
-                return node
-        if isinstance(node, ast.Lambda) and node.lineno == code.co_firstlineno:
-            found.append(node)
-    if code.co_name != "<lambda>":
-        return None
-    places = [p for p in code.co_positions() if None not in p and (p[2], p[3]) != (0, 0)]
-    inside = [
-        node
-        for node in found
-        if all(_start(node) <= (p[0], p[2]) and (p[1], p[3]) <= _end(node) for p in places)
-    ]
-    return min(inside, key=lambda n: (_end(n), -n.col_offset)) if inside else None
-
-
-def _start(node: Any) -> tuple[int, int]:
-    return node.lineno, node.col_offset
-
-
-def _end(node: Any) -> tuple[int, int]:
-    return node.end_lineno, node.end_col_offset
-
-
-@lru_cache(maxsize=64)
-def _compiled(text: str, flags: int) -> frozenset[CodeType]:
-    def inside(code: CodeType) -> Iterator[CodeType]:
-        yield code
-        for one in code.co_consts:
-            if isinstance(one, CodeType):
-                yield from inside(one)
-
-    try:
-        whole = compile(text, "<text>", "exec", flags | ast.PyCF_ALLOW_TOP_LEVEL_AWAIT, True)
-    except (SyntaxError, ValueError):
-        return frozenset()
-    return frozenset(inside(whole))
-
-
-def _compact(code: CodeType) -> str:
-    """Digest of compiled code, its constants and names."""
-    inner = [_compact(one) for one in code.co_consts if isinstance(one, CodeType)]
-    consts = [repr(one) for one in code.co_consts if not isinstance(one, CodeType)]
-    parts = [code.co_code.hex(), inner, consts, code.co_names, code.co_varnames]
-    return hashlib.sha256(repr(parts).encode()).hexdigest()
+def _constant(value: Any) -> str:
+    if isinstance(value, CodeType):  # its instructions come by themselves
+        counts = value.co_argcount, value.co_posonlyargcount, value.co_kwonlyargcount
+        return repr([counts, value.co_varnames, value.co_exceptiontable])
+    if isinstance(value, tuple):
+        return repr([_constant(one) for one in value])
+    return repr(sorted(map(repr, value)) if isinstance(value, frozenset) else value)
 
 
 def _plain_tensor(value: Any) -> Any:

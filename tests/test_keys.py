@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import functools
 import importlib
+import os
+import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -132,6 +134,11 @@ def test_what_makes_a_class_of_a_cell_another(cell: Notebook, changed: dict[str,
         ("def f(x): return f(x - 1) if x else 0", "y = 1", True),
         ("class W:\n  def __init__(self, n): self.n = n\n  def __call__(self, x): pass\nf = W(1)",
          "f = W(2)", False),
+        ("def f(x):\n  try:\n    a()\n    b()\n  except E: pass",
+         "def f(x):\n  try: a()\n  except E: pass\n  else: b()", False),
+        ("def f(x): return x == 1", "def f(x): return x == True", False),
+        ("def f(x):\n  return x", "def f(x):\n\n  return (\n    x)", True),
+        ("d = {'x': 1}\nf = d.get", "d = {'x': 2}\nf = d.get", False),
         ("import numpy as np\nA = np.arange(3)\ndef f(x): return A", "A = A + 1", False),
     ],
 )  # fmt: skip
@@ -150,6 +157,32 @@ def test_code_without_a_source_needs_a_stated_version() -> None:
         plain(function)
     assert value_digest(function, 1) == value_digest(function, 1)
     assert value_digest(function, 1) != value_digest(function, 2)
+
+
+def test_what_has_no_plain_form_is_named(cell: Notebook) -> None:
+    cell("import threading\nlock = threading.Lock()\ndef g(x): lock\ndef f(x): return g(x)")
+    with pytest.raises(TypeError, match=r"f uses 'g': g uses 'lock': .*lock.*version=…"):
+        plain(cell["f"])
+
+
+def test_a_class_of_one_s_own_may_have_a_name_of_the_package_s(cell: Notebook) -> None:
+    cell("class DiffusionModel:\n  def __init__(self, n): self.n = n\n  def f(self): return 1")
+    assert cell.key("DiffusionModel(1)") != cell.key("DiffusionModel(2)")
+
+
+def test_a_model_counts_by_its_weights(toy_model: DiffusionModel) -> None:
+    def scored(prompt: str) -> float:
+        return float(toy_model.embed(prompt).mean())
+
+    before = value_digest(scored)
+    weight = next(toy_model.denoiser.parameters())
+    kept = weight.clone()
+    try:
+        weight.view(-1)[0] += 1
+        assert value_digest(scored) != before
+    finally:
+        weight.copy_(kept)
+    assert value_digest(scored) == before
 
 
 def test_a_stated_version_counts_beside_the_source(cell: Notebook) -> None:
@@ -221,6 +254,22 @@ def test_what_the_package_has_counts_by_its_version(monkeypatch: pytest.MonkeyPa
     monkeypatch.setattr(keys, "_all_versions", lambda: raised)
     after = [value_digest(way) for way in ways]
     assert [one == two for one, two in zip(before, after, strict=True)] == [True, False, False]
+
+
+def test_a_key_is_the_same_in_every_process(tmp_path: Path) -> None:
+    code = (
+        "import sys; sys.path.insert(0, sys.argv[1]); import own_sets\n"
+        "from nemo_kit.keys import value_digest; print(value_digest(own_sets.f))"
+    )
+    (tmp_path / "own_sets.py").write_text("def f(x): return x in {'a', 'b', 'c'}, {'d', 'e'}\n")
+    found = {
+        subprocess.run(
+            [sys.executable, "-c", code, str(tmp_path)], capture_output=True, check=True,
+            env=os.environ | {"PYTHONHASHSEED": seed},
+        ).stdout
+        for seed in "12"
+    }  # fmt: skip
+    assert len(found) == 1
 
 
 def test_partials_and_methods() -> None:

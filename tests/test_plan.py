@@ -45,7 +45,9 @@ def test_hours_disk_and_cost_follow_from_the_measurement(sample: list[str]) -> N
     assert made["hours together, low"] < made["hours together"]
     assert made["device hours"] == pytest.approx(2 * together)
     assert made["cost"] == pytest.approx(5 * together)
-    assert made["disk at most, GB"] == pytest.approx(3600 * found["localized"]["bytes"].mean() / 1e9)
+    assert made["disk at most, GB"] == pytest.approx(
+        3600 * found["localized"]["bytes"].mean() / 1e9
+    )
     assert found["skipped"]["bytes"] > 0
     assert made["memory of a worker, GB"] > 0.01
 

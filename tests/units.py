@@ -19,7 +19,7 @@ import pyarrow.parquet as pq
 from nemo_kit.keys import FORMS
 
 for kind in ("Slow", "Deadly"):  # where they log is no part of what they do
-    FORMS[kind] = lambda work: "work on an item"
+    FORMS[f"{__name__}.{kind}"] = lambda work: "work on an item"
 ITEMS = [f"prompt {i}" for i in range(40)]
 PROMPTS = [f"{thing} {i}" for thing in ("cat", "red cup") for i in range(5)]
 

@@ -191,4 +191,4 @@ def model_key(model: DiffusionModel) -> dict[str, Any]:
     }
 
 
-FORMS["DiffusionModel"] = model_key  # a function may hold a model
+FORMS["nemo_kit.models.base.DiffusionModel"] = model_key  # a function may hold a model
