@@ -2,8 +2,8 @@
 
 Scope: a value as JSON (`plain`) and its SHA-256 (`value_digest`). What the package computes counts
 with the `VERSION` of its file, raised by hand where results change. Functions and classes from
-elsewhere (a notebook cell, a script) count with what their source says, which is what Python made
-of it: words, layout and a file edited since its import change nothing. With them counts what they
+elsewhere (a notebook cell, a script) count with what Python made of their source, so that words and
+layout change nothing, nor does a file that was edited since its import. With them counts what they
 use of their surroundings: defaults, closures, globals, their own modules.
 """
 
@@ -50,16 +50,17 @@ def versions(*rooms: str) -> dict[str, int]:
     Parameters: `rooms`, modules or packages below `nemo_kit`, by default all.
     Raises KeyError for a room in which no file states a version.
     """
-    known = _all_versions()
-    if not rooms:
-        return dict(known)
     found = {}
-    for room in rooms:
-        own = {n: v for n, v in known.items() if n == room or n.startswith(f"{room}.")}
-        if not own:
+    for room in rooms or ("",):
+        if not (own := _within(room)):
             raise KeyError(f"no file of nemo_kit.{room} states a VERSION")
         found |= own
     return found
+
+
+def _within(room: str) -> dict[str, int]:
+    start = f"{room}." if room else ""
+    return {name: v for name, v in _all_versions().items() if f"{name}.".startswith(start)}
 
 
 def value_digest(value: Any, version: Any = None) -> str:
@@ -149,9 +150,8 @@ class _Plain:
         if _origin(getattr(value, "__module__", None) or "builtins") == "own":
             return self._refused(value, f"what {_name(value)} does can't be read")
         owner = getattr(value, "__self__", None)  # of a method made of C
-        return _name(value) if owner is None or isinstance(owner, ModuleType) else [
-            _name(value), self(owner)
-        ]  # fmt: skip
+        known = owner is None or isinstance(owner, ModuleType)
+        return _name(value) if known else [_name(value), self(owner)]
 
     def _once(self, value: Any, make: Callable[[Any], Any]) -> Any:
         if id(value) in self.seen:
@@ -210,9 +210,7 @@ class _Plain:
     def _module(self, value: ModuleType) -> Any:
         origin = _origin(value.__name__)
         if origin == "package":
-            room = value.__name__.partition(".")[2]
-            known = versions().items()
-            return {name: v for name, v in known if not room or f"{name}.".startswith(f"{room}.")}
+            return _within(value.__name__.partition(".")[2])
         if origin == "library":
             return value.__name__
         return self._once(value, self._own_module)

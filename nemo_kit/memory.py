@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import gc
 import math
-import sys
+import re
 import warnings
 from collections.abc import Callable
 from pathlib import Path
@@ -125,19 +125,14 @@ def _start(device: torch.device) -> int | None:
 
 
 def _peak(device: torch.device) -> int | None:
+    """The most bytes in use since `_start`; None where the system doesn't tell."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device)
-    return peak_of_process() if sys.platform == "linux" else None
-
-
-def peak_of_process() -> int | None:
-    """The most bytes this process held in memory, since the last reset on Linux, or None."""
     try:
-        lines = Path("/proc/self/status").read_text().splitlines()
+        told = re.search(r"VmHWM:\s*(\d+)", Path("/proc/self/status").read_text())
     except OSError:
         return None
-    found = [line.split()[1] for line in lines if line.startswith("VmHWM:")]
-    return int(found[0]) * 1024 if found else None
+    return told and int(told[1]) * 1024
 
 
 def _free(device: torch.device) -> int:
@@ -148,6 +143,5 @@ def _free(device: torch.device) -> int:
 
 def track_peak(device: torch.device) -> Callable[[], float]:
     """Start to watch; the function returned gives the peak since then in MiB, NaN if untold."""
-    if _start(device) is None:  # the peak can't be set back, so it would be that of before
-        return lambda: math.nan
-    return lambda: math.nan if (peak := _peak(device)) is None else peak / 2**20
+    known = _start(device) is not None  # else the peak can't be set back, and is that of before
+    return lambda: (_peak(device) or math.nan) / 2**20 if known else math.nan

@@ -9,6 +9,7 @@ from typing import Any
 import pandas as pd
 import pytest
 from test_cli import call
+from units import held
 
 from nemo_kit import NeuronSet, localize
 from nemo_kit.models import DiffusionModel
@@ -36,10 +37,6 @@ def words(tmp_path: Path) -> list[str]:
             "--seeds", "2", "--threshold", "0.5"]  # fmt: skip
 
 
-def shards(folder: Path) -> list[Path]:
-    return sorted((folder / "store").rglob("*.parquet"))
-
-
 def test_localize_reads_released_files_resumes_and_writes_released_results(
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
@@ -51,7 +48,7 @@ def test_localize_reads_released_files_resumes_and_writes_released_results(
     assert call(monkeypatch, "localize", *words, "--out", out, "--released") == 0
     told = capsys.readouterr().err
     assert f"results are kept in {tmp_path / 'store'}; the same command goes on" in told
-    assert len(shards(tmp_path)) == 2
+    assert len(held(tmp_path / "store")) == 2
     samples = toy_model.samples_evaluated
     assert call(monkeypatch, "localize", *words, "--json") == 0
     assert toy_model.samples_evaluated == samples
@@ -98,7 +95,7 @@ def test_the_search_mode_is_chosen_and_recorded(
     assert call(monkeypatch, "localize", *words, "--search", "bisect", "--json") == 0
     rows = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
     assert {row["search"] for row in rows} == {"bisect"}
-    assert len(shards(tmp_path)) == 2
+    assert len(held(tmp_path / "store")) == 2
 
 
 @pytest.mark.parametrize("given", [[], ["--compile"]])

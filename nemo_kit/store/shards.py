@@ -90,13 +90,9 @@ class Shard:
             return None
 
     def whole(self) -> Shard:
-        """The shard with all its rows, as they are now; without items where it is gone or damaged.
-
-        Its items are read again beside them, as it may have grown.
-        """
-        return (
-            self if self.table is not None else Shard.open(self.path, rows=True) or Shard(self.path)
-        )
+        """With rows, and items beside them, as it may have grown; none where it is gone."""
+        found = self if self.table is not None else Shard.open(self.path, rows=True)
+        return found or Shard(self.path)
 
     def __len__(self) -> int:
         return len(self.items) + len(self.errors)
@@ -227,13 +223,17 @@ class Batch:
         return schema is not None
 
     def _write(self) -> None:
-        if not self._changed:
-            return
-        self._changed = False  # a write that fails is not tried again
         whole = pa.concat_tables([self.shard.table, *self._more], promote_options="permissive")
         self.shard.table, self._more = whole.combine_chunks(), []
-        with self.seldom.timed():
-            self.folder.write(self.shard)
+        if not self._changed:
+            return
+        try:
+            with self.seldom.timed():
+                self.folder.write(self.shard)
+        except OSError:
+            self._changed = False  # not tried again where the run ends
+            raise
+        self._changed = False
         for path in self._joined:
             path.unlink(missing_ok=True)
         self._joined = []
@@ -257,7 +257,7 @@ def _together(one: pa.Schema, other: pa.Schema) -> pa.Schema | None:
 
 def _same(own: pa.DataType, made: pa.DataType) -> bool:
     """Whether the type is this one, but for what only held nothing, as an empty list does."""
-    inner = own.num_fields if own.id == made.id and own.num_fields == made.num_fields else 0
-    return own == made or pa.types.is_null(own) or (bool(inner) and all(
-        _same(own.field(i).type, made.field(i).type) for i in range(inner)
-    ))  # fmt: skip
+    if own == made or pa.types.is_null(own):
+        return True
+    inner = range(own.num_fields if own.id == made.id and own.num_fields == made.num_fields else 0)
+    return bool(inner) and all(_same(own.field(i).type, made.field(i).type) for i in inner)
