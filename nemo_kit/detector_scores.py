@@ -15,8 +15,7 @@ import pandas as pd
 
 from nemo_kit.checks import check_choice, check_seeds, check_whole
 from nemo_kit.detectors import DETECTORS, SEEDS, find, score
-from nemo_kit.store import model_key, run
-from nemo_kit.store.sweep import tidy
+from nemo_kit.store import model_key, run, tidy
 
 if TYPE_CHECKING:
     from nemo_kit.models import DiffusionModel

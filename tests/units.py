@@ -91,7 +91,7 @@ def started(log: Path) -> list[tuple[int, str]]:
     return [(int(process), item) for process, item in parts]
 
 
-def wait_for(condition: Any, seconds: float = 120.0) -> None:
+def wait_for(condition: Any, seconds: float = 400.0) -> None:
     """Until it holds; the time is a bound against hanging, not a measure."""
     until = time.monotonic() + seconds
     while not condition():
