@@ -13,7 +13,6 @@ import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -366,7 +365,7 @@ def test_thresholds_all_keeps_what_is_memorized(
         row = {"prompt": prompt, "memorized": prompt != "no", "score": 0.9, "samples": 3}
         if prompt != "no":
             row |= {"initial": first.to_json(), "refined": second.to_json()}
-        return SimpleNamespace(to_rows=lambda: [row])
+        return pd.DataFrame([row])
 
     monkeypatch.setattr("nemo_kit.store.method.model_key", lambda model: {})
     monkeypatch.setattr("nemo_kit.localization.thresholds.localize_thresholds", one)

@@ -86,7 +86,7 @@ def thresholds_all(
 ) -> pd.DataFrame:
     """``localize_thresholds`` for many prompts, resumable: a row for each prompt and pair.
 
-    Returns the columns of ``ThresholdGrid.to_rows``, ``initial`` and ``refined`` as ``NeuronSet``;
+    Returns the columns of ``localize_thresholds``, ``initial`` and ``refined`` as ``NeuronSet``;
     prompts that do not count as memorized have none.
     Parameters: ``deviations``, thresholds as multiples of σ from μ of the model's calibration, by
     default −1, 0 and 1.
@@ -214,13 +214,11 @@ class Thresholds(PerPrompt):
     name, rooms = "thresholds", ("localization",)
 
     def __call__(self, prompt: str) -> Any:
-        """Rows, as ``ThresholdGrid.to_rows`` gives them."""
+        """Rows, as ``localize_thresholds`` gives them."""
         from nemo_kit.localization.thresholds import localize_thresholds
 
         with opened(self.model) as model:
-            return localize_thresholds(
-                model, prompt, self.options["deviations"], self.seeds
-            ).to_rows()
+            return localize_thresholds(model, prompt, self.options["deviations"], self.seeds)
 
 
 class Generate(PerPrompt):
