@@ -1,4 +1,4 @@
-"""The explorer without a browser: state, thread, requests, what is shown, and its widgets."""
+"""The explorer without a browser: values, thread, session, what is shown and kept, its widgets."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import json
 import re
 import threading
 from collections.abc import Iterator
+from dataclasses import replace
 from typing import Any
 
 import ipywidgets as widgets
@@ -15,14 +16,15 @@ import pytest
 from comm.base_comm import BaseComm
 from conftest import TOY_PROMPTS
 from matplotlib.figure import Figure
+from traitlets import TraitError
 
-from nemo_kit import explore, plots
-from nemo_kit.explorer import markup, present, state
-from nemo_kit.explorer.controller import Controller
-from nemo_kit.explorer.session import Session
-from nemo_kit.explorer.state import History, Selection, View
-from nemo_kit.explorer.view import FALLBACK
-from nemo_kit.explorer.worker import Job, Tick, Worker
+from nemo_kit import explore, generate, plots
+from nemo_kit.explorer import keep, present, values
+from nemo_kit.explorer.probe import Pictures, Probe
+from nemo_kit.explorer.session import Progress, Session
+from nemo_kit.explorer.values import History, View
+from nemo_kit.explorer.widget import FALLBACK
+from nemo_kit.explorer.worker import Cancelled, Tick, Worker
 from nemo_kit.models import DiffusionModel
 from nemo_kit.neurons import NeuronSet
 
@@ -32,7 +34,7 @@ ONE = NeuronSet({1: [2]})
 LONG = 120.0
 
 
-# state
+# values
 
 
 @pytest.mark.parametrize(
@@ -46,9 +48,9 @@ LONG = 120.0
     ],
 )
 def test_neurons_are_read_by_hand(text: str, layers: dict[int, list[int]]) -> None:
-    neurons = state.read_neurons(text, WIDTHS)
+    neurons = values.read_neurons(text, WIDTHS)
     assert neurons == NeuronSet(layers)
-    assert state.read_neurons(state.write_neurons(neurons), WIDTHS) == neurons
+    assert values.read_neurons(values.write_neurons(neurons), WIDTHS) == neurons
 
 
 @pytest.mark.parametrize(
@@ -66,98 +68,79 @@ def test_neurons_are_read_by_hand(text: str, layers: dict[int, list[int]]) -> No
 )
 def test_bad_neurons_by_hand_are_refused(text: str, message: str) -> None:
     with pytest.raises(ValueError, match=message):
-        state.read_neurons(text, WIDTHS)
+        values.read_neurons(text, WIDTHS)
 
 
 def test_seeds_are_read_by_hand() -> None:
-    assert state.read_seeds("101-104") == (101, 102, 103, 104)
-    assert state.read_seeds(" 5, 1 ") == (5, 1)
-    assert state.write_seeds((101, 102, 103)) == "101-103"
-    assert state.write_seeds((5, 1)) == "5, 1"
+    assert values.read_seeds("101-104") == (101, 102, 103, 104)
+    assert values.read_seeds(" 5, 1 ") == (5, 1)
+    assert values.write_seeds((101, 102, 103)) == "101-103"
+    assert values.write_seeds((5, 1)) == "5, 1"
     for bad in ("", "a", "1-999999", "3, 3", "4-2", "-1"):
         with pytest.raises(ValueError, match="seeds must"):
-            state.read_seeds(bad)
+            values.read_seeds(bad)
+
+
+def test_seeds_are_numbers_too() -> None:
+    assert values.read_seeds(range(3)) == (0, 1, 2)
+    for bad in ([], [1, 1], range(17), 1.5):
+        with pytest.raises(ValueError, match="seeds must"):
+            values.read_seeds(bad)
 
 
 def test_undo_and_redo_walk_through_the_selections() -> None:
     history = History()
-    first, second = Selection(ONE, "a"), Selection(NeuronSet({3: [1]}), "b")
-    assert not history.can_undo
-    assert history.undo() == Selection()
-    history.push(first)
-    history.push(first)  # the same again is no step
-    history.push(second)
-    assert [history.undo(), history.undo(), history.redo()] == [first, Selection(), first]
-    history.push(Selection(ONE, "c"))
-    assert not history.can_redo
-    assert history.redo() == Selection(ONE, "c")
+    first, second = (ONE, "a"), (NeuronSet({3: [1]}), "b")
+    assert not history.can_step(-1)
+    assert history.step(-1) == (NeuronSet(), "none")
+    history.push(*first)
+    history.push(*first)  # the same again is no step
+    history.push(*second)
+    assert [history.step(by) for by in (-1, -1, 1)] == [first, (NeuronSet(), "none"), first]
+    history.push(ONE, "c")
+    assert not history.can_step(1)
+    assert history.step(1) == (ONE, "c")
 
 
 def test_history_forgets_what_is_long_ago() -> None:
     history = History(most=3)
     for number in range(9):
-        history.push(Selection(NeuronSet({1: [number]}), ""))
+        history.push(NeuronSet({1: [number]}), "")
     for _ in range(5):
-        history.undo()
-    assert history.now.neurons == NeuronSet({1: [6]})
+        history.step(-1)
+    assert history.now[0] == NeuronSet({1: [6]})
 
 
 @pytest.mark.parametrize("prompt", ["a cat", 'say "hi"\n\\', TRAP, "Öl 🎈 '''"])
-def test_a_view_survives_json_and_its_code_repeats_it(prompt: str) -> None:
-    view = View(prompt, Selection(ONE, "by\nhand"), -0.5, (7, 9), 3, 2.0)
-    assert state.from_json(state.to_json(view, "lab"), View(), WIDTHS) == view
+def test_the_code_of_a_view_repeats_it(prompt: str) -> None:
+    view = View(prompt, ONE, -0.5, (7, 9), 3, 2.0)
     names: dict[str, Any] = {}
-    setup = state.as_code(view, "lab").split("whole = ")[0]
+    setup = values.as_code(view, "by\nhand", "lab").split("whole = ")[0]
     setup = setup.replace("from nemo_kit import", "#").replace("load(", "str(")
     exec(setup, {"NeuronSet": NeuronSet}, names)
     assert (names["prompt"], names["neurons"], names["seeds"]) == (prompt, ONE, [7, 9])
-    assert "factor=-0.5, steps=3, guidance=2.0" in state.as_code(view, "lab")
-    assert "load('a/b', revision='c')" in state.as_code(view, "a/b", "c")
-    code = state.as_code(view, "a/b", "c", dtype="float32")
+    code = values.as_code(view, "", "a/b", "c", dtype="float32")
+    assert 'options = {"steps": 3, "guidance": 2.0}' in code
+    assert "neurons=neurons, factor=-0.5, **options" in code
     assert "load('a/b', dtype='float32', revision='c')" in code
-
-
-def test_a_plain_neuron_set_can_be_loaded_too() -> None:
-    view = state.from_json(ONE.to_json(), View("cat"), WIDTHS)
-    assert (view.prompt, view.selection.neurons) == ("cat", ONE)
-
-
-@pytest.mark.parametrize(
-    ("text", "message"),
-    [
-        ("{", "the file is no JSON"),
-        ("[1]", "must hold a JSON object, got list"),
-        ('{"9": [1]}', "layer 9 does not exist here"),
-        ('{"format": "nemo_kit selection"}', "no selection of the explorer"),
-        ('{"a": [1]}', "can't be read"),
-    ],
-)
-def test_bad_files_are_refused(text: str, message: str) -> None:
-    with pytest.raises(ValueError, match=message):
-        state.from_json(text, View(), WIDTHS)
-
-
-@pytest.mark.parametrize("options", [{"factor": "a"}, {"steps": 0}, {"guidance": -1},
-                                     {"seeds": (1, 1)}])  # fmt: skip
-def test_bad_settings_of_a_view_are_refused(options: dict[str, Any]) -> None:
-    with pytest.raises(ValueError, match=next(iter(options))):
-        View(**options)
 
 
 # worker
 
 
 class Events(list):
-    """What a job told, in order."""
+    """What jobs told, in order."""
 
-    def job(self, name: str, work: Any) -> Job:
-        return Job(
-            name, work,
-            done=lambda result: self.append(f"{name} done {result}"),
-            failed=lambda error: self.append(f"{name} failed {error}"),
-            dropped=lambda: self.append(f"{name} dropped"),
-            progress=lambda stage, done, total: self.append(f"{name} {stage} {done}/{total}"),
-        )  # fmt: skip
+    def submit(self, worker: Worker, name: str, work: Any) -> None:
+        def ended(result: Any, error: Exception | None) -> None:
+            dropped = isinstance(error, Cancelled)
+            self.append(f"{name} " + ("dropped" if dropped else f"failed {error}" if error
+                                      else f"done {result}"))  # fmt: skip
+
+        worker.submit(work, ended, lambda *now: self.append(f"{name} {now[0]} {now[1]}/{now[2]}"))
+
+    def without(self, stage: str) -> list[str]:
+        return [event for event in self if stage not in event]
 
 
 @pytest.fixture
@@ -185,7 +168,7 @@ def test_jobs_run_in_another_thread_and_report(worker: Worker) -> None:
             tick("counting", done + 1, 100)
         return 7
 
-    worker.submit(events.job("a", work))
+    events.submit(worker, "a", work)
     assert worker.wait(LONG)
     assert threads[0] is not threading.current_thread()
     assert events[0] == "a counting 1/100"
@@ -194,299 +177,107 @@ def test_jobs_run_in_another_thread_and_report(worker: Worker) -> None:
 
 
 def test_the_last_request_wins(worker: Worker) -> None:
-    events, started = Events(), threading.Event()
-    worker.submit(events.job("a", endless(started)))
+    events, started, hold = Events(), threading.Event(), threading.Event()
+    events.submit(worker, "a", endless(started))
     assert started.wait(LONG)
-    hold = threading.Event()
-    worker.submit(events.job("b", lambda tick: hold.wait(LONG)))
-    worker.submit(events.job("c", lambda tick: 3))
+    events.submit(worker, "b", lambda tick: hold.wait(LONG))
+    events.submit(worker, "c", lambda tick: 3)
     hold.set()
     assert worker.wait(LONG)
-    told = [e for e in events if "going" not in e]
+    told = events.without("going")
     assert sorted(told) == ["a dropped", "b dropped", "c done 3"]
     assert told[-1] == "c done 3"
 
 
 def test_a_cancelled_job_stops_and_an_error_does_not_end_the_thread(worker: Worker) -> None:
     events, started = Events(), threading.Event()
-    worker.submit(events.job("a", endless(started)))
+    events.submit(worker, "a", endless(started))
     assert started.wait(LONG)
+    assert not worker.wait(0.01)
     worker.cancel()
     assert worker.wait(LONG)
     assert events[-1] == "a dropped"
-    worker.submit(events.job("b", lambda tick: 1 / 0))
+    events.submit(worker, "b", lambda tick: 1 / 0)
     assert worker.wait(LONG)
-    worker.submit(events.job("c", lambda tick: 3))
+    events.submit(worker, "c", lambda tick: 3)
     assert worker.wait(LONG)
     assert events[-2:] == ["b failed division by zero", "c done 3"]
 
 
-def test_a_result_that_comes_after_a_newer_request_is_dropped() -> None:
-    """Computed, but not yet handed over when the next one was asked for."""
-    handed: list[Any] = []
-    worker, events, finished = Worker(handed.append), Events(), threading.Event()
-    worker.submit(events.job("a", lambda tick: finished.set()))
-    assert finished.wait(LONG)
-    job = events.job("b", lambda tick: 2)
-    late = Job("late", lambda tick: 1, job.done, job.failed, lambda: events.append("late dropped"))
-    worker.wait(LONG)
-    worker.submit(late)
-    worker.wait(LONG)
-    late.unwanted.set()  # as a newer request does
-    worker.close()
-    for call in handed:
-        call()
-    assert events == ["a done None", "late dropped"]
+def test_a_result_that_comes_after_a_newer_request_is_dropped(worker: Worker) -> None:
+    """Computed without a look at the clock, while the next one was asked for."""
+    events, started, hold = Events(), threading.Event(), threading.Event()
+    events.submit(worker, "a", lambda tick: (started.set(), hold.wait(LONG)))
+    assert started.wait(LONG)
+    events.submit(worker, "b", lambda tick: 2)
+    hold.set()
+    assert worker.wait(LONG)
+    assert events == ["a dropped", "b done 2"]
 
 
 def test_two_workers_take_turns_and_one_that_waits_can_be_cancelled(worker: Worker) -> None:
     """Two explorers may share a model, whose hooks serve one computation at a time."""
     other, events, started = Worker(), Events(), threading.Event()
-    worker.submit(events.job("a", endless(started)))
+    events.submit(worker, "a", endless(started))
     assert started.wait(LONG)
-    other.submit(events.job("b", lambda tick: 2))
+    events.submit(other, "b", lambda tick: 2)
     other.cancel()
     assert other.wait(LONG)
-    other.submit(events.job("c", lambda tick: 3))
+    events.submit(other, "c", lambda tick: 3)
     assert not other.wait(0.3)
     worker.cancel()
     assert other.wait(LONG)
     other.close()
-    assert [e for e in events if "going" not in e] == ["b dropped", "a dropped", "c done 3"]
+    assert events.without("going") == ["b dropped", "a dropped", "c done 3"]
 
 
 def test_a_closed_worker_takes_no_job(worker: Worker) -> None:
     worker.close()
     worker.close()
     with pytest.raises(RuntimeError, match="the explorer is closed"):
-        worker.submit(Events().job("a", lambda tick: 1))
+        Events().submit(worker, "a", lambda tick: 1)
 
 
-# session and controller
+# session
+
+
+SEEN = {f"image {n}": np.full((32, 32, 3), 80 * n, np.uint8) for n in range(4)}
+
+
+def embed(images: np.ndarray) -> np.ndarray:
+    """Mean colours, as angles."""
+    means = images.reshape(len(images), -1).mean(axis=1) / 40
+    return np.stack([np.cos(means), np.sin(means)], axis=1)
 
 
 @pytest.fixture
-def controller(toy_model: DiffusionModel) -> Iterator[Controller]:
+def session(toy_model: DiffusionModel) -> Iterator[Session]:
     table = pd.DataFrame({"prompt": TOY_PROMPTS, "role": "toy"})
-    made = Controller(Session(toy_model, table, range(1, 5)), Worker())
-    made.settings(seeds=(101, 102), steps=2)
+    probe = Probe(toy_model, table, range(1, 5), training=SEEN, embedder=embed)
+    made = Session(probe)
+    made.seeds, made.steps = (101, 102), 2
     yield made
-    made.worker.close()
+    made.close()
 
 
-def chosen(controller: Controller, prompt: str = "cat 0") -> Controller:
-    controller.choose(prompt)
-    assert controller.worker.wait(LONG)
-    assert controller.error == ""
-    return controller
+def chosen(session: Session, prompt: str = "cat 0") -> Session:
+    session.prompt = prompt
+    return session.wait(LONG)
 
 
-def test_requests_and_results_take_turns(controller: Controller) -> None:
-    """A result that comes while its request is still being drawn waits."""
-    told, ended = [], threading.Event()
-    here = threading.current_thread()
-
-    def slow_view(changed: frozenset[str]) -> None:
-        told.append(threading.current_thread())
-        if told[-1] is not here:
-            ended.set()
-        elif "busy" in changed:
-            ended.wait(0.5)  # the result is computed long before
-        told.append(threading.current_thread())
-
-    chosen(controller).listener = slow_view
-    controller.by_hand("")
-    assert controller.worker.wait(LONG)
-    assert len(set(told)) == 2
-    assert told[::2] == told[1::2]
+def everything(session: Session) -> NeuronSet:
+    return NeuronSet({layer: range(width) for layer, width in session.probe.widths.items()})
 
 
-def test_an_error_while_a_result_is_shown_is_told(controller: Controller) -> None:
-    def broken(changed: frozenset[str]) -> None:
-        if "look" in changed and controller.look is not None:
-            raise RuntimeError("no room to draw")
-
-    controller.listener = broken
-    controller.choose("cat 0")
-    assert controller.worker.wait(LONG)
-    assert controller.error == "RuntimeError: no room to draw"
-    controller.listener = lambda changed: None
-    assert chosen(controller, "cat 1").look is not None
-
-
-def test_choosing_a_prompt_scores_it_as_detect_does(controller: Controller) -> None:
-    from nemo_kit import detect
-
-    model = controller.session.model
-    row = detect(model, "cat 0", range(1, 5)).iloc[0]
-    look = chosen(controller).look
-    assert look is not None
-    assert look.score == pytest.approx(row.score, abs=1e-6)
-    assert look.memorized == row.memorized
-    assert controller.progress is None
-    before = model.samples_evaluated
-    chosen(controller, "cat 0")
-    assert model.samples_evaluated == before  # remembered
-
-
-def test_a_selection_by_threshold_follows_the_prompt_one_by_hand_stays(
-    controller: Controller,
-) -> None:
-    chosen(controller).threshold(1.0, 1)
-    assert controller.worker.wait(LONG)
-    first = controller.view.selection
-    assert first.origin == "θ = 1, k = 1 for 'cat 0'"
-    assert len(first.neurons) >= 7  # the largest of each layer at least
-    assert chosen(controller, "Öl 3").view.selection != first
-    controller.by_hand("1: 2")
-    assert chosen(controller, "cat 0").view.selection == Selection(ONE, "by hand")
-
-
-def test_a_selection_that_stays_says_for_which_prompt_it_was_made(controller: Controller) -> None:
-    for prompt in ("cat 0", "cat 1", "Öl 3"):
-        chosen(controller, prompt)
-    controller.by_hand("layer x")  # refused: the selection still follows θ and k
-    assert "neurons must read like" in controller.error
-    assert chosen(controller, "Öl 1").view.selection.origin.endswith("for 'Öl 1'")
-    controller.undo()
-    assert controller.view.prompt == "Öl 1"
-    assert controller.view.selection.origin.endswith("for 'Öl 3'")
-    assert controller.worker.wait(LONG)
-
-
-def test_another_factor_or_prompt_takes_old_numbers_and_words_away(
-    controller: Controller, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    chosen(controller).by_hand("1: 2")
-    assert controller.worker.wait(LONG)
-    assert controller.left is not None
-    started = threading.Event()
-    work = endless(started)
-    monkeypatch.setattr(controller, "_scoring", lambda: work)
-    controller.settings(factor=0.5)
-    assert controller.left is None
-    assert started.wait(LONG)
-    controller.cancel()
-    assert controller.worker.wait(LONG)
-    assert controller.note == "Scoring was cancelled."
-    assert "0.5" not in present.score_tiles(controller)
-    controller.choose("cat 1")
-    assert controller.note == ""
-    assert "computing" in present.verdict(controller)
-    controller.cancel()
-    assert controller.worker.wait(LONG)
-    assert "not computed yet" in present.verdict(controller)
-
-
-def test_what_is_left_of_the_score_is_that_of_localization(controller: Controller) -> None:
-    everything = "; ".join(f"{k}: 0-{w - 1}" for k, w in controller.session.widths.items())
-    chosen(controller).by_hand(everything)
-    assert controller.worker.wait(LONG)
-    assert controller.left is not None
-    assert controller.left.same_seed < 0.9
-    controller.settings(factor=1.0)  # × 1 changes nothing
-    assert controller.worker.wait(LONG)
-    assert controller.left.same_seed == pytest.approx(1.0, abs=1e-5)
-    assert controller.left.pairs == pytest.approx(controller.look.score, abs=1e-5)
-
-
-def test_toggling_undoing_and_clearing(controller: Controller) -> None:
-    chosen(controller).toggle(1, 2)
-    controller.toggle(3, 4)
-    assert controller.view.selection.neurons == NeuronSet({1: [2], 3: [4]})
-    assert controller.focus == (3, 4)
-    controller.toggle(1, 2)
-    controller.undo()
-    controller.undo()
-    assert controller.view.selection.neurons == ONE
-    controller.redo()
-    controller.clear()
-    assert controller.view.selection.neurons == NeuronSet()
-    assert controller.worker.wait(LONG)
-
-
-def test_facts_of_a_neuron(controller: Controller) -> None:
-    controller.session.found["Öl 1"] = ONE
-    chosen(controller).look_at(1, 2)
-    assert controller.worker.wait(LONG)
-    facts = controller.facts
-    assert facts is not None
-    assert facts.sets == ["Öl 1"]
-    values = [value for _, value in facts.strongest]
-    assert values == sorted(values, reverse=True)
-    assert len(values) == 5
-    assert facts.z == pytest.approx(controller.look.z[1][2].item())
-
-
-def test_images_with_and_without(controller: Controller) -> None:
-    everything = "; ".join(f"{k}: 0-{w - 1}" for k, w in controller.session.widths.items())
-    chosen(controller).by_hand(everything)
-    controller.generate()
-    assert controller.worker.wait(LONG)
-    shown = controller.pictures
-    assert shown is not None, controller.error
-    assert shown.before.shape == shown.after.shape == (2, 32, 32, 3)
-    assert (shown.before != shown.after).any()
-    assert shown.noise_before.shape == (2, 4, 16, 16)
-    assert not controller.stale
-    used = controller.session.model.samples_evaluated
-    controller.settings(factor=0.5)
-    controller.generate()
-    assert controller.worker.wait(LONG)
-    assert controller.session.model.samples_evaluated - used <= 4 + 2 * 2 * 2 + 2  # disturbed only
-    controller.by_hand("1: 2")
-    assert controller.stale
-    assert controller.worker.wait(LONG)
-
-
-def test_the_code_gives_the_numbers_and_images_shown(controller: Controller) -> None:
-    everything = "; ".join(f"{k}: 0-{w - 1}" for k, w in controller.session.widths.items())
-    chosen(controller).by_hand(everything)
-    controller.generate()
-    assert controller.worker.wait(LONG)
-    source = re.sub(r"load\(.*\)", "given", controller.code())
-    names: dict[str, Any] = {"given": controller.session.model}
-    exec(source, names)
-    assert names["whole"].score[0] == pytest.approx(controller.look.score, abs=1e-5)
-    assert names["left"].score[0] == pytest.approx(controller.left.pairs, abs=1e-5)
-    assert np.array_equal(names["before"], controller.pictures.before)
-    assert np.array_equal(names["after"], controller.pictures.after)
-
-
-def test_the_result_of_localization_becomes_the_selection(controller: Controller) -> None:
-    prompt = memorized(controller)
-    stages: list[str] = []
-    controller.listener = lambda changed: stages.append(
-        controller.progress.stage if controller.progress else ""
-    )
-    chosen(controller, prompt).localize("sequential")
-    assert controller.worker.wait(LONG)
-    found = controller.localization
-    assert found is not None, controller.error
-    assert controller.view.selection.neurons == found.refined
-    assert controller.session.found[prompt] == found.refined
-    assert {"detect", "activations", "select", "refine"} <= set(stages)
-    assert controller.left is not None
-    controller.clear()
-    controller.take_refined()
-    assert controller.view.selection.neurons == found.refined
-    assert controller.worker.wait(LONG)
-
-
-def memorized(controller: Controller) -> str:
+def memorized(session: Session) -> str:
     """The prompt with the largest score; the threshold just below it."""
-    looks = [controller.session.look(prompt) for prompt in TOY_PROMPTS[:4]]
+    looks = [session.probe.look(prompt) for prompt in TOY_PROMPTS[:4]]
     best = max(looks, key=lambda look: look.score)
-    controller.session.model.calibration = replace_threshold(controller, best.score - 0.01)
-    controller.session.threshold = best.score - 0.01
-    controller.session._kept.clear()
+    own = session.probe.model.calibration
+    session.probe.model.calibration = replace(own, threshold=best.score - 0.01)
+    session.probe.threshold = best.score - 0.01
+    session.probe.look.cache_clear()
     return best.prompt
-
-
-def replace_threshold(controller: Controller, threshold: float) -> Any:
-    from dataclasses import replace
-
-    return replace(controller.session.model.calibration, threshold=threshold)
 
 
 @pytest.fixture(autouse=True)
@@ -496,142 +287,447 @@ def _same_calibration(_toy: DiffusionModel) -> Iterator[None]:
     _toy.calibration = before
 
 
-def test_a_running_localization_can_be_cancelled(
-    controller: Controller, monkeypatch: pytest.MonkeyPatch
+def test_requests_and_results_take_turns(session: Session) -> None:
+    """A result that comes while its request is still being shown waits."""
+    told, ended = [], threading.Event()
+    here = threading.current_thread()
+
+    def slow_view(_: Any) -> None:
+        told.append(threading.current_thread())
+        if told[-1] is not here:
+            ended.set()
+        elif session.progress:
+            ended.wait(0.5)  # the result is computed long before
+        told.append(threading.current_thread())
+
+    chosen(session).observe(slow_view, "revision")
+    session.selection = ONE
+    session.wait(LONG)
+    assert len(set(told)) == 2
+    assert told[::2] == told[1::2]
+
+
+def test_an_error_while_a_result_is_shown_is_told(session: Session) -> None:
+    def broken(_: Any) -> None:
+        if session.case is not None and not session.error:
+            raise RuntimeError("no room to draw")
+
+    session.observe(broken, "revision")
+    with pytest.raises(RuntimeError, match="no room to draw"):
+        chosen(session)
+    assert session.error == "RuntimeError: no room to draw"
+    session.unobserve(broken, "revision")
+    assert chosen(session, "cat 1").case is not None
+
+
+def test_choosing_a_prompt_scores_it_as_detect_does(session: Session) -> None:
+    from nemo_kit import detect
+
+    model = session.probe.model
+    row = detect(model, "cat 0", range(1, 5)).iloc[0]
+    look = chosen(session).case.look
+    assert look.score == pytest.approx(row.score, abs=1e-6)
+    assert look.flagged == row.memorized
+    assert session.progress is None
+    before = model.samples_evaluated
+    chosen(session, "cat 1")
+    assert model.samples_evaluated > before
+    before = model.samples_evaluated
+    chosen(session, "cat 0")
+    assert model.samples_evaluated == before  # remembered
+
+
+def test_a_selection_by_threshold_follows_the_prompt_one_by_hand_stays(session: Session) -> None:
+    chosen(session).theta = 1.0
+    session.k = 1
+    session.wait(LONG)
+    first = session.selection
+    assert session.origin == "θ = 1, k = 1 for 'cat 0'"
+    assert len(first) >= 7  # the largest of each layer at least
+    assert chosen(session, "Öl 3").selection != first
+    assert session.origin == "θ = 1, k = 1 for 'Öl 3'"
+    session.selection = "1: 2"
+    chosen(session, "cat 0")
+    assert (session.selection, session.origin) == (ONE, "by hand")
+
+
+def test_a_refused_selection_changes_nothing_and_undo_says_whose_it_was(session: Session) -> None:
+    for prompt in ("cat 0", "cat 1", "Öl 3"):
+        chosen(session, prompt)
+    with pytest.raises(ValueError, match="neurons must read like"):
+        session.selection = "layer x"  # the selection still follows θ and k
+    assert chosen(session, "Öl 1").origin.endswith("for 'Öl 1'")
+    session.step(-1)
+    assert session.prompt == "Öl 1"
+    assert session.origin.endswith("for 'Öl 3'")
+
+
+def test_another_factor_or_prompt_takes_old_numbers_and_words_away(
+    session: Session, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    chosen(controller)
-    old, started = controller.view.selection, threading.Event()
-
-    def slow(prompt: str, search: str, tick: Tick) -> None:
-        endless(started)(tick)
-
-    monkeypatch.setattr(controller.session, "localize", slow)
-    controller.localize("sequential")
-    assert started.wait(LONG)
-    controller.cancel()
-    assert controller.worker.wait(LONG)
-    assert controller.note == "Localizing was cancelled."
-    assert (controller.view.selection, controller.localization) == (old, None)
-    assert controller.progress is None
-
-
-def test_a_newer_request_stops_a_running_one(
-    controller: Controller, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    chosen(controller)
+    chosen(session).selection = ONE
+    assert session.wait(LONG).case.left is not None
     started = threading.Event()
-    monkeypatch.setattr(
-        controller.session, "localize", lambda prompt, search, tick: endless(started)(tick)
-    )
-    controller.localize("sequential")
+
+    def slow(*_: Any) -> None:
+        endless(started)(session.probe.tick)
+
+    monkeypatch.setattr(session.probe, "left", slow)
+    session.factor = 0.5
+    assert session.case.left is None
     assert started.wait(LONG)
-    controller.by_hand("1: 2")
-    assert controller.worker.wait(LONG)
-    assert controller.note == "Localizing was stopped by a newer request."
-    assert controller.view.selection.neurons == ONE
-    assert controller.left is not None
+    session.cancel()
+    session.wait(LONG)
+    assert session.note == "Scoring was cancelled."
+    assert "0.5" not in present.score(session, None)
+    session.prompt = "cat 1"
+    assert session.note == ""
+    assert "computing" in present.score(session, None)
+    session.cancel()
+    session.wait(LONG)
+    assert "not computed yet" in present.score(session, None)
+
+
+def test_what_is_left_of_the_score_is_that_of_localization(session: Session) -> None:
+    chosen(session).selection = everything(session)
+    assert session.wait(LONG).case.left.same_seed < 0.9
+    session.factor = 1.0  # × 1 changes nothing
+    left = session.wait(LONG).case.left
+    assert left.same_seed == pytest.approx(1.0, abs=1e-5)
+    assert left.pairs == pytest.approx(session.case.look.score, abs=1e-5)
+
+
+def test_toggling_undoing_and_clearing(session: Session) -> None:
+    chosen(session).clear()
+    session.toggle(1, 2)
+    session.toggle(3, 4)
+    assert session.selection == NeuronSet({1: [2], 3: [4]})
+    assert session.focus == (3, 4)
+    session.toggle(1, 2)
+    session.step(-1)
+    session.step(-1)
+    assert session.selection == ONE
+    session.step(1)
+    session.toggle_layer(3)
+    assert (session.selection, session.origin) == (ONE, "by hand, without layer 3")
+    session.toggle_layer(3)
+    assert session.selection.counts() == {1: 1, 3: session.probe.widths[3]}
+    session.clear()
+    assert session.selection == NeuronSet()
+    session.wait(LONG)
+
+
+def test_facts_of_a_neuron(session: Session) -> None:
+    session.probe.found["Öl 1"] = ONE
+    chosen(session).look_at(1, 2)
+    facts = session.wait(LONG).facts
+    assert facts.sets == ["Öl 1"]
+    strengths = [value for _, value in facts.strongest]
+    assert strengths == sorted(strengths, reverse=True)
+    assert len(strengths) == 5
+    assert facts.z == pytest.approx(session.case.look.z[1][2].item())
+
+
+def test_images_with_and_without(session: Session) -> None:
+    chosen(session).selection = everything(session)
+    session.generate()
+    shown = session.wait(LONG).pictures
+    assert shown.before.shape == shown.after.shape == (2, 32, 32, 3)
+    assert (shown.before != shown.after).any()
+    assert shown.noise_before.shape == (2, 4, 16, 16)
+    assert not session.stale
+    used = session.probe.model.samples_evaluated
+    session.factor = 0.5
+    session.generate()
+    session.wait(LONG)
+    assert session.probe.model.samples_evaluated - used <= 4 + 2 * 2 * 2 + 2  # disturbed only
+    session.selection = ONE
+    assert session.stale
+    session.wait(LONG)
+
+
+def test_the_code_gives_the_images_that_are_shown(session: Session) -> None:
+    chosen(session).selection = ONE
+    session.generate()
+    session.wait(LONG)
+    code = session.code().replace("import NeuronSet, detect, generate, load",
+                                  "import NeuronSet, detect, generate")  # fmt: skip
+    names: dict[str, Any] = {"load": lambda *_, **__: session.probe.model}
+    exec(code, names)
+    assert names["whole"].score[0] == pytest.approx(session.case.look.score, abs=1e-6)
+    assert names["left"].score[0] == pytest.approx(session.case.left.pairs, abs=1e-6)
+    assert np.array_equal(names["before"], session.pictures.before)
+    assert np.array_equal(names["after"], session.pictures.after)
+
+
+def test_the_result_of_localization_becomes_the_selection_with_its_thresholds(
+    session: Session,
+) -> None:
+    chosen(session, memorized(session)).theta = 1.0
+    session.wait(LONG)
+    stages: list[str] = []
+    session.observe(lambda _: stages.append(session.progress.stage if session.progress else ""),
+                    "revision")  # fmt: skip
+    session.localize("sequential")
+    found = session.wait(LONG).localization
+    assert session.selection == found.refined
+    assert (session.theta, session.k) == (found.theta, found.k)
+    assert session.probe.found[session.prompt] == found.refined
+    assert {"detect", "activations", "select", "refine"} <= set(stages)
+    assert session.case.left is not None
+    session.clear()
+    session.take_refined()
+    assert session.selection == found.refined
+    session.wait(LONG)
+
+
+def test_a_running_localization_can_be_cancelled_or_stopped_by_a_newer_request(
+    session: Session, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    chosen(session)
+    old, started = session.selection, threading.Event()
+    monkeypatch.setattr(session.probe, "localize",
+                        lambda *_: endless(started)(session.probe.tick))  # fmt: skip
+    session.localize("sequential")
+    assert started.wait(LONG)
+    session.cancel()
+    session.wait(LONG)
+    assert session.note == "Localizing was cancelled."
+    assert (session.selection, session.localization, session.progress) == (old, None, None)
+    started.clear()
+    session.localize("sequential")
+    assert started.wait(LONG)
+    session.selection = ONE
+    session.wait(LONG)
+    assert session.note == "Localizing was stopped by a newer request."
+    assert session.selection == ONE
+    assert session.case.left is not None
 
 
 @pytest.mark.parametrize(
-    ("request_", "message"),
+    ("request_", "kind", "message"),
     [
-        (lambda c: c.choose("  "), "prompt must not be empty"),
-        (lambda c: c.by_hand("x"), "neurons must read like"),
-        (lambda c: c.toggle(99, 1), "layer 99 does not exist"),
-        (lambda c: c.look_at(1, 999), "out of range"),
-        (lambda c: c.settings(steps=0), "steps must be an integer of at least 1"),
-        (lambda c: c.seeds("z"), "seeds must read like"),
-        (lambda c: c.load("{"), "the file is no JSON"),
-        (lambda c: c.localize("x"), "search must be one of"),
-        (lambda c: c.take_refined(), "press Localize first"),
+        (lambda s: setattr(s, "prompt", "  "), ValueError, "prompt must not be empty"),
+        (lambda s: setattr(s, "selection", "x"), ValueError, "neurons must read like"),
+        (lambda s: setattr(s, "selection", {99: [1]}), ValueError, "layer 99 does not exist"),
+        (lambda s: setattr(s, "steps", 0), TraitError, "should not be less than 1"),
+        (lambda s: setattr(s, "factor", float("nan")), ValueError, "factor must be"),
+        (lambda s: setattr(s, "guidance", -1.0), TraitError, "should not be less than 0"),
+        (lambda s: setattr(s, "seeds", "z"), ValueError, "seeds must read like"),
+        (lambda s: setattr(s, "pictures", np.zeros((2, 8, 8, 3))), ValueError,
+         r"pictures must be uint8 \[2 seeds, H, W, 3\], got float64"),
+        (lambda s: s.toggle(99, 1), ValueError, "layer 99 does not exist"),
+        (lambda s: s.toggle_layer(99), ValueError, "layer 99 does not exist"),
+        (lambda s: s.look_at(1, 999), ValueError, "out of range"),
+        (lambda s: s.localize("x"), ValueError, "search must be one of"),
+        (lambda s: s.take_refined(), ValueError, "press Localize first"),
+        (lambda s: s.save(), ValueError, "press Generate"),
     ],
-)
-def test_errors_are_shown_and_change_nothing(
-    controller: Controller, request_: Any, message: str
+)  # fmt: skip
+def test_what_can_t_be_is_refused_and_changes_nothing(
+    session: Session, request_: Any, kind: type, message: str
 ) -> None:
-    chosen(controller)
-    view = controller.view
-    request_(controller)
-    assert re.search(message, controller.error)
-    assert controller.view == view
-    controller.by_hand("1: 2")  # the next request takes the message away
-    assert controller.error == ""
-    assert controller.worker.wait(LONG)
+    chosen(session)
+    view = session.view
+    with pytest.raises(kind, match=message):
+        request_(session)
+    assert session.view == view
 
 
-def test_an_error_inside_a_job_is_shown(
-    controller: Controller, monkeypatch: pytest.MonkeyPatch
+def test_an_error_inside_a_job_is_shown_and_raised_where_it_is_waited_for(
+    session: Session, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    chosen(controller)
-
     def broken(*_: Any) -> None:
         raise FloatingPointError("latents became NaN")
 
-    monkeypatch.setattr(controller.session, "pictures", broken)
-    controller.generate()
-    assert controller.worker.wait(LONG)
-    assert controller.error == "FloatingPointError: latents became NaN"
-    assert controller.progress is None
+    monkeypatch.setattr(chosen(session).probe, "pictures", broken)
+    session.generate()
+    with pytest.raises(FloatingPointError, match="latents became NaN"):
+        session.wait(LONG)
+    assert session.error == "FloatingPointError: latents became NaN"
+    assert session.progress is None
+    session.selection = ONE  # the next request takes the message away
+    assert session.wait(LONG).error == ""
 
 
-def test_without_a_prompt_there_is_nothing_to_draw(controller: Controller) -> None:
-    controller.generate()
-    assert controller.error == "choose a prompt first"
+def test_without_a_prompt_there_is_nothing_to_draw(session: Session) -> None:
+    with pytest.raises(ValueError, match="choose a prompt first"):
+        session.generate()
 
 
 def test_a_model_without_calibration_is_explored_too(sd2_model: DiffusionModel) -> None:
     from conftest import TOY_SIMILARITY
 
-    session = Session(sd2_model, pd.DataFrame({"prompt": [], "role": []}), (1, 2))
-    session.similarity = TOY_SIMILARITY
-    bare = Controller(session, Worker())
-    chosen(bare, "cat")
-    assert (bare.look.memorized, bare.look.z) == (None, None)
-    assert "no threshold" in present.verdict(bare)
+    probe = Probe(sd2_model, pd.DataFrame({"prompt": [], "role": []}), (1, 2))
+    probe.similarity = TOY_SIMILARITY
+    bare = chosen(Session(probe), "cat")
+    assert (bare.case.look.flagged, bare.case.look.z, probe.false_alarms) == (None, None, None)
+    assert "no threshold" in present.score(bare, None)
     assert "no statistics" in present.z_chart(bare)
     bare.look_at(1, 2)
-    assert bare.worker.wait(LONG)
-    assert "not known" in present.facts(bare, None)
+    assert "not known" in present.facts(bare.wait(LONG).facts, None)
     bare.localize("sequential")
-    assert bare.worker.wait(LONG)
-    assert "similarity: kernel 11 with 3 scales needs larger latents" in bare.error
-    bare.worker.close()
+    with pytest.raises(ValueError, match="similarity: kernel 11 with 3 scales needs larger"):
+        bare.wait(LONG)
+    bare.close()
+
+
+# two prompts, training images, pictures of one's own
+
+
+def test_two_prompts_share_candidates(session: Session) -> None:
+    chosen(session).theta = 1.0
+    session.other = "Öl 3"
+    session.wait(LONG)
+    assert session.beside.look.prompt == "Öl 3"
+    own = [session.probe.candidates(case.look, 1.0, 0) for case in session.cases]
+    frame = session.shared()
+    assert NeuronSet.of(zip(frame.layer, frame.neuron, strict=True)) == own[0] & own[1]
+    assert frame.attrs["candidates"] == (len(own[0]), len(own[1]))
+    for row in frame.itertuples():
+        assert row.z == pytest.approx(session.case.look.z[row.layer][row.neuron].item())
+        assert row.z_other == pytest.approx(session.beside.look.z[row.layer][row.neuron].item())
+    assert list(frame.z.abs()) == sorted(frame.z.abs(), reverse=True)
+    session.selection, session.steps = ONE, 1
+    session.generate()
+    session.wait(LONG)
+    alone = generate(session.probe.model, "Öl 3", (101, 102), neurons=ONE, steps=1)
+    assert np.array_equal(session.beside.pictures.after, alone)
+    assert present.pictures(session).count("Seed 101, 1 neuron off") == 2
+    assert f"{len(frame)} shared" in present.shared(session)
+    session.other = ""
+    session.wait(LONG)
+    assert (session.beside, session.shared()) == (None, None)
+
+
+def test_pictures_are_held_against_the_nearest_training_image(session: Session) -> None:
+    near = np.stack([SEEN["image 1"], SEEN["image 3"]])
+    frame = session.probe.measure((5, 6), near, near[::-1])
+    assert list(frame["nearest_before"]) == ["image 1", "image 3"]
+    assert list(frame["nearest_after"]) == ["image 3", "image 1"]
+    assert np.allclose(frame[["copy_before", "copy_after"]], 1)
+    assert np.allclose(frame["same_seed"], np.cos(4))
+    assert session.probe.embedder.name == "embed"
+
+
+def test_training_images_need_an_embedder(toy_model: DiffusionModel) -> None:
+    with pytest.raises(ValueError, match=r"give explore\(…, embedder=…\)"):
+        explore(toy_model, prompts=["cat"], training=SEEN)
+
+
+def test_pictures_of_a_cell_are_shown_and_measured(session: Session) -> None:
+    chosen(session)
+    mine = np.stack([SEEN["image 1"], SEEN["image 2"]])
+    session.pictures = mine
+    shown = session.wait(LONG).pictures
+    assert np.array_equal(shown.after, mine)
+    assert list(shown.measured["nearest_after"]) == ["image 1", "image 2"]
+    assert "set in a cell · seeds 101, 102" in present.pictures(session)
+    assert not session.stale
+
+
+def test_false_alarms_are_what_is_expected_above_tau(session: Session) -> None:
+    model = session.probe.model
+    own = replace(model.calibration, mean=0.5, std=0.1, threshold=0.6)
+    model.calibration = replace(own, detection=replace(own.detection, threshold_from="maxima"))
+    assert session.probe.false_alarms == pytest.approx(0.1587, abs=1e-4)
+    model.calibration = replace(own, detection=replace(own.detection, threshold_from="pairs"))
+    assert session.probe.false_alarms is None  # a prompt's score is the largest of many
+
+
+# what is kept
+
+
+def test_what_is_shown_is_saved_with_its_data(session: Session, tmp_path: Any) -> None:
+    chosen(session).selection = ONE
+    session.other = "Öl 3"
+    session.generate()
+    session.wait(LONG)
+    png, table = session.save("mine", tmp_path)
+    assert (png.name, table.name) == ("mine.png", "mine.csv")
+    frame = pd.read_csv(table)
+    assert list(frame["prompt"]) == ["cat 0"] * 4 + ["Öl 3"] * 4
+    assert list(frame["intervention"]) == ["none", "none", "1 neuron off", "1 neuron off"] * 2
+    assert frame["same_seed"].isna().tolist() == [True, True, False, False] * 2
+    assert set(frame["neurons"]) == {ONE.to_json()}
+    first = session.pictures.measured
+    assert np.allclose(frame["copy"][:4], [*first["copy_before"], *first["copy_after"]])
+    titles = [axes.get_title("left") for axes in keep.figure(session).axes]
+    assert titles[0].startswith("cat 0\nscore")
+    assert titles[1] == "1 neuron off"
+    session.selection = ""
+    session.wait(LONG)
+    with pytest.raises(ValueError, match="press Generate"):
+        keep.frame(session)
 
 
 # what is shown
 
 
-def test_prompts_are_shown_as_text_everywhere(controller: Controller) -> None:
-    controller.session.found[TRAP] = ONE
-    chosen(controller, TRAP).look_at(1, 2)
-    assert controller.worker.wait(LONG)
-    controller.fail(ValueError(TRAP))
-    shown = [present.verdict(controller), present.facts(controller, None),
-             markup.error(controller.error), markup.status(TRAP), markup.heading(TRAP, TRAP),
-             markup.tiles([(TRAP, TRAP)]), markup.image(b"", TRAP)]  # fmt: skip
-    assert all("<img src" not in html and "<b>cat" not in html for html in shown)
-    assert sum("&lt;img src=x onerror=&quot;" in html for html in shown) == 7
+def test_prompts_are_shown_as_text_everywhere(session: Session) -> None:
+    session.probe.found[TRAP] = ONE
+    chosen(session, TRAP).look_at(1, 2)
+    session.other = TRAP
+    session.generate()
+    session.wait(LONG)
+    shown = [present.score(session, None), present.facts(session.facts, None),
+             present.pictures(session), present.html("error", TRAP),
+             present.html("status", TRAP, 1, None), present.html("heading", TRAP, TRAP),
+             present.html("tiles", [(TRAP, TRAP)]), present.html("image", "", TRAP)]  # fmt: skip
+    assert all("<img src=x" not in html and "<b>cat" not in html for html in shown)
+    assert all("&lt;img src=x onerror=&#34;" in html for html in shown)
 
 
-def test_status_words(controller: Controller) -> None:
-    assert present.status_words(controller) == "Ready."
-    from nemo_kit.explorer.controller import Progress
+def verdicts(session: Session, copies: tuple[float, float], **case: Any) -> tuple[list[str], Any]:
+    """Badges and remarks of a case whose pictures have these cosines to training images."""
+    measured = pd.DataFrame({"copy_before": [copies[0]] * 2, "copy_after": [copies[1]] * 2})
+    blank = np.zeros((2, 4, 4, 3), np.uint8)
+    shots = Pictures(session.view, blank, blank, blank, blank, measured, "off")
+    session._settle(pictures=shots)
+    badges, remarks = present.verdict(session, replace(session.case, pictures=shots, **case))
+    return [words for _, words in badges], remarks
 
-    controller.progress = Progress("Localizing", "select", 3, 17)
-    assert present.status_words(controller) == "Localizing: 3 initial selection 3 of 17 …"
-    assert (present.neurons(1), present.neurons(2)) == ("1 neuron", "2 neurons")
+
+def test_a_verdict_says_what_was_measured(session: Session) -> None:
+    chosen(session).selection = ONE
+    case = session.wait(LONG).case
+    low, high = (replace(case.left, same_seed=session.probe.threshold + d) for d in (-0.1, 0.1))
+    flagged = {"look": replace(case.look, flagged=True)}
+    badge = "flagged: above τ"
+    assert verdicts(session, (0.9, 0.1), left=low, **flagged) == (
+        [badge, "below τ with the selection"], [])  # fmt: skip
+    assert verdicts(session, (0.9, 0.9), left=low, **flagged) == (
+        [badge, "below τ with the selection, but 2 of 2 pictures copy"], [])  # fmt: skip
+    assert verdicts(session, (0.9, 0.9), left=high, **flagged) == ([badge], [])
+    _, [remark] = verdicts(session, (0.42, 0.1), left=high, **flagged)
+    assert remark == ("No picture copies a training image (nearest 0.42): it may be a false alarm.")
+    badges, [remark] = verdicts(session, (0.9, 0.9), look=replace(case.look, flagged=False))
+    assert badges == ["not flagged: below τ"]
+    assert remark == "2 of 2 pictures copy a training image all the same."
+    session.factor = 0.5  # the pictures are of another factor: nothing is said of them
+    assert present.verdict(session, session.cases[0])[1] == []
+    session.wait(LONG)
+
+
+def test_status_words(session: Session) -> None:
+    assert present.status_words(session) == "Ready."
+    session.progress = Progress("Localizing", "select", 3, 17)
+    assert present.status_words(session) == "Localizing: 3 initial selection 3 of 17 …"
+    bar = present.html("status", "", 1, session.progress)
+    assert '<progress max="17" value="3">' in bar
 
 
 def test_large_images_are_made_small() -> None:
-    images = np.zeros((2, 512, 256, 3), np.uint8)
-    assert present.small(images).shape == (2, 128, 64, 3)
+    image = np.zeros((512, 256, 3), np.uint8)
+    assert len(present.photo(image)) < 1000
+    assert present.photo(image) == present.photo(np.zeros((128, 64, 3), np.uint8))
 
 
-def test_planted_neurons_are_told_only_when_revealed(controller: Controller) -> None:
-    chosen(controller).look_at(1, 2)
-    assert controller.worker.wait(LONG)
-    assert "Planted" not in present.facts(controller, None) + present.revealed(None, ONE)
-    assert re.search(r"Planted for this prompt</td><td>yes", present.facts(controller, ONE))
+def test_planted_neurons_are_told_only_when_revealed(session: Session) -> None:
+    chosen(session).look_at(1, 2)
+    facts = session.wait(LONG).facts
+    assert "Planted" not in present.facts(facts, None) + present.revealed(None, ONE)
+    assert re.search(r"Planted for this prompt</td><td>yes", present.facts(facts, ONE))
     assert "1 of 1, and 1 others" in present.revealed(ONE, ONE | NeuronSet({3: [1]}))
     assert "No neuron was planted" in present.revealed(NeuronSet(), ONE)
 
@@ -709,75 +805,73 @@ def every(widget: widgets.Widget) -> Iterator[widgets.Widget]:
 
 
 @pytest.fixture
-def explorer(toy_model: DiffusionModel, sizes: list[int]) -> Iterator[Any]:
-    made = explore(toy_model, prompts=TOY_PROMPTS, seeds=range(1, 5))
-    assert made.controller.worker.wait(LONG)
-    yield made
-    made.close()
+def shown(toy_model: DiffusionModel, sizes: list[int]) -> Iterator[Any]:
+    """The widget of a session of the toy model."""
+    session = explore(toy_model, prompts=TOY_PROMPTS, seeds=range(1, 5)).wait(LONG)
+    yield session.widget
+    session.close()
 
 
-def test_the_widget_shows_what_was_asked_for(explorer: Any, sizes: list[int]) -> None:
-    controller, panel = explorer.controller, explorer._neurons
-    assert controller.view.prompt == TOY_PROMPTS[0]
-    assert controller.error == ""
-    assert 'alt="Memorization score' in explorer._prompt.chart.value
-    panel.theta.value = 1.5
-    assert controller.worker.wait(LONG)
-    assert controller.view.selection.origin == f"θ = 1.5, k = 0 for {TOY_PROMPTS[0]!r}"
-    assert panel.hand.value == state.write_neurons(controller.view.selection.neurons)
-    chip = panel.chips[1][0]
+def test_the_widget_shows_what_was_asked_for(shown: Any, sizes: list[int]) -> None:
+    session = shown.session
+    assert session.prompt == TOY_PROMPTS[0]
+    assert 'alt="Memorization score' in shown.told.score.value
+    shown.at.theta.value = 1.5
+    session.wait(LONG)
+    assert session.origin == f"θ = 1.5, k = 0 for {TOY_PROMPTS[0]!r}"
+    assert shown.at.hand.value == values.write_neurons(session.selection)
+    chip = shown.chips[1][0]
     chip.value = not chip.value
-    assert controller.worker.wait(LONG)
-    assert controller.view.selection.origin == "by hand"
-    assert "z for this prompt" in panel.facts.value
-    explorer._effect.seeds.value, explorer._effect.steps.value = "101, 102", 1
-    explorer._effect.generate.click()
-    assert controller.worker.wait(LONG)
-    assert explorer._effect.before.value.count("data:image/png;base64") == 2
-    explorer._prompt.text.value = TRAP
-    assert controller.worker.wait(LONG)
-    assert explorer._prompt.prompt.index is None
-    assert "&lt;img" in explorer._prompt.verdict.value
-    panel.hand.value = "layer 99: 1"
-    assert "layer 99 does not exist here" in explorer._error.value
-    explorer._keep.copy.click()
-    assert f"prompt = {TRAP!r}" in explorer._keep.code.value
+    session.wait(LONG)
+    assert session.origin == "by hand"
+    assert "z for this prompt" in shown.told.facts.value
+    shown.at.seeds.value, shown.at.steps.value = "101, 102", 1
+    session.generate()
+    session.wait(LONG)
+    assert shown.told.pictures.value.count("data:image/png;base64") == 8  # no training images
+    shown.at.text.value = TRAP
+    session.wait(LONG)
+    assert shown.at.prompt.index is None
+    assert "&lt;img" in shown.told.score.value
+    shown.at.hand.value = "layer 99: 1"
+    assert "layer 99 does not exist here" in shown.told.error.value
+    shown.layers[3].value = not shown.layers[3].value
+    assert session.wait(LONG).error == ""
+    assert shown.told.error.value == ""
     assert max(sizes) < 150_000  # bytes: pictures travel as PNG, never as arrays
 
 
-def test_a_file_is_loaded(explorer: Any) -> None:
-    saved = state.to_json(View("Öl 1", Selection(ONE, "kept"), steps=1), "toy")
-    for content in (saved.encode(), b"\xff"):
-        entry = {"name": "a.json", "type": "", "size": len(content), "content": memoryview(content),
-                 "last_modified": pd.Timestamp(0).to_pydatetime()}  # fmt: skip
-        explorer._keep.load.value = (entry,)
-        assert explorer.controller.worker.wait(LONG)
-        assert explorer.controller.view.selection == Selection(ONE, "kept")
-        assert explorer.controller.view.prompt == "Öl 1"
-    assert "the file is no text" in explorer._error.value
-    assert explorer._effect.steps.value == 1
+def test_what_a_cell_sets_is_shown(shown: Any) -> None:
+    session = shown.session
+    session.selection, session.theta, session.factor = {1: [2]}, 30.0, 0.5
+    session.k = 25  # beyond the sliders' ends
+    assert (shown.at.theta.value, shown.at.k.value, shown.at.factor.value) == (30.0, 25, 0.5)
+    session.selection = ONE
+    assert shown.at.hand.value == "layer 1: 2"
+    session.prompt, session.other = "a new one", TOY_PROMPTS[1]
+    assert (shown.at.text.value, shown.at.other.value) == ("a new one", TOY_PROMPTS[1])
+    session.wait(LONG)
+    assert shown.told.score.value.count("score, all neurons on") == 2
 
 
-def test_every_control_says_what_it_is(explorer: Any) -> None:
-    controls = [w for w in every(explorer) if isinstance(w, widgets.ValueWidget)
+def test_every_control_says_what_it_is(shown: Any) -> None:
+    controls = [w for w in every(shown) if isinstance(w, widgets.ValueWidget)
                 and not isinstance(w, widgets.HTML)] + [
-                w for w in every(explorer) if isinstance(w, widgets.Button)]  # fmt: skip
+                w for w in every(shown) if isinstance(w, widgets.Button)]  # fmt: skip
     assert len(controls) > 40
     for control in controls:
         assert control.description, control
         assert control.tooltip, control.description
 
 
-def test_a_page_without_widgets_says_so(explorer: Any) -> None:
-    assert explorer._repr_mimebundle_()["text/plain"] == FALLBACK
+def test_a_page_without_widgets_says_so(shown: Any) -> None:
+    assert shown.session._repr_mimebundle_()["text/plain"] == FALLBACK
 
 
-def test_closing_lets_go_of_everything(explorer: Any) -> None:
-    slider = explorer._neurons.theta
-    explorer.close()
-    slider.value = 2.0
+def test_closing_lets_go_of_everything(shown: Any) -> None:
+    shown.session.close()
     with pytest.raises(RuntimeError, match="closed"):
-        explorer.controller.worker.submit(Events().job("a", lambda tick: 1))
+        shown.session.prompt = "Öl 1"
 
 
 def test_bad_arguments_are_refused(toy_model: DiffusionModel) -> None:
@@ -811,8 +905,8 @@ def test_the_benchmark_reports_every_request(
     assert [len(report["all"][k]) for k in ("selection", "images", "images_first")] == [2, 1, 1]
     json.dumps(report)
     broken = explore(toy_model, prompts=TOY_PROMPTS[:1], seeds=range(1, 5))
-    with pytest.raises(RuntimeError, match="must read like"):
-        bench.measure(broken, lambda: broken.controller.by_hand("x"))
+    with pytest.raises(ValueError, match="press Localize"):
+        bench.measure(broken, lambda: broken.take_refined())
     broken.close()
     monkeypatch.setattr("sys.argv", ["bench", "--repeats", "0"])
     with pytest.raises(SystemExit):

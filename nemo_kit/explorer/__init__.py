@@ -1,27 +1,31 @@
 """The explorer: find a prompt's neurons, and see what happens without them, in JupyterLab.
 
 Scope: `explore(model)`. Logic and widgets are apart:
-- `state`: a selection of neurons, its history and text forms
-- `session`: what is asked of the model, remembered
+- `values`: a selection's history, what pictures depend on, text forms
+- `probe`: what is asked of the model, remembered
 - `worker`: one background thread, the last request wins
-- `controller`: requests in, changes out
-- `markup`, `present`: values as HTML, with the pictures of `nemo_kit.plots`
-- `view`, `panels`: the ipywidgets; nothing else here imports them
+- `session`: the state as traits, requests in, results out
+- `present`, `explorer.html`, `style.css`: values as HTML, with the pictures of `nemo_kit.plots`
+- `keep`: what is shown as a figure with its data
+- `widget`: the ipywidgets; nothing else here imports them
 Source: "Finding NeMo" (arXiv 2406.02366), sections 3 and 4.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pandas as pd
 
+from nemo_kit.checks import check_texts
 from nemo_kit.tables import read_csv
 
 if TYPE_CHECKING:
-    from nemo_kit.explorer.view import Explorer
+    import numpy as np
+
+    from nemo_kit.explorer.session import Session
     from nemo_kit.models import DiffusionModel
     from nemo_kit.neurons import NeuronSet
 
@@ -34,15 +38,20 @@ def explore(
     seeds: Iterable[int] = range(1, 11),
     found: Mapping[str, NeuronSet] | None = None,
     scores: pd.DataFrame | str | Path | None = None,
-) -> Explorer:
+    training: Mapping[str, np.ndarray] | None = None,
+    embedder: Callable[[np.ndarray], Any] | None = None,
+) -> Session:
     """Show the explorer: choose a prompt, select neurons, switch them off, look.
 
-    Returns a widget; its last line in a cell shows it, `.close()` ends its thread. While it
-    computes, the model must not be used by another cell: its hooks act on the model itself.
+    Returns a `Session`; as its last line in a cell shows the explorer, later cells read and set
+    `session.prompt`, `session.selection`, `session.pictures`; `session.close()` ends its thread.
+    While it computes, the model must not be used by another cell: its hooks act on the model.
     Parameters: `model`, from `load`; `prompts`, to choose from, as a list or a frame with `prompt`
     and perhaps `role` (by default the lab's own for the lab model, none for others: write one);
     `seeds`, of detection; `found`, prompt -> memorization neurons known before; `scores`, a frame
-    or CSV with `prompt`, `group`, `score`, whose largest score of each prompt is drawn behind.
+    or CSV with `prompt`, `group`, `score`, whose largest score of each prompt is drawn behind;
+    `training`, prompt -> training image, uint8 [H, W, 3], that pictures are held against, and the
+    `embedder` that compares them, as for `nemo_kit.metrics` (the lab model has its own).
     Raises TypeError for anything but a loaded model, ValueError for bad prompts, seeds and frames,
     ImportError where ipywidgets is missing.
     """
@@ -51,15 +60,20 @@ def explore(
             f'model must be a loaded one, as in explore(load("lab")), got {model!r:.60}'
         )
     try:
-        from nemo_kit.explorer.view import Explorer
+        from nemo_kit.explorer.widget import Explorer
     except ImportError as error:
         raise ImportError(
             "nemo_kit.explore needs ipywidgets: pip install ipywidgets, and restart the kernel"
         ) from error
+    from nemo_kit.explorer.probe import Probe
     from nemo_kit.explorer.session import Session
 
-    session = Session(model, _prompt_frame(model, prompts), list(seeds), found)
-    return Explorer(session, _best_scores(scores))
+    offered, known = _prompt_frame(model, prompts), _best_scores(scores)
+    session = Session(Probe(model, offered, list(seeds), found, training, embedder))
+    session.widget = Explorer(session, known)
+    if len(offered):
+        session.prompt = offered["prompt"].iloc[0]
+    return session
 
 
 def _prompt_frame(
@@ -72,8 +86,6 @@ def _prompt_frame(
     if prompts is None:
         return pd.DataFrame({"prompt": [], "role": []})
     if not isinstance(prompts, pd.DataFrame):
-        from nemo_kit.checks import check_texts
-
         return pd.DataFrame({"prompt": check_texts(prompts), "role": "prompts"})
     if "prompt" not in prompts:
         raise ValueError(f"prompts needs a column 'prompt', got {list(prompts)}")

@@ -1,264 +1,433 @@
-"""What the explorer asks of a model: score, z, what is left of the score, images, facts of neurons.
+"""What `nemo_kit.explore` returns: the explorer's state as traits, and what can be asked of it.
 
-Scope: calls the package and remembers what was computed; no widget. One caller at a time.
-Source: "Finding NeMo" (arXiv 2406.02366), section 3 (score, z, selection) and section 4 (images).
+Scope: plain Python between the model and the widget. Setting a trait, from a cell or from a
+control, asks for what it needs; results arrive on the worker's thread. Both take turns. A request
+that can't be met raises where it was made; an error inside a job is told in `error`.
 """
 
 from __future__ import annotations
 
-from collections import OrderedDict
-from collections.abc import Callable, Hashable, Mapping, Sequence
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, TypeVar
+import threading
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
-import torch
-from torch import Tensor
+from traitlets import Any as AnyValue
+from traitlets import Float, HasTraits, Int, Unicode, observe, validate
 
-from nemo_kit import effects
-from nemo_kit.calibration import check_threshold, resolve
-from nemo_kit.checks import check_seeds, check_text
-from nemo_kit.explorer.state import Selection, View
-from nemo_kit.explorer.worker import Tick
-from nemo_kit.generation import generate
-from nemo_kit.localization import Localization, candidates, localize, prompt_differences, z_scores
-from nemo_kit.localization.candidates import text_activations
-from nemo_kit.localization.detection import kept, upper
+from nemo_kit.checks import check_choice, check_number
+from nemo_kit.explorer import values
+from nemo_kit.explorer.probe import Facts, Left, Look, Pictures, Probe
+from nemo_kit.explorer.values import History, View
+from nemo_kit.explorer.worker import Cancelled, Tick, Worker
+from nemo_kit.localization import SEARCHES, Localization
+from nemo_kit.models import DTYPES, default_dtype
 from nemo_kit.neurons import NeuronSet
-from nemo_kit.originals import TrainingImages
-from nemo_kit.similarity import pairwise, similarity
 
-if TYPE_CHECKING:
-    from nemo_kit.models import DiffusionModel
-
-T = TypeVar("T")
-_REMEMBERED = 24  # results of each kind
+THETA, K = 5.0, 0  # where the method's selection starts (Algorithm 3)
 
 
 @dataclass(frozen=True)
-class Look:
-    """One prompt without intervention.
+class Progress:
+    """How far the running job is; `done` of `total` (None: not known) in `stage`."""
 
-    `score`, its memorization score; `memorized`, None without a threshold; `kept`, [seeds] bool,
-    those that memorize; `differences`, [seeds, C, H, W]; `activations`, layer -> [width]; `z` the
-    same, None without statistics; `training`, uint8 [H, W, 3] where one is known.
-    """
-
-    prompt: str
-    score: float
-    memorized: bool | None
-    kept: Tensor
-    differences: Tensor
-    activations: dict[int, Tensor]
-    z: dict[int, Tensor] | None
-    training: np.ndarray | None
+    job: str
+    stage: str = ""
+    done: int = 0
+    total: int | None = None
 
 
 @dataclass(frozen=True)
-class Left:
-    """What is left of a prompt's score with neurons scaled.
+class Case:
+    """What is known of a prompt under the selection: `left` and `pictures` None until computed."""
 
-    `same_seed`, largest similarity of a kept seed's noise difference with and without (the score of
-    Algorithms 3 and 4); `pairs`, the memorization score of the scaled ones.
+    look: Look
+    left: Left | None = None
+    pictures: Pictures | None = None
+
+
+Scores = tuple[NeuronSet, Case, Case | None, Facts | None]  # neurons, prompt, other, focus
+
+
+class Session(HasTraits):
+    """The explorer, in a cell and on the page: its last line in a cell shows it.
+
+    Traits, which may be set: `prompt`; `other`, a prompt to compare with ("" for none);
+    `selection`, a `NeuronSet`, also as {3: [14]} or "layer 3: 14"; `factor`, that scales it;
+    `theta`, `k`, of Algorithm 2, which select; `seeds`, `steps`, `guidance` of the images;
+    `pictures`, None or a `Pictures`: set to images of your own, uint8 [seeds, H, W, 3], they are
+    shown and measured in place of generated ones. Setting returns at once: `wait()` waits for what
+    it led to.
+    Attributes: `case` and `beside` (what is known of the prompt and the other), `localization`,
+    `facts` (of `focus`, a neuron), `progress`, `error`, `note`, `origin` (of the selection, in
+    words), `widget`; trait `revision`, counts changes of any of them.
+    Raises, where a value is refused, ValueError, TypeError or TraitError that say why.
     """
 
-    same_seed: float
-    pairs: float
+    prompt, other = Unicode(), Unicode()
+    selection = AnyValue(NeuronSet())
+    factor = Float(View.factor)
+    theta, k = Float(THETA, min=0), Int(K, min=0)
+    seeds, steps, guidance = AnyValue(View.seeds), Int(View.steps, min=1), Float(1.0, min=0)
+    pictures = AnyValue(None)
+    revision = Int(0, read_only=True)
 
+    def __init__(self, probe: Probe) -> None:
+        self.probe, self.worker, self.history = probe, Worker(), History()
+        self.turn = threading.RLock()
+        self.follows = True  # the selection is that of θ and k, also for the next prompt
+        self.focus: tuple[int, int] | None = None
+        self.case: Case | None = None
+        self.beside: Case | None = None
+        self.facts: Facts | None = None
+        self.localization: Localization | None = None
+        self.progress: Progress | None = None
+        self.error, self.note = "", ""
+        self.last_error: Exception | None = None
+        self.finished = 0  # jobs that ended, well or not
+        self.widget: Any = None
+        self._job: object = None
+        self._quiet = False  # traits are set by a result: nothing is asked for
+        self._held = False  # a result is taken over: it is shown when all of it is there
+        self._origin = ""  # of the selection that is being set
+        super().__init__()
+        self.guidance = probe.model.guidance
 
-@dataclass(frozen=True)
-class Pictures:
-    """Images and noise differences of the same seeds, undisturbed and disturbed.
-
-    `before`, `after`, uint8 [S, H, W, 3]; `noise_before`, `noise_after`, [S, C, H, W] in [0, 1];
-    `copies`, a row a seed: `copy_before`, `copy_after` (to the training image), `same_seed`.
-    """
-
-    view: View
-    before: np.ndarray
-    after: np.ndarray
-    noise_before: np.ndarray
-    noise_after: np.ndarray
-    copies: pd.DataFrame
-
-
-@dataclass(frozen=True)
-class Facts:
-    """One neuron: its z for the prompt, what drives it most, whose memorization sets it is in."""
-
-    layer: int
-    neuron: int
-    activation: float
-    z: float | None
-    strongest: list[tuple[str, float]]
-    sets: list[str]
-
-
-class Session:
-    """A model with its prompts, and what was found about them.
-
-    Parameters: `model`; `prompts`, a frame with `prompt` and `role`, that the explorer offers;
-    `seeds`, of detection; `found`, prompt -> memorization neurons known before.
-    Raises TypeError or ValueError for bad seeds and sets.
-    """
-
-    def __init__(
-        self,
-        model: DiffusionModel,
-        prompts: pd.DataFrame,
-        seeds: Sequence[int] = range(1, 11),
-        found: Mapping[str, NeuronSet] | None = None,
-    ) -> None:
-        self.model, self.prompts = model, prompts
-        self.seeds = check_seeds(seeds, least=2, distinct=True)
-        self.widths = {layer.index: layer.width for layer in model.searched}
-        self.found = {text: one.check(self._all_widths()) for text, one in (found or {}).items()}
-        self.detection, self.similarity = resolve(model, None, None)
-        own = model.calibration
-        self.threshold = (
-            check_threshold(model, None, self.detection, self.similarity) if own else None
-        )
-        self.statistics = own.statistics if own else None
-        self._kept: dict[str, OrderedDict[Hashable, Any]] = {}
-        self._table: dict[int, Tensor] | None = None
-
-    def _all_widths(self) -> dict[int, int]:
-        return {layer.index: layer.width for layer in self.model.value_layers}
-
-    def look(self, prompt: str) -> Look:
-        """Detection and activations of a prompt; raises as `detect` for a bad one."""
-        return self._remember("look", check_text(prompt), lambda: self._look(prompt))
-
-    def _look(self, prompt: str) -> Look:
-        differences = prompt_differences(self.model, prompt, self.seeds)[0]
-        pairs = pairwise(differences, self.similarity).cpu()
-        limit = self.threshold
-        mask = kept(pairs, limit if limit is not None else -2.0)
-        memorized = None if limit is None else bool(mask.any())
-        activations = {k: v[0] for k, v in text_activations(self.model, [prompt]).items()}
-        return Look(
-            prompt=prompt,
-            score=upper(pairs).max().item(),
-            memorized=memorized,
-            kept=mask if mask.any() else torch.ones_like(mask),
-            differences=differences,
-            activations=activations,
-            z=z_scores(activations, self.statistics) if self.statistics else None,
-            training=TrainingImages().one(prompt) if self.is_lab else None,
-        )
+    def _repr_mimebundle_(self, **kwargs: Any) -> Any:
+        return self.widget._repr_mimebundle_(**kwargs)
 
     @property
-    def is_lab(self) -> bool:
-        """Whether this is the embedded model, whose training images are known."""
-        return self.model.name == "lab"
+    def view(self) -> View:
+        """All that the pictures depend on, as it is now."""
+        return View(self.prompt, self.selection, self.factor, self.seeds, self.steps, self.guidance)
 
-    def left(self, prompt: str, neurons: NeuronSet, factor: float) -> Left:
-        """What is left of the score with these neurons scaled."""
-        key = (prompt, neurons, factor)
-        return self._remember("left", key, lambda: self._left(prompt, neurons, factor))
+    @property
+    def origin(self) -> str:
+        """Where the selection comes from, in words."""
+        return self.history.now[1]
 
-    def _left(self, prompt: str, neurons: NeuronSet, factor: float) -> Left:
-        look = self.look(prompt)
-        scaled = prompt_differences(self.model, prompt, self.seeds, neurons, factor)[0]
-        mask = look.kept.to(scaled.device)
-        same = similarity(look.differences[mask], scaled[mask], self.similarity)
-        return Left(same.max().item(), upper(pairwise(scaled, self.similarity).cpu()).max().item())
+    @property
+    def cases(self) -> list[Case]:
+        """What is known of the prompt, and of the one beside it."""
+        own = self.case and replace(self.case, pictures=self.pictures)
+        return [case for case in (own, self.beside) if case]
 
-    def candidates(self, look: Look, theta: float, k: int) -> Selection:
-        """The candidates of Algorithm 2; without statistics only those of the k largest."""
-        z = look.z or {layer: torch.zeros_like(a) for layer, a in look.activations.items()}
-        origin = f"θ = {theta:g}, k = {k} for {look.prompt!r}"
-        return Selection(candidates(look.activations, z, theta, k), origin)
+    @property
+    def stale(self) -> bool:
+        """Whether the pictures shown belong to another selection or other settings."""
+        return self.pictures is not None and self.pictures.view != self.view
 
-    def pictures(self, view: View, tick: Tick) -> Pictures:
-        """Images and noise differences with and without; the undisturbed ones are kept."""
-        before, noise = self._remember("plain", view.plain_key(), lambda: self._plain(view, tick))
-        neurons, factor = view.selection.neurons, view.factor
-        if not len(neurons) or factor == 1:
-            copies = self._copies(view, before, before)
-            return Pictures(view, before, before, noise, noise, copies)
-        after = self._generate(
-            view, tick, "with the selection scaled", neurons=neurons, factor=factor
-        )
-        changed = prompt_differences(self.model, view.prompt, view.seeds, neurons, factor)[0]
-        copies = self._copies(view, before, after)
-        return Pictures(view, before, after, noise, changed.cpu().numpy(), copies)
+    def shared(self) -> pd.DataFrame | None:
+        """Candidates that the prompt and the other share (see `Probe.shared`); None without one."""
+        if self.case is None or self.beside is None:
+            return None
+        return self.probe.shared(self.case.look, self.beside.look, self.theta, self.k)
 
-    def _plain(self, view: View, tick: Tick) -> tuple[np.ndarray, np.ndarray]:
-        images = self._generate(view, tick, "undisturbed")
-        return images, prompt_differences(self.model, view.prompt, view.seeds)[0].cpu().numpy()
+    # what setting a trait leads to
 
-    def _generate(self, view: View, tick: Tick, name: str, **options: Any) -> np.ndarray:
-        def report(stage: str, done: int, total: int | None) -> None:
-            tick(f"images {name}", done, total)
+    @validate("prompt", "selection", "factor", "seeds", "guidance", "pictures")
+    def _check(self, proposal: Any) -> Any:
+        """What a trait is given, as it keeps it."""
+        name, given = proposal["trait"].name, proposal["value"]
+        if name == "prompt" and not given.strip():
+            raise ValueError("prompt must not be empty: choose one from the list or write one")
+        if name in ("factor", "guidance"):
+            check_number(name, given)
+        if name == "selection":
+            given = values.read_neurons(given, self.probe.widths)
+        if name == "seeds":
+            given = values.read_seeds(given)
+        if name == "pictures" and not (given is None or isinstance(given, Pictures)):
+            return self._of_the_user(np.asarray(given))
+        return given
 
-        return generate(
-            self.model, view.prompt, view.seeds, steps=view.steps, guidance=view.guidance,
-            progress=report, **options,
-        )  # fmt: skip
+    def _of_the_user(self, images: np.ndarray) -> Pictures | None:
+        """Ask for these images to be measured; the old ones stay until then."""
+        count = len(self.seeds)
+        if images.dtype != np.uint8 or images.ndim != 4 or len(images) != count:
+            raise ValueError(f"pictures must be uint8 [{count} seeds, H, W, 3], "
+                             f"got {images.dtype} {list(images.shape)}")  # fmt: skip
+        self._draw(images)
+        return self.pictures
 
-    def _copies(self, view: View, before: np.ndarray, after: np.ndarray) -> pd.DataFrame:
-        """Cosines of the lab's descriptor, which has only seen the lab's kind of pictures."""
-        if not self.is_lab:
-            return pd.DataFrame()
-        return effects.by_seed(view.prompt, before, after, view.seeds)
+    @observe("prompt", "other")
+    def _on_prompt(self, change: Any) -> None:
+        with self.turn:
+            if change.name == "prompt":
+                self.case = self.facts = self.localization = self.pictures = None
+                self.note = ""
+            self.beside = None
+            self._refresh()
 
-    def localize(self, prompt: str, search: str, tick: Tick) -> Localization:
-        """Algorithms 1 to 4; the neurons found are kept for the facts of neurons."""
-        result = localize(self.model, prompt, self.seeds, search=search, progress=tick)
-        if result.memorized:
-            self.found[prompt] = result.refined
-        return result
+    @observe("selection", "factor")
+    def _on_scaling(self, change: Any) -> None:
+        with self.turn:
+            if change is None or change.name == "selection":
+                self.follows = self.follows and self._quiet
+                self.history.push(self.selection, self._origin or "by hand")
+            self.case = self.case and replace(self.case, left=None)
+            self.beside = self.beside and replace(self.beside, left=None)
+            self._refresh()
 
-    def facts(self, prompt: str, layer: int, neuron: int) -> Facts:
-        """What is known of one neuron; raises ValueError where it does not exist."""
-        NeuronSet({layer: [neuron]}).check(self.widths)
-        look = self.look(prompt)
-        return Facts(
-            layer=layer,
-            neuron=neuron,
-            activation=look.activations[layer][neuron].item(),
-            z=look.z[layer][neuron].item() if look.z else None,
-            strongest=self._strongest(layer, neuron),
-            sets=[text for text, one in self.found.items() if (layer, neuron) in one],
-        )
+    @observe("theta", "k")
+    def _on_threshold(self, _: Any) -> None:
+        with self.turn:
+            if not self._quiet:
+                self.follows = True
+                self._refresh()
 
-    def _strongest(self, layer: int, neuron: int, most: int = 5) -> list[tuple[str, float]]:
-        """Of the prompts offered, those that drive the neuron most, with their activations."""
-        if not len(self.prompts):
-            return []
-        if self._table is None:
-            self._table = text_activations(self.model, list(self.prompts["prompt"]))
-        values, places = self._table[layer][:, neuron].topk(min(most, len(self.prompts)))
-        texts = self.prompts["prompt"].iloc[places.tolist()]
-        return list(zip(texts, values.tolist(), strict=True))
+    @observe("seeds", "steps", "guidance", "pictures")
+    def _on_settings(self, _: Any) -> None:
+        with self.turn:
+            self._changed()
 
-    def neuron_table(self, look: Look, selected: NeuronSet) -> pd.DataFrame:
-        """A row a neuron of the searched layers, for `plots.z_map`; z is 0 without statistics."""
-        parts = []
-        for layer, width in self.widths.items():
-            z = look.z[layer].numpy() if look.z else np.zeros(width)
-            chosen = np.isin(np.arange(width), selected.layers.get(layer, ()))
-            parts.append(
-                pd.DataFrame({"layer": layer, "neuron": range(width), "z": z, "selected": chosen})
-            )
-        return pd.concat(parts, ignore_index=True)
+    # requests
 
-    def extremes(self, look: Look, most: int) -> dict[int, list[tuple[int, float]]]:
-        """Layer -> its neurons with the largest |z| (activation, without statistics), with that."""
-        source = look.z or look.activations
-        found = {}
-        for layer, values in source.items():
-            places = values.abs().nan_to_num(posinf=1e9).topk(min(most, len(values))).indices
-            found[layer] = [(place, values[place].item()) for place in places.tolist()]
-        return found
+    def toggle(self, layer: int, neuron: int) -> None:
+        """Take one neuron in, or out, and look at it."""
+        one = NeuronSet({layer: [neuron]}).check(self.probe.widths)
+        with self.turn:
+            self.focus, old = (layer, neuron), self.selection
+            self._select(old - one if (layer, neuron) in old else old | one, "by hand")
 
-    def _remember(self, kind: str, key: Hashable, compute: Callable[[], T]) -> T:
-        shelf = self._kept.setdefault(kind, OrderedDict())
-        if key not in shelf:
-            shelf[key] = compute()
-            if len(shelf) > _REMEMBERED:
-                shelf.popitem(last=False)
-        shelf.move_to_end(key)
-        return shelf[key]
+    def toggle_layer(self, layer: int) -> None:
+        """Leave a layer alone; where none of its neurons is selected, take all of it in."""
+        whole = NeuronSet({layer: range(self.probe.widths.get(layer, 1))}).check(self.probe.widths)
+        with self.turn:
+            rest = self.selection.without(layer)
+            if rest != self.selection:
+                self._select(rest, f"{self.origin}, without layer {layer}")
+            else:
+                self._select(rest | whole, f"{self.origin}, with all of layer {layer}")
+
+    def look_at(self, layer: int, neuron: int) -> None:
+        """Tell about one neuron."""
+        NeuronSet({layer: [neuron]}).check(self.probe.widths)
+        with self.turn:
+            self.focus = (layer, neuron)
+            self._refresh()
+
+    def clear(self) -> None:
+        """Select nothing."""
+        self._select(NeuronSet(), "none")
+
+    def take_refined(self) -> None:
+        """Select what localization found for this prompt."""
+        found = self.probe.found.get(self.prompt)
+        if found is None:
+            raise ValueError("no neurons are known for this prompt yet: press Localize first")
+        self._select(found, f"refined for {self.prompt!r}")
+
+    def step(self, by: int) -> None:
+        """The selection so many steps later in the history; earlier, if negative."""
+        self._select(*self.history.step(by))
+
+    def generate(self) -> None:
+        """Draw the images with and without the selection."""
+        self._draw(None)
+
+    def localize(self, search: str = "speculative") -> None:
+        """Find the prompt's neurons; they become the selection, with the θ and k that led there."""
+        check_choice("search", search, SEARCHES)
+        with self.turn:
+            prompt, self.localization = self.prompt, None
+            self._submit("Localizing", lambda: self.probe.localize(prompt, search),
+                         self._localized)  # fmt: skip
+
+    def cancel(self) -> None:
+        """Stop what runs."""
+        self.worker.cancel()
+
+    def wait(self, seconds: float | None = None) -> Session:
+        """Wait until all that was asked for is computed; returns the session.
+
+        Raises TimeoutError where that takes longer, and what went wrong where something did.
+        """
+        if not self.worker.wait(seconds):
+            raise TimeoutError(f"not ready within {seconds:g} s: {self.progress}")
+        if self.error and self.last_error:
+            raise self.last_error
+        return self
+
+    def close(self) -> None:
+        """End the thread and remove the widget."""
+        self.worker.close()
+        widget, self.widget = self.widget, None
+        if widget is not None:
+            widget.close()
+
+    # what is kept
+
+    def code(self) -> str:
+        """A cell's worth of Python that repeats the view."""
+        model = self.probe.model
+        dtype = str(model.dtype).removeprefix("torch.")
+        if model.dtype == default_dtype() or dtype not in DTYPES:
+            dtype = None
+        about = (model.name, model.revision, self.probe.seeds, dtype)
+        return values.as_code(self.view, self.origin, *about)
+
+    def save(self, name: str = "explorer", out: str | Path = ".") -> list[Path]:
+        """Write what is shown as `out/name.png`, and the data behind it as `out/name.csv`.
+
+        Returns the paths written; `out` counts from the notebook's folder.
+        Raises ValueError where no pictures are shown, and as `nemo_kit.figures.save`.
+        """
+        from nemo_kit import figures
+        from nemo_kit.explorer import keep
+
+        with self.turn:
+            fig, frame = keep.figure(self), keep.frame(self)
+        return figures.save(fig, frame, name, out)
+
+    def fail(self, error: Exception) -> None:
+        """Show an error where the user looks; it is kept in `last_error`."""
+        with self.turn:
+            self.last_error = error
+            kind = "" if isinstance(error, (ValueError, TypeError)) else f"{type(error).__name__}: "
+            self.error = kind + (str(error) or type(error).__name__)
+            self._changed()
+
+    # jobs
+
+    def _named(self, prompt: str) -> str:
+        return f"θ = {self.theta:g}, k = {self.k} for {prompt!r}"
+
+    def _select(self, neurons: NeuronSet, origin: str) -> None:
+        with self.turn:
+            self.follows, self._origin = False, origin
+            self.history.push(neurons, origin)  # the same neurons may have another origin
+            self.selection = neurons
+            self._origin = ""
+            self._changed()
+
+    def _refresh(self) -> None:
+        """Compute what the view lacks: looks, what is left of the scores, facts of the neuron."""
+        if not self.prompt or self._quiet:
+            self._changed()
+        else:
+            if self.progress and self.progress.job != "Scoring":
+                self.note = f"{self.progress.job} was stopped by a newer request."
+            self._submit("Scoring", self._scoring(), self._scored)
+
+    def _scoring(self) -> Callable[[], Scores]:
+        """The work of scoring the view as it is now."""
+        view, other, focus, follows = self.view, self.other, self.focus, self.follows
+        theta, k, probe = self.theta, self.k, self.probe
+
+        def case(prompt: str, neurons: NeuronSet) -> Case:
+            some = len(neurons) > 0
+            left = probe.left(prompt, neurons, view.factor) if some else None
+            return Case(probe.look(prompt), left)
+
+        def work() -> Scores:
+            look = probe.look(view.prompt)
+            neurons = probe.candidates(look, theta, k) if follows else view.neurons
+            beside = case(other, neurons) if other.strip() else None
+            facts = probe.facts(view.prompt, *focus) if focus else None
+            return neurons, case(view.prompt, neurons), beside, facts
+
+        return work
+
+    def _draw(self, given: np.ndarray | None) -> None:
+        """Draw the images, or show those given in place of the disturbed ones."""
+        with self.turn:
+            view, score, probe = self.view, self._scoring(), self.probe
+
+            def work() -> tuple[Scores, Pictures, Pictures | None]:
+                scores = score()
+                now, other = replace(view, neurons=scores[0]), scores[2]
+                if given is not None:
+                    return scores, probe.given(now, given), None
+                own = probe.pictures(now)
+                beside = other and probe.pictures(replace(now, prompt=other.look.prompt))
+                return scores, own, beside
+
+            self._submit("Generating", work, self._drawn)
+
+    def _submit(self, name: str, work: Callable[[], Any], done: Callable[[Any], None]) -> None:
+        if not self.prompt:
+            raise ValueError("choose a prompt first")
+        self.error, self.progress = "", Progress(name)
+        self._job = job = object()
+
+        def run(tick: Tick) -> Any:
+            self.probe.tick = tick
+            return work()
+
+        def ended(result: Any, error: Exception | None) -> None:
+            with self.turn:
+                if job is self._job:  # one that a newer one replaced ends without a word
+                    self._end(name, done, result, error)
+
+        def advance(stage: str, finished: int, total: int | None) -> None:
+            with self.turn:
+                if job is self._job:
+                    self.progress = Progress(name, stage, finished, total)
+                    self._changed()
+
+        self.worker.submit(run, ended, advance)
+        self._changed()
+
+    def _end(self, name: str, done: Callable[[Any], None], result: Any, error: Any) -> None:
+        self.progress, self._held = None, True
+        try:
+            if isinstance(error, Cancelled):
+                self.note = f"{name} was cancelled."
+            elif error is not None:
+                self.fail(error)
+            else:
+                done(result)
+        except Exception as caught:
+            self.fail(caught)
+        self._held = False
+        self.finished += 1
+        self._changed()
+
+    def _settle(self, **found: Any) -> None:
+        """Set traits that results bring, without asking for anything."""
+        before, self._quiet = self._quiet, True
+        try:
+            for name, value in found.items():
+                setattr(self, name, value)
+        finally:
+            self._quiet = before
+
+    def _scored(self, scores: Scores) -> None:
+        neurons, case, beside, self.facts = scores
+        if self.follows:
+            self._origin = self._named(case.look.prompt)
+            self._settle(selection=neurons)
+            self.history.push(neurons, self._origin)  # the same as before, for another prompt
+            self._origin = ""
+        kept = self.beside.pictures if self.beside else None
+        self.case, self.beside = case, beside and replace(beside, pictures=kept)
+
+    def _drawn(self, result: tuple[Scores, Pictures, Pictures | None]) -> None:
+        scores, pictures, beside = result
+        self.note = ""
+        self._scored(scores)
+        self._settle(pictures=pictures)
+        self.beside = self.beside and replace(self.beside, pictures=beside)
+
+    def _localized(self, result: Localization) -> None:
+        self.localization = result
+        if not result.memorized:
+            self.note = "Not flagged: the score is not above τ, there is nothing to localize."
+            self._refresh()
+            return
+        count = len(result.refined)
+        self.note = f"{count} neuron{'s' * (count != 1)} found in {result.seconds:.1f} s."
+        self._settle(theta=result.theta, k=result.k)
+        self.take_refined()
+
+    def _changed(self) -> None:
+        try:
+            if not self._held:
+                self.set_trait("revision", self.revision + 1)
+        except Exception as error:  # of what shows it, or of an observer of the user's
+            if not self.error:
+                self.fail(error)

@@ -15,7 +15,13 @@ from nemo_kit.localization.search import Refinement, Selection
 from nemo_kit.neurons import NeuronSet
 from nemo_kit.settings import LocalizationSettings, to_dict
 
-STAGES = ("detect", "activations", "select", "refine")  # Algorithms 1 to 4
+ALGORITHMS = {  # names of the stages of a run, with what they are in the paper
+    "detect": "1 noise differences",
+    "activations": "2 activations",
+    "select": "3 initial selection",
+    "refine": "4 refinement",
+}
+STAGES = tuple(ALGORITHMS)
 _NUMBERS = ("theta", "k", "initial_score", "refined_score", "refinement_threshold", "verified")
 
 

@@ -10,12 +10,11 @@ from io import BytesIO
 
 import numpy as np
 import pandas as pd
-import seaborn as sns
 from matplotlib.axes import Axes
 from matplotlib.colors import Normalize
 from matplotlib.figure import Figure
 
-from nemo_kit.plots.style import ACCENT, GROUPS, canvas, groups, require, styled
+from nemo_kit.plots.style import ACCENT, GROUPS, PALETTE, canvas, legend, require, styled
 
 LIMIT = 8.0  # |z| at which the colours of the map end
 _NAMED = 3  # selected neurons named in each layer
@@ -59,21 +58,19 @@ def score_in_distribution(
 
 
 def _densities(axes: Axes, frame: pd.DataFrame) -> None:
-    """Densities of the groups, each scaled to its own top."""
-    grid = np.linspace(-0.1, 1.05, 300)
-    for name, look, rows in groups(frame):
-        if rows["score"].nunique() < 2:
-            continue
-        curve = _kernel_density(rows["score"].to_numpy(float), grid)
-        axes.fill_between(grid, curve / curve.max(), color=look.colour, alpha=0.18, lw=0)
-        axes.plot(grid, curve / curve.max(), color=look.colour, ls=look.line, lw=1, label=name)
-    axes.figure.legend(loc="outside upper center", ncols=4, fontsize=6.5)
+    """Densities of the groups, behind, on a scale of their own."""
+    import seaborn as sns
 
-
-def _kernel_density(values: np.ndarray, grid: np.ndarray) -> np.ndarray:
-    from scipy.stats import gaussian_kde
-
-    return gaussian_kde(values)(grid)
+    behind, names = axes.twinx(), [name for name in PALETTE if name in set(frame["group"])]
+    sns.kdeplot(
+        frame, x="score", hue="group", hue_order=names, palette=PALETTE, common_norm=False,
+        fill=True, linewidth=1, warn_singular=False, ax=behind,
+    )  # fmt: skip
+    behind.set_ylim(0, 1.35 * behind.get_ylim()[1])
+    legend(behind, fontsize=6.5, ncols=4)
+    behind.set_axis_off()
+    axes.set_zorder(1)
+    axes.patch.set_visible(False)
 
 
 def _bands(axes: Axes, mean: float, std: float) -> None:
@@ -84,7 +81,7 @@ def _bands(axes: Axes, mean: float, std: float) -> None:
             alpha=alpha, lw=0,
         )  # fmt: skip
     axes.plot([mean, mean], [0, 1], color=look.colour, lw=1.2)
-    text = "prompts not memorized:\nmean, ± σ, ± 2σ"
+    text = "hold-out prompts:\nmean, ± σ, ± 2σ"
     axes.text(mean - 2.2 * std, 0.8, text, ha="right", va="center", fontsize=6.5, color="#444444")
 
 
@@ -102,7 +99,7 @@ def _dots(axes: Axes, score: float, left: float | None, threshold: float | None)
 def z_map(frame: pd.DataFrame, focus: tuple[int, int] | None = None) -> Figure:
     """All neurons of the searched layers, coloured by z, the selected ones marked.
 
-    Returns a figure 7 in wide, a row for each layer; every layer fills the width, whatever its
+    Returns a figure 5.6 in wide, a row for each layer; every layer fills the width, whatever its
     number of neurons. Right of a row: how many of its neurons are selected.
 
     Parameters: `frame`, one row a neuron, with `layer`, `neuron`, `z`, `selected` (bool); `focus`,
@@ -112,7 +109,7 @@ def z_map(frame: pd.DataFrame, focus: tuple[int, int] | None = None) -> Figure:
     """
     require(frame, "layer", "neuron", "z", "selected")
     layers = sorted(frame["layer"].unique())
-    figure, axes = canvas(7.0, 0.31 * len(layers) + 0.5)
+    figure, axes = canvas(5.6, 0.27 * len(layers) + 0.5)
     drawn = None
     for row, layer in enumerate(layers):
         part = frame[frame["layer"] == layer].sort_values("neuron")
@@ -136,7 +133,7 @@ def _layer_row(axes: Axes, row: int, part: pd.DataFrame) -> object:
     edges = np.linspace(0, 1, len(part) + 1)
     z = part["z"].clip(-LIMIT, LIMIT).to_numpy(float)[None]
     mesh = axes.pcolormesh(
-        edges, [row + 0.3, row + 0.95], z, cmap=sns.color_palette("vlag", as_cmap=True),
+        edges, [row + 0.3, row + 0.95], z, cmap="RdBu_r",
         norm=Normalize(-LIMIT, LIMIT),
     )  # fmt: skip
     axes.hlines([row + 0.3, row + 0.95], 0, 1, color="#888888", lw=0.4)

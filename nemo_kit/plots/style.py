@@ -16,7 +16,6 @@ from typing import Any, ParamSpec
 import matplotlib as mpl
 import numpy as np
 import pandas as pd
-import seaborn as sns
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.font_manager import FontProperties, findfont, get_font
@@ -80,6 +79,8 @@ P = ParamSpec("P")
 
 def style() -> None:
     """Draw in the house style from here on: matplotlib's settings and seaborn's theme."""
+    import seaborn as sns
+
     sns.set_theme(style="ticks", palette="colorblind", rc=_RC)
 
 
@@ -118,7 +119,7 @@ def styled(draw: Callable[P, Figure]) -> Callable[P, Figure]:
 
     @wraps(draw)
     def inside(*args: P.args, **kwargs: P.kwargs) -> Figure:
-        with mpl.rc_context(sns.axes_style("ticks") | _RC):
+        with mpl.rc_context(_RC):
             return draw(*args, **kwargs)
 
     return inside
@@ -154,13 +155,6 @@ def require(frame: pd.DataFrame, *columns: str, rows: bool = True) -> pd.DataFra
         named = sorted(map(str, unknown))
         raise ValueError(f"group must be one of {', '.join(GROUPS)}, got {named}")
     return frame
-
-
-def groups(frame: pd.DataFrame) -> list[tuple[str, Look, pd.DataFrame]]:
-    """The frame's groups in the fixed order, each with its look and its rows."""
-    return [
-        (g, look, frame[frame.group == g]) for g, look in GROUPS.items() if (frame.group == g).any()
-    ]
 
 
 # ------------------------------------------------------------------------------ pictures

@@ -1,108 +1,46 @@
-"""The explorer in a real JupyterLab: chosen, moved, localized, switched off, looked at.
+"""The explorer in a real JupyterLab: chosen, compared, localized, switched off, kept, looked at.
 
-JupyterLab runs on a free port with a token, Debian's Chromium is driven by `playwright`; without
-one of them (Chromium on the PATH, or its path in CHROMIUM) the tests are skipped and say so.
-Screenshots of the steps stay in runs/browser; figures/explorer.png is a copy of 4-generated.png.
+One JupyterLab, one kernel and one page serve all tests here, over a folder that holds a copy of
+`notebooks/` alone. It runs on a free port with a token, Debian's Chromium is driven by
+`playwright`; without one of them (Chromium on the PATH, or its path in CHROMIUM) the tests are
+skipped and say so. Screenshots of the steps stay in runs/browser; figures/explorer.png is a copy of
+3-generated.png.
 """
 
 from __future__ import annotations
 
-import os
 import re
 import secrets
 import shutil
-import signal
-import subprocess
 from collections.abc import Iterator
 from io import BytesIO
+from itertools import pairwise
+from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pandas as pd
 import pytest
 from PIL import Image
-from servers import (
-    FLAGS,
-    HEIGHT,
-    ROOT,
-    SHOTS,
-    WIDTH,
-    chromium,
-    command,
-    environment,
-    free_port,
-    wait_for,
-)  # fmt: skip
+from servers import FLAGS, NARROW, ROOT, SHOTS, WIDE, chromium, execute, jupyter_lab
+
+from nemo_kit import lab
 
 pytestmark = pytest.mark.slow
-LONG = 300_000  # ms; a computation on a busy machine
-MANY = "Colon Tissue Stain Microscopy Slide #12"  # of all prompts the most neurons: a long search
-GROUND = "e => getComputedStyle(e).backgroundColor"
-
-
-@pytest.fixture(scope="module")
-def browser() -> Iterator[Any]:
-    """Headless Chromium, for this file alone: while it is open, the thread has a running loop."""
-    playwright = pytest.importorskip("playwright.sync_api", reason="the package playwright")
-    if chromium() is None:
-        pytest.skip("no Chromium here: `apt-get install chromium`, or its path in CHROMIUM")
-    with playwright.sync_playwright() as driver:
-        opened = driver.chromium.launch(executable_path=chromium(), args=FLAGS)
-        yield opened
-        opened.close()
-
-
-@pytest.fixture(scope="module")
-def jupyter(browser: Any, tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[str, str]]:
-    """Address and token of a `jupyter lab` over a copy of the explorer's notebook."""
-    home = tmp_path_factory.mktemp("jupyter")
-    (home / "work" / "notebooks").mkdir(parents=True)
-    shutil.copy(ROOT / "notebooks" / "explorer.ipynb", home / "work" / "notebooks")
-    settings = home / "settings" / "@jupyterlab" / "apputils-extension"
-    settings.mkdir(parents=True)
-    quiet = '{"fetchNews": "false", "checkForUpdates": false}'
-    (settings / "notification.jupyterlab-settings").write_text(quiet)
-    figures = home / "work" / "figures" / "lab"
-    figures.mkdir(parents=True)
-    shutil.copy(ROOT / "figures" / "lab" / "F2a.csv", figures)
-    port, token = free_port(), secrets.token_hex(16)
-    with (home / "server.log").open("wb") as log:
-        server = subprocess.Popen(
-            command(port, token), cwd=home / "work", env=environment(home), stdout=log,
-            stderr=subprocess.STDOUT, start_new_session=True,
-        )  # fmt: skip
-        try:
-            wait_for(f"http://127.0.0.1:{port}/api?token={token}", server, home / "server.log")
-            yield f"http://127.0.0.1:{port}", token
-        finally:
-            os.killpg(server.pid, signal.SIGTERM)
-            try:
-                server.wait(20)
-            except subprocess.TimeoutExpired:
-                os.killpg(server.pid, signal.SIGKILL)
-
-
-@pytest.fixture
-def page(browser: Any, jupyter: tuple[str, str]) -> Iterator[Any]:
-    """A page with the explorer's notebook open; `page.problems` lists errors of the console."""
-    address, token = jupyter
-    context = browser.new_context(viewport={"width": WIDTH, "height": HEIGHT})
-    opened = context.new_page()
-    opened.set_default_timeout(LONG)
-    opened.problems = []
-    opened.on("console", lambda m: opened.problems.append(m.text) if m.type == "error" else None)
-    opened.on("pageerror", lambda error: opened.problems.append(str(error)))
-    opened.goto(f"{address}/lab/workspaces/test/tree/notebooks/explorer.ipynb?reset&token={token}")
-    yield opened
-    SHOTS.mkdir(parents=True, exist_ok=True)
-    opened.screenshot(path=SHOTS / "last.png")
-    context.close()
+LONG = 120_000  # ms; a computation on a busy machine
+VERBATIM, TEMPLATES = (list(lab.prompts(role)["prompt"]) for role in ("verbatim", "template"))
+PLANTED = next(prompt for prompt in VERBATIM if prompt in lab.planted())
+NATURAL = next(prompt for prompt in VERBATIM if prompt not in lab.planted())
+TEMPLATE = TEMPLATES[0]
+COMMON = lab.prompts("non_memorized")["prompt"][0]
+PIXELS = "e => getComputedStyle(e).backgroundColor"
 
 
 class Explorer:
     """What a person does with the page."""
 
-    def __init__(self, page: Any) -> None:
-        self.page, self.root = page, page.locator(".nemo-explorer")
+    def __init__(self, page: Any, work: Path) -> None:
+        self.page, self.work, self.root = page, work, page.locator(".nemo-explorer")
 
     def run(self) -> None:
         """Close the side bar and run all cells."""
@@ -140,6 +78,11 @@ class Explorer:
         act(*given, **named)
         self.settled(since)
 
+    def choose(self, prompt: str) -> None:
+        """Look at a prompt, unless it is the one shown already."""
+        if prompt not in self.root.locator(".nemo-verdict .nemo-prompt").first.inner_text():
+            self.after(self.type, "Or write one", prompt)
+
     def button(self, name: str) -> Any:
         return self.root.locator("button", has_text=re.compile(rf"^\s*{name}\s*$"))
 
@@ -152,10 +95,14 @@ class Explorer:
         found.wait_for(timeout=LONG)
         return found
 
+    def readout(self, label: str) -> Any:
+        """The number beside a slider."""
+        named = self.page.locator(f"label:text-is('{label}')")
+        return self.root.locator(".widget-slider", has=named).locator(".widget-readout")
+
     def slide(self, label: str, value: str) -> None:
         """Type into the number beside a slider (the arrow keys belong to JupyterLab)."""
-        named = self.page.locator(f"label:text-is('{label}')")
-        readout = self.root.locator(".widget-slider", has=named).locator(".widget-readout")
+        readout = self.readout(label)
         readout.click()
         readout.press("Control+a")
         readout.press_sequentially(value)
@@ -171,98 +118,239 @@ class Explorer:
 
     def picture(self, alternative: str) -> np.ndarray:
         """Pixels of the picture as the browser shows them."""
-        shown = self.root.locator(f'img[alt^="{alternative}"]')
+        shown = self.root.locator(f'img[alt="{alternative}"]').first
         shown.scroll_into_view_if_needed()
         return np.asarray(Image.open(BytesIO(shown.screenshot())).convert("RGB"), dtype=float)
 
-    def shot(self, name: str) -> None:
-        SHOTS.mkdir(parents=True, exist_ok=True)
-        self.root.screenshot(path=SHOTS / f"{name}.png")
+    def selected(self) -> int:
+        """How many neurons are selected, as the page says it."""
+        return int(self.says(r"^\d+ neurons? selected").inner_text().split()[0])
+
+    def size(self, size: dict[str, int]) -> None:
+        """Make the window so large, the explorer at its top."""
+        self.page.set_viewport_size(size)
+        self.root.evaluate("e => e.scrollIntoView({block: 'start'})")
+        self.page.wait_for_timeout(300)  # ms, until JupyterLab has laid itself out
+
+    def screen(self, name: str) -> None:
+        """What is on the screen."""
+        self.root.evaluate("e => e.scrollIntoView({block: 'start'})")
+        self.page.screenshot(path=SHOTS / f"{name}.png")
+
+    def cell(self, code: str) -> str:
+        """Run code as a cell does; its output as text."""
+        return execute(self.page, code)
 
 
-@pytest.fixture
-def explorer(page: Any) -> Iterator[Explorer]:
-    """The explorer, run; afterwards the browser's console must hold no error."""
-    opened = Explorer(page)
-    opened.run()
-    yield opened
-    assert page.problems == []
+@pytest.fixture(scope="module")
+def explorer(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Explorer]:
+    """The explorer, run; afterwards the browser's console must hold no error.
+
+    For this file alone: while the browser is open, the thread has a running loop.
+    """
+    playwright = pytest.importorskip("playwright.sync_api", reason="the package playwright")
+    if chromium() is None:
+        pytest.skip("no Chromium here: `apt-get install chromium`, or its path in CHROMIUM")
+    SHOTS.mkdir(parents=True, exist_ok=True)
+    home, token = tmp_path_factory.mktemp("jupyter"), secrets.token_hex(16)
+    (home / "work" / "notebooks").mkdir(parents=True)
+    shutil.copy(ROOT / "notebooks" / "explorer.ipynb", home / "work" / "notebooks")
+    with jupyter_lab(home, token) as address, playwright.sync_playwright() as driver:
+        opened = driver.chromium.launch(executable_path=chromium(), args=FLAGS)
+        page = opened.new_page(viewport=WIDE)
+        page.set_default_timeout(LONG)
+        problems: list[str] = []
+        page.on("console", lambda m: problems.append(m.text) if m.type == "error" else None)
+        page.on("pageerror", lambda error: problems.append(str(error)))
+        page.goto(f"{address}/lab/workspaces/test/tree/notebooks/explorer.ipynb?token={token}")
+        found = Explorer(page, home / "work" / "notebooks")
+        found.run()
+        yield found
+        page.screenshot(path=SHOTS / "last.png")
+        opened.close()
+    assert problems == []
 
 
-def test_neurons_are_found_and_switched_off(explorer: Explorer) -> None:
-    explorer.shot("1-opened")
-    score, tau = explorer.number("all neurons on"), explorer.number("threshold")
-    before = count_selected(explorer)
+def test_a_prompt_is_flagged_with_the_share_of_false_alarms(explorer: Explorer) -> None:
+    explorer.size(WIDE)
+    said = explorer.page.wait_for_function(LAST, timeout=LONG).json_value()  # the notebook's end
+    assert re.match(r"\('.*',\s+NeuronSet\(", said)
+    explorer.choose(PLANTED)
+    score, tau = explorer.number("score, all neurons on"), explorer.number("^.*τ;")
     assert score > tau
-    # another prompt, and back
-    explorer.after(explorer.field("Prompt").select_option, index=1)
-    assert explorer.number("all neurons on") != score
-    explorer.after(explorer.field("Prompt").select_option, index=0)
-    assert explorer.number("all neurons on") == score
+    explorer.says("^flagged: above τ")
+    explorer.says(r"τ; \d+% false alarms expected")
+    badges = explorer.root.locator(".nemo-badge").all_inner_texts()
+    assert not any("memorized" in words for words in badges)
+    explorer.screen("1-opened")
+    explorer.after(explorer.field("Prompt").select_option, index=3)
+    assert explorer.number("score, all neurons on") != score
+    explorer.choose(PLANTED)
+    assert explorer.number("score, all neurons on") == score
     # θ: fewer standard deviations, more neurons
+    before = explorer.selected()
     explorer.after(explorer.slide, "θ", "3")
     explorer.says("selected · θ = 3, k = 0")
-    assert count_selected(explorer) > before
-    explorer.shot("2-theta")
-    # localize: the result becomes the selection, and the score falls below τ
+    assert explorer.selected() > before
+
+
+def test_sliders_follow_localize_and_the_page_shows_score_and_pictures_at_once(
+    explorer: Explorer,
+) -> None:
+    explorer.choose(PLANTED)
+    explorer.after(explorer.slide, "θ", "2")
     explorer.after(explorer.button("Localize").click)
     explorer.says("refined for")
-    assert explorer.number("left of it") < tau < score
-    assert explorer.says("below τ with the selection").is_visible()
-    explorer.shot("3-localized")
-    # the images with and without them
+    theta, k = float(explorer.readout("θ").inner_text()), int(explorer.readout("k").inner_text())
+    said = explorer.cell("print(session.localization.theta, session.localization.k)")
+    assert said.split() == [str(theta), str(k)]
+    assert theta != 2
+    assert explorer.number("left of it: same seed") < explorer.number("^.*τ;")
+    explorer.screen("2-localized")
+    # the images with and without them, on one screen with the score
     explorer.type("Steps", "8")
     explorer.after(explorer.button("Generate").click)
-    on = explorer.picture("Images all neurons on")
-    off = explorer.picture(f"Images {count_selected(explorer)} neuron")
+    on = explorer.picture("Seed 101, all neurons on")
+    off = explorer.picture(f"Seed 101, {explorer.selected()} neuron"
+                           f"{'s' * (explorer.selected() != 1)} off")  # fmt: skip
     assert on.shape == off.shape
     assert np.abs(on - off).mean() > 5  # of 255: other pictures, not noise
-    explorer.shot("4-generated")
+    explorer.size(WIDE)
+    inside = explorer.page.locator(".jp-WindowedPanel-outer").bounding_box()
+    for seen in (explorer.root.locator(".nemo-tiles").first, explorer.button("Generate"),
+                 *explorer.root.locator(".nemo-strip:visible").all()):  # fmt: skip
+        box = seen.bounding_box()
+        assert box["y"] >= inside["y"] - 1
+        assert box["y"] + box["height"] <= inside["y"] + inside["height"] + 1
+    explorer.screen("3-generated")
 
 
-def test_steps_back_facts_code_and_errors(explorer: Explorer) -> None:
-    before = count_selected(explorer)
+def test_a_picture_stands_above_the_training_image_nearest_to_it(explorer: Explorer) -> None:
+    explorer.choose(PLANTED)
+    nearest = explorer.root.locator("figcaption").first
+    assert nearest.get_attribute("title") == PLANTED
+    assert float(nearest.inner_text()) > 0.7
+    assert nearest.locator("img").count() == 1
+    explorer.says("the training image nearest to it|nearest training image")
+
+
+def test_two_prompts_stand_side_by_side(explorer: Explorer) -> None:
+    explorer.choose(PLANTED)
+    explorer.after(explorer.type, "Compare with", TEMPLATE)
+    scores = explorer.root.locator(".nemo-tile", has_text="score, all neurons on")
+    assert scores.count() == 2
+    left, right = (scores.nth(place).bounding_box() for place in (0, 1))
+    assert (left["y"], left["x"] < right["x"]) == (right["y"], True)
+    explorer.says(r"^\d+ shared")
+    explorer.after(explorer.button("Generate").click)
+    assert explorer.root.locator('img[alt="Seed 101, all neurons on"]').count() == 2
+    explorer.size(WIDE)
+    explorer.screen("4-compared")
+    explorer.after(explorer.type, "Compare with", "")
+    assert scores.count() == 1
+
+
+def test_a_selection_below_tau_whose_pictures_copy_says_so(explorer: Explorer) -> None:
+    """Seen where a selection that lowers the score leaves the pictures as they are."""
+    explorer.choose(NATURAL)
+    explorer.after(explorer.button("Localize").click)
+    explorer.after(explorer.button("Generate").click)
+    said = explorer.cell("from nemo_kit.explorer.present import copies\n"
+                         "print(*copies(session.pictures), session.case.left.same_seed, "
+                         "session.probe.threshold)")  # fmt: skip
+    _, after, left, tau = map(float, said.split())
+    badges = explorer.root.locator(".nemo-badge").all_inner_texts()
+    assert ("below τ" in badges[-1]) == (left <= tau)
+    assert ("pictures copy" in badges[-1]) == (left <= tau and after > 0)
+    explorer.screen("5-natural")
+
+
+def test_layers_and_neurons_go_in_and_out(explorer: Explorer) -> None:
+    explorer.choose(PLANTED)
+    explorer.after(explorer.slide, "θ", "5")
+    before = explorer.selected()
     assert before > 1
     explorer.after(explorer.button("Clear").click)
     explorer.says("^0 neurons selected")
-    explorer.after(explorer.button("Undo").press, "Enter")
+    explorer.after(explorer.button("layer 1").click)
+    explorer.says("with all of layer 1")
+    assert explorer.selected() > 7
+    explorer.after(explorer.button("layer 1").click)
+    explorer.says("^0 neurons selected.*without layer 1")
+    for _ in range(3):
+        explorer.after(explorer.button("Undo").press, "Enter")
     explorer.says(f"^{before} neurons selected · θ = 5")
     explorer.after(explorer.button("Redo").press, "Enter")
     explorer.says("^0 neurons selected")
-    explorer.after(explorer.root.locator(".nemo-chip:not([disabled])").first.click)
+    explorer.after(explorer.root.locator(".nemo-chips button:not([disabled])").nth(1).click)
     explorer.says("^1 neuron selected")
     explorer.says("^z for this prompt")
     assert explorer.root.get_by_text(re.compile("Planted")).count() == 0
     explorer.button("Reveal planted").click()
     explorer.says("^(Planted: layer|No neuron was planted)")
-    explorer.button("Copy as code").click()
-    explorer.page.wait_for_function(
-        "() => document.querySelector('.nemo-explorer textarea').value.includes('generate(model')"
-    )
-    explorer.shot("5-neuron")
+    explorer.root.locator(".nemo-facts").last.scroll_into_view_if_needed()
+    explorer.page.screenshot(path=SHOTS / "6-neuron.png")
     # an error in the widget, not in a log; the next request takes it away
     explorer.type("Selected", "layer 99: 1")
     explorer.says("layer 99 does not exist here")
-    assert count_selected(explorer) == 1
-    explorer.shot("6-error")
+    assert explorer.selected() == 1
+    explorer.screen("7-error")
     explorer.after(explorer.type, "Selected", "layer 3: 14, 15")
     explorer.says("^2 neurons selected · by hand")
     assert explorer.root.get_by_role("alert").count() == 0
 
 
+def test_cells_read_and_set_what_is_shown(explorer: Explorer) -> None:
+    explorer.choose(PLANTED)
+    explorer.after(explorer.type, "Selected", "layer 3: 14, 16")
+    assert explorer.cell("print(session.selection)") == "NeuronSet({3: [14, 16]})"
+    explorer.after(explorer.cell, f"session.prompt = {COMMON!r}")
+    explorer.root.locator(".nemo-verdict .nemo-prompt", has_text=COMMON).wait_for()
+    explorer.after(explorer.cell, "session.selection = {2: [1, 3]}")
+    assert explorer.field("Selected").input_value() == "layer 2: 1, 3"
+    said = explorer.cell("session.generate()\nprint(session.wait().pictures.before.shape)")
+    assert said == "(4, 64, 64, 3)"
+    explorer.after(explorer.cell, "session.pictures = 255 - session.pictures.before")
+    explorer.says("^set in a cell · seeds")
+    assert "neurons: layer 99" in explorer.cell('session.selection = "99: 1"')
+
+
+def test_what_is_shown_is_kept(explorer: Explorer) -> None:
+    explorer.choose(PLANTED)
+    explorer.after(explorer.type, "Selected", "layer 3: 15, 17")
+    explorer.after(explorer.button("Generate").click)
+    explorer.type("Name", "kept")
+    explorer.button("Save figure and data").click()
+    explorer.says("^Written to .*kept.png, kept.csv")
+    frame = pd.read_csv(explorer.work / "kept.csv")
+    assert list(frame["seed"]) == [101, 102, 103, 104] * 2
+    assert set(frame["intervention"]) == {"none", "2 neurons off"}
+    shutil.copy(explorer.work / "kept.png", SHOTS / "8-kept.png")
+    explorer.button("Copy as code").click()
+    explorer.page.wait_for_function(
+        "() => document.querySelector('.nemo-explorer textarea').value.includes('generate(model')"
+    )
+    code = explorer.root.locator("textarea").input_value()
+    assert "Error" not in (said := explorer.cell(code))
+    assert float(said.split()[0]) == pytest.approx(frame["score"][0], abs=1e-5)
+
+
 def test_a_running_localization_is_cancelled(explorer: Explorer) -> None:
-    explorer.after(explorer.field("Prompt").select_option, label=MANY)
-    before = count_selected(explorer)
+    explorer.choose(TEMPLATE)
+    before = explorer.selected()
     explorer.field("Search").select_option(label="sequential")
     explorer.button("Localize").click()
     explorer.page.wait_for_function(CANCEL, timeout=LONG)
     explorer.says("^Localizing was cancelled")
     explorer.settled()
-    assert count_selected(explorer) == before
-    assert not explorer.root.get_by_text("4 Refinement").is_visible()
-    explorer.shot("7-cancelled")
+    assert explorer.selected() == before
 
 
+LAST = """() => {
+    const cells = window.jupyterapp.shell.currentWidget.content.model.cells;
+    const [output] = cells.get(cells.length - 1).outputs.toJSON();
+    return output && output.data && output.data['text/plain'];
+}"""
 # Presses Cancel as soon as it can be pressed: however fast the machine, the search is not over yet.
 CANCEL = """() => {
     const root = document.querySelector('.nemo-explorer');
@@ -274,7 +362,21 @@ CANCEL = """() => {
 }"""
 
 
-def test_a_prompt_with_html_is_text_and_the_page_is_dark_and_narrow(explorer: Explorer) -> None:
+def test_generate_comes_before_the_neuron_buttons_by_tab(explorer: Explorer) -> None:
+    explorer.size(WIDE)
+    explorer.field("Prompts").focus()
+    reached = []
+    for _ in range(60):
+        explorer.page.keyboard.press("Tab")
+        reached.append(explorer.page.evaluate("() => document.activeElement.innerText.trim()"))
+        if reached[-1].startswith("layer"):
+            break
+    assert "Localize" in reached
+    assert "Generate" in reached
+    assert reached[-1].startswith("layer")
+
+
+def test_a_prompt_with_html_is_text(explorer: Explorer) -> None:
     page = explorer.page
     page.evaluate("() => { window.struck = 0; }")
     trap = '<img src=x onerror="window.struck=1"><b>cat</b>'
@@ -284,20 +386,47 @@ def test_a_prompt_with_html_is_text_and_the_page_is_dark_and_narrow(explorer: Ex
     explorer.says("^z for this prompt")
     assert page.evaluate("() => window.struck") == 0
     assert explorer.root.locator("img[src=x], .nemo-prompt b").count() == 0
-    explorer.shot("8-html")
-    light = explorer.root.evaluate(GROUND)
+
+
+def test_nothing_wraps_in_a_narrow_window_and_dark_strips_have_no_bright_gutters(
+    explorer: Explorer,
+) -> None:
+    page = explorer.page
+    explorer.choose(PLANTED)
+    explorer.after(explorer.button("Generate").click)
+    explorer.size(NARROW)
+    lines = explorer.root.locator(".nemo-row, .nemo-chips, .nemo-bar").evaluate_all(LINES)
+    assert len(lines) > 10
+    assert set(lines) == {1}
+    assert explorer.root.evaluate("e => e.scrollWidth - e.clientWidth") <= 1
+    explorer.size(NARROW | {"height": 2100})  # so high that a screenshot holds all of it
+    explorer.screen("9-narrow")
+    light = explorer.root.evaluate(PIXELS)
     theme = "{theme: 'JupyterLab Dark'}"
     page.evaluate(f"() => window.jupyterapp.commands.execute('apputils:change-theme', {theme})")
     # attached, not visible: all of JupyterLab floats, so that its body has no height
     page.locator("body[data-jp-theme-light=false]").wait_for(state="attached")
     page.wait_for_function(
-        f"light => ({GROUND})(document.querySelector('.nemo-explorer')) !== light", arg=light
+        f"light => ({PIXELS})(document.querySelector('.nemo-explorer')) !== light", arg=light
     )
-    explorer.shot("9-dark")
-    assert explorer.root.evaluate("e => e.scrollWidth - e.clientWidth") <= 1
+    explorer.size(WIDE)
+    explorer.screen("10-dark")
+    strip = explorer.root.locator(".nemo-strip").first
+    boxes = [one.bounding_box() for one in strip.locator("figure > img").all()]
+    seen = np.asarray(Image.open(BytesIO(strip.screenshot())).convert("L"), dtype=float)
+    for one, following in pairwise(boxes):
+        start = round(one["x"] + one["width"] - boxes[0]["x"])
+        gutter = seen[4:40, start + 1 : round(following["x"] - boxes[0]["x"]) - 1]
+        assert gutter.size
+        assert gutter.max() < 60  # of 255
 
 
-def count_selected(explorer: Explorer) -> int:
-    """How many neurons are selected, as the page says it."""
-    line = explorer.root.get_by_text(re.compile(r"\d+ neurons? selected")).first.inner_text()
-    return int(line.split()[0])
+# In how many lines the children of each row stand: their middles differ by less than half a line.
+LINES = """rows => rows.filter(row => row.offsetParent).map(row => {
+    const middles = [...row.children].filter(child => child.offsetHeight).map(child => {
+        const box = child.getBoundingClientRect();
+        return box.top + box.height / 2;
+    });
+    const words = [...row.querySelectorAll('label, button')].some(e => e.offsetHeight > 34);
+    return Math.max(...middles) - Math.min(...middles) < 14 && !words ? 1 : 2;
+})"""
