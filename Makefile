@@ -55,7 +55,7 @@ bench: $(STAMP)
 	@$(BIN)/python -m benchmarks $(ARGS)
 
 clean:
-	rm -rf runs figures/*-quick .pytest_cache .ruff_cache .hypothesis
+	rm -rf runs figures/*-quick figures/*/executed .pytest_cache .ruff_cache .hypothesis
 	find nemo_kit benchmarks notebooks tests -name __pycache__ -type d -prune -exec rm -rf {} +
 
 distclean: clean

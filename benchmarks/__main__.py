@@ -10,7 +10,7 @@ import typer
 from typer import Option
 
 from nemo_kit.cli import run
-from nemo_kit.cli.options import Files, Kept, Model, Seeds, end, existing, grouped, writable
+from nemo_kit.cli.options import Files, Kept, Model, Seeds, end, grouped, writable
 
 app = typer.Typer(add_completion=False, rich_markup_mode=None, pretty_exceptions_enable=False)
 
@@ -57,7 +57,7 @@ def bench(
     writable(out, "--out")
     compiled_ways = [f"{mode}@compile" for mode in ways if compiled]
     ways += [*(f"{ways[0]}@{name}" for name in precision or ()), *compiled_ways]
-    table = prompt_table(existing(prompts, "--prompts"))
+    table = prompt_table(prompts or ())
     chosen = choose(table, memorized=count, non_memorized=0)
     loaded = model.open()
     detection = range(1, seeds + 1)

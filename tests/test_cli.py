@@ -93,12 +93,18 @@ def test_the_version(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixt
         (["figures", "--set", "steps=many"], "steps of 00_quickstart must be int, got 'many'"),
         (["figures", "--set", "device=cpu"], "NAME of --set must be one of bootstrap, clip"),
         (["figures", "--also", "gif"], "--also must be one of pdf, svg; got 'gif'"),
-        (["figures", "--training-images", "/nowhere"], "--training-images: there is no folder"),
+        (
+            ["figures", "--training-images", "/nowhere"],
+            "'--training-images': dir '/nowhere' does not exist",
+        ),
         (["figures", "--device", "tpu"], "'tpu' is not one of 'auto', 'cpu', 'cuda'"),
         (["figures", "--limit", "0"], "0"),
         (["figures", "--model", "owner/model"], "needs --prompts FILE"),
         (["figures", "--notebooks", "/nowhere"], "is in /nowhere: run in a clone, or name"),
-        (["figures", "--prompts", "/nowhere.csv", "--model", "a/b"], "no file /nowhere.csv"),
+        (
+            ["figures", "--prompts", "/nowhere.csv", "--model", "a/b"],
+            "'--prompts': file '/nowhere.csv' does not exist",
+        ),
         (["figures", "--wrong"], "No such option"),
         (["figures", "--lora", "none.pt"], "lora must be a .safetensors file, or"),
         (["calibrate", "--hold-out", "P"], "--model must be a folder or a hub id, got lab"),
@@ -111,8 +117,14 @@ def test_the_version(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixt
             ["calibrate", "--model", "lab", "--hold-out", "P"],
             "--model must be a folder or a hub id",
         ),
-        (["calibrate", "--model", "a/b", "--hold-out", "/no.txt"], "--hold-out: there is no file"),
-        (["calibrate", "--model", "a/b", "--statistics", "/no.pt"], "--statistics: there is no f"),
+        (
+            ["calibrate", "--model", "a/b", "--hold-out", "/no.txt"],
+            "'--hold-out': file '/no.txt' does not exist",
+        ),
+        (
+            ["calibrate", "--model", "a/b", "--statistics", "/no.pt"],
+            "'--statistics': file '/no.pt' does not exist",
+        ),
         (["localize"], "localize needs a PROMPT, or --prompts FILE"),
         (["localize", ""], "a PROMPT must not be empty"),
         (
@@ -125,14 +137,17 @@ def test_the_version(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixt
         (["localize", "x", "--model", "no such model"], "'no such model'"),
         (["localize", "x", "--model", "FOLDER"], "'FOLDER' has no model_index.json"),
         (["localize", "x", "  "], "a PROMPT must not be empty"),
-        (["localize", "x", "--statistics", "/nowhere.pt"], "there is no file /nowhere.pt"),
+        (["localize", "x", "--statistics", "/nowhere.pt"], "file '/nowhere.pt' does not exist"),
         (["localize", "x", "--out", "x.txt"], "--out must end in .csv or .parquet, got x.txt"),
         (["detect", "x", "--out", "/nowhere/x.csv"], "there is no folder /nowhere"),
         (["detect", "--model", "a/b"], "a PROMPT is needed, or --prompts FILE"),
-        (["detect", "x", "--out", "FOLDER.csv"], "--out must be a file, got the folder FOLDER"),
+        (["detect", "x", "--out", "FOLDER.csv"], "'--out': file 'FOLDER.csv' is a directory"),
         (["detect", "x", "--out", "FULL/x.csv"], "--out: there is no folder"),
-        (["detect", "--prompts", "/nowhere.csv"], "no file /nowhere.csv"),
-        (["detect", "--prompts", "FOLDER"], "no file FOLDER"),
+        (
+            ["detect", "--prompts", "/nowhere.csv"],
+            "'--prompts': file '/nowhere.csv' does not exist",
+        ),
+        (["detect", "--prompts", "FOLDER"], "'--prompts': file 'FOLDER' is a directory"),
         (["detect", "--prompts", "EMPTY.txt"], "EMPTY.txt holds no prompt"),
         (["export", "--out", "x"], "export needs either --neurons"),
         (
@@ -472,7 +487,7 @@ def test_smaller_latents_are_calibrated_with_a_smaller_kernel(
     assert Calibration.load(model / "nemo").similarity == replace(own, kernel=3)
     assert call(monkeypatch, *words, "--force", "--kernel", "4") == 2
     assert "kernel must be an odd integer from 3, got 4" in capsys.readouterr().err
-    assert call(monkeypatch, *words[:-2], "--statistics", "s.pt", "--kernel", "5") == 2
+    assert call(monkeypatch, *words[:-2], "--statistics", words[-1], "--kernel", "5") == 2
     assert "--kernel goes with --hold-out FILE" in capsys.readouterr().err
 
 

@@ -39,7 +39,8 @@ TINY = {
     "detector_seeds": 1, "ordinary": 2, "repeats": 2, "counts": [1], "noise_candidates": 1,
     "factors": [0.5], "device": "cpu",
 }  # fmt: skip
-FEWER = {"10_layers": {"memorized": 1}, "09_thresholds": {"memorized": 1}}
+ONE = ("05_mitigation", "08_ablation", "09_thresholds", "10_layers")
+FEWER = {"04_dose_response": {"seeds": 2}} | {name: {"memorized": 1} for name in ONE}
 LARGE = {"04_dose_response", "05_mitigation", "07_quality", "08_ablation", "10_layers"}
 EACH = [pytest.param(name, marks=pytest.mark.slow if name in LARGE else ()) for name in BOOKS]
 

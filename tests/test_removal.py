@@ -219,7 +219,7 @@ def test_a_report_that_fails_is_told_in_one_line_and_nothing_is_written(
         (["--neurons", "12"], "neurons must be a file"),
         (["--neurons", "[[1]]"], "the report needs the prompts: give --prompts FILE, or --no-"),
         (["--neurons", "[[1]]", "--model", "x/y"], "the report of x/y needs --control FILE"),
-        (["--neurons", "[[1]]", "--prompts", "no.txt"], "there is no file no.txt"),
+        (["--neurons", "[[1]]", "--prompts", "no.txt"], "file 'no.txt' does not exist"),
         (["--neurons", "[[1]]", "--factor", "nan", "--no-report"], "factor must be a finite"),
         (["--neurons", "[[9999]]", "--no-report"], "index 9999 in layer 1 is out of range"),
     ],

@@ -9,13 +9,13 @@ from typing import TYPE_CHECKING, Annotated
 from typer import Option
 
 from nemo_kit.cli.options import (
+    FILE,
     PlainModel,
     Seeds,
     Statistics,
     bar,
     interruptible,
     read,
-    read_statistics,
     writable,
 )
 
@@ -29,7 +29,7 @@ def calibrate(
     *,
     model: PlainModel,
     statistics: Statistics = None,
-    hold_out: Annotated[list[Path] | None, Option(metavar="FILE", help="File with prompts that the "
+    hold_out: Annotated[list[Path] | None, Option(**FILE, help="File with prompts that the "
         "model does not memorize, to compute threshold and statistics from. May be "
         "repeated.")] = None,
     seeds: Seeds = 10,
@@ -46,6 +46,7 @@ def calibrate(
     machine. --statistics joins a file to the threshold that the model has; --hold-out computes
     both, and with --statistics too, the threshold alone is computed.
     """
+    from nemo_kit.calibration import ActivationStatistics
     from nemo_kit.models import on_this_machine
     from nemo_kit.similarity import SimilaritySettings
 
@@ -57,7 +58,7 @@ def calibrate(
         raise ValueError("--kernel goes with --hold-out FILE: without, no threshold is computed")
     if kernel is not None:
         SimilaritySettings(kernel=kernel)  # a wrong one is told before any work
-    known, prompts = read_statistics(statistics), read(hold_out, "--hold-out")
+    known, prompts = statistics and ActivationStatistics.load(statistics), read(hold_out)
     if place := on_this_machine(model.model, model.revision):
         _notes(place, force)
     opened = model.open()

@@ -25,9 +25,9 @@ def export(
         "off.")] = 0.0,
     wanda: Annotated[bool, Option("--wanda", help="Instead of neurons: prune the feed-forward "
         "weights that the prompts of --prompts, taken together, use most.")] = False,
-    prompts: Annotated[list[Path] | None, Option(metavar="FILE", help="File with the prompts it is "
+    prompts: Annotated[list[Path] | None, Option(**options.FILE, help="File with the prompts it is "
         "made for; by default those that the neurons' files name. May be repeated.")] = None,
-    control: Annotated[list[Path] | None, Option(metavar="FILE", help="File with prompts that are "
+    control: Annotated[list[Path] | None, Option(**options.FILE, help="File with prompts that are "
         "not memorized, for the report; by default the lab's own. May be repeated.")] = None,
     model: options.Model,
     report: Annotated[bool, Option("--report/--no-report", help="Measure before and after, and "
@@ -48,19 +48,18 @@ def export(
     from nemo_kit.mitigation import export as write
 
     own = model.model == "lab"
-    way, named = _mitigation(neurons, factor, wanda, options.read(prompts, "--prompts"))
-    if report and not own and not options.existing(control, "--control"):
+    way, named = _mitigation(neurons, factor, wanda, options.read(prompts))
+    if report and not own and not control:
         raise ValueError(f"the report of {model.model} needs --control FILE, or give --no-report")
     if report and not named:
         raise ValueError("the report needs the prompts: give --prompts FILE, or --no-report")
     if training_images and not prompts:
         raise ValueError("--training-images needs --prompts FILE with a column image or Index")
-    images = options.folder(training_images, "--training-images")
     finish = None
     if report:
-        texts = options.settings_of(settings)
-        files = {"control_files": _paths(control), "prompt_files": _paths(prompts)}
-        finish = _reporter(model, texts, files | {"training_images": images})
+        given = {"control_files": options.paths(control), "prompt_files": options.paths(prompts)}
+        given["training_images"] = training_images and str(training_images)
+        finish = _reporter(model, options.settings_of(settings), given)
     if not out.exists():
         options.writable(out.resolve().parent, "--out")
     loaded = model.open()
@@ -91,10 +90,6 @@ def _mitigation(
     if sets:
         for_all = for_all.of([*for_all, *(n for name in names for n in sets.get(name, ()))])
     return NeMo(for_all, factor), names
-
-
-def _paths(files: Sequence[Path] | None) -> list[str]:
-    return [str(path.resolve()) for path in files or ()]
 
 
 def _reporter(

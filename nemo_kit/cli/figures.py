@@ -58,9 +58,8 @@ def figures(
     if not own and not prompts:
         raise ValueError(f"--model {model.model} needs --prompts FILE: the built-in prompts are "
                          "lab's")  # fmt: skip
-    images = options.folder(training_images, "--training-images")
-    texts = options.settings_of(settings)
-    files = [str(path.resolve()) for path in options.existing(prompts, "--prompts")]
+    images = training_images and str(training_images)
+    texts, files = options.settings_of(settings), options.paths(prompts)
     for kind in also or ():
         check_choice("--also", kind, runner.FORMATS)
     books = read_all(folder := notebooks or runner.root() / "notebooks")

@@ -21,9 +21,7 @@ from nemo_kit.cli.options import (
     Statistics,
     bar,
     end,
-    existing,
     interruptible,
-    read_statistics,
 )
 
 if TYPE_CHECKING:
@@ -138,13 +136,14 @@ def localize(
     that is not memorized has none. Hard prompts take minutes. Prompts of --prompts files go
     through --store: run the same command again and it goes on where it stopped.
     """
+    from nemo_kit.calibration import ActivationStatistics
     from nemo_kit.localization.search import find_search
 
     if not prompts.prompt and not prompts.prompts:
         raise ValueError("localize needs a PROMPT, or --prompts FILE")
     find_search(search)
     write = _released_writer(shown, prompts) if released else shown.writer()
-    known = read_statistics(statistics)
+    known = statistics and ActivationStatistics.load(statistics)
 
     def options(chosen: Any) -> dict[str, Any]:
         chosen = replace(chosen, compile=compiled)
@@ -210,8 +209,7 @@ def _released_writer(shown: Shown, prompts: Prompts) -> Any:
     if shown.out is None or shown.out.suffix != ".csv":
         raise ValueError(f"--released needs --out FILE.csv, got {shown.out}")
     shown.writer()  # for its checks of the folder
-    files = existing(prompts.prompts, "--prompts")
-    rows = prompt_rows(files)[["prompt", "url"]] if files else None
+    rows = prompt_rows(prompts.prompts)[["prompt", "url"]] if prompts.prompts else None
 
     def write(frame: pd.DataFrame) -> None:
         import pandas as pd

@@ -105,20 +105,21 @@ class Model(PlainModel):
         "to fuse into the model's.")] = None  # type: ignore[misc]
 
 
-Files = Annotated[list[Path] | None, Option(metavar="FILE", help="File with prompts: .csv, .tsv, "
+FILE: dict[str, Any] = {"exists": True, "dir_okay": False, "resolve_path": True, "metavar": "FILE"}
+Files = Annotated[list[Path] | None, Option(**FILE, help="File with prompts: .csv, .tsv, "
     ".json, .jsonl or .parquet with a column 'prompt' or 'caption' (the lists of the field are "
     "such), or .txt with one a line. May be repeated.")]
 Preset = Literal["default", "released", "paper"]
 Seeds = Annotated[int, Option(metavar="N", min=2, max=10_000, help="How many seeds to compare: 1 "
     "to this number, at least 2.")]
-Statistics = Annotated[Path | None, Option(metavar="FILE", help="Activation statistics, for a "
+Statistics = Annotated[Path | None, Option(**FILE, help="Activation statistics, for a "
     "model that has none: the released .pt file, or a .safetensors file written by nemo_kit.")]
 Settings = Annotated[list[str] | None, Option("--set", metavar="NAME=VALUE", help="A parameter of "
     "the notebooks that have it, as in their first code cell, such as sscd=FILE.pt or steps=30. "
     "May be repeated.")]
-Images = Annotated[Path | None, Option(metavar="FOLDER", help="Folder with training images, one a "
-    "prompt, named as the column 'image' or 'Index' of the prompt file says. Missing ones are "
-    "counted and left out.")]
+Images = Annotated[Path | None, Option(exists=True, file_okay=False, resolve_path=True,
+    metavar="FOLDER", help="Folder with training images, one a prompt, named as the column 'image' "
+    "or 'Index' of the prompt file says. Missing ones are counted and left out.")]
 
 
 @dataclass(frozen=True)
@@ -139,7 +140,7 @@ class Prompts:
         """All of them, each once; the lab's own where there are none."""
         if not (self.prompt or self.prompts) and model != "lab":
             raise ValueError("a PROMPT is needed, or --prompts FILE")
-        found = [*(self.prompt or ()), *read(self.prompts, "--prompts")]
+        found = [*(self.prompt or ()), *read(self.prompts)]
         if any(not text.strip() for text in found):
             raise ValueError("a PROMPT must not be empty")
         if not found:
@@ -160,7 +161,7 @@ class Method:
     settings: Annotated[Preset, Option(help='"released" follows the released code in all ten '
         'points where it differs from the paper, "paper" the text; recorded in the '
         "results.")] = "default"
-    hold_out: Annotated[Path | None, Option(metavar="FILE", help="File with prompts that the model "
+    hold_out: Annotated[Path | None, Option(**FILE, help="File with prompts that the model "
         "does not memorize, to compute the threshold of --settings from, in place of the model's "
         "own if it has one.")] = None
     # fmt: on
@@ -177,7 +178,7 @@ class Method:
 
         chosen = preset(self.settings, model)
         if self.threshold is None:
-            held = read(self.hold_out and [self.hold_out], "--hold-out")
+            held = read(self.hold_out and [self.hold_out])
             numbers = range(1, self.seeds + 1)
             model.calibration = calibration_for(model, chosen, held, numbers, store)
         return chosen
@@ -236,37 +237,18 @@ def interruptible(kept: str) -> Iterator[None]:
         raise typer.Exit(130) from None
 
 
-def existing(files: Sequence[Path] | None, option: str) -> Sequence[Path]:
-    """The files, or FileNotFoundError that names the option."""
-    for path in files or ():
-        if not path.is_file():
-            raise FileNotFoundError(f"{option}: there is no file {path}")
-    return files or ()
-
-
-def read(files: Sequence[Path] | None, option: str) -> list[str]:
+def read(files: Sequence[Path] | None) -> list[str]:
     """The prompts of files, each once; none where there is no file."""
     if not files:
         return []
     from nemo_kit.prompts import prompt_table
 
-    return list(prompt_table(existing(files, option))["prompt"])
+    return list(prompt_table(files)["prompt"])
 
 
-def read_statistics(path: Path | None) -> Any:
-    """Activation statistics of a file, None without one."""
-    if path is None:
-        return None
-    from nemo_kit.calibration import ActivationStatistics
-
-    return ActivationStatistics.load(*existing([path], "--statistics"))
-
-
-def folder(path: Path | None, option: str) -> str | None:
-    """A folder as an absolute path; FileNotFoundError that names the option where it isn't one."""
-    if path is not None and not path.is_dir():
-        raise FileNotFoundError(f"{option}: there is no folder {path}")
-    return path and str(path.resolve())
+def paths(files: Sequence[Path] | None) -> list[str]:
+    """Files as a notebook is told them."""
+    return [str(path) for path in files or ()]
 
 
 def settings_of(texts: Sequence[str] | None) -> dict[str, str]:
@@ -297,8 +279,8 @@ class Shown:
     """How rows are shown, and where they are written."""
 
     as_json: Annotated[bool, Option("--json", help="Print JSON, one object a prompt.")] = False
-    out: Annotated[Path | None, Option(metavar="FILE", help="Write the table to this .csv or "
-        ".parquet file.")] = None
+    out: Annotated[Path | None, Option(dir_okay=False, metavar="FILE", help="Write the table to "
+        "this .csv or .parquet file.")] = None
     # fmt: on
 
     def writer(self) -> Callable[[pd.DataFrame], None]:
@@ -310,8 +292,6 @@ class Shown:
             return lambda frame: None
         if out.suffix not in {".csv", ".parquet"}:
             raise ValueError(f"--out must end in .csv or .parquet, got {out}")
-        if out.is_dir():
-            raise ValueError(f"--out must be a file, got the folder {out}")
         if not out.resolve().parent.is_dir():
             raise ValueError(f"--out: there is no folder {out.resolve().parent}")
         writable(out.resolve().parent, "--out")
