@@ -154,7 +154,7 @@ class Calibration:
     std: float
     threshold: float
     statistics: ActivationStatistics | None
-    similarity: SimilaritySettings = field(default_factory=SimilaritySettings.sd)
+    similarity: SimilaritySettings = field(default_factory=SimilaritySettings)
     detection: DetectionSettings = field(default_factory=DetectionSettings)
     prompts: int = 0
     source: str = ""
@@ -261,7 +261,7 @@ def resolve(
     """What was given, else what the model was calibrated with, else the defaults."""
     own = model.calibration
     detection = detection or (own.detection if own else DetectionSettings())
-    return detection, similarity or (own.similarity if own else SimilaritySettings.sd())
+    return detection, similarity or (own.similarity if own else SimilaritySettings())
 
 
 def check_threshold(

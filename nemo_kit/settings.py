@@ -111,7 +111,7 @@ class LocalizationSettings:
     @classmethod
     def released(cls, similarity: SimilaritySettings | None = None) -> LocalizationSettings:
         """As the released code in all ten points; `similarity` where latents are not 64×64."""
-        compared = similarity or SimilaritySettings.sd()
+        compared = similarity or SimilaritySettings()
         return cls(
             score_theta_min=False,
             order="released",
@@ -126,7 +126,7 @@ class LocalizationSettings:
         """As the text in all ten points, Algorithm 2 with the |z| of its explanation."""
         return cls(
             detection=DetectionSettings.paper(),
-            similarity=replace(similarity or SimilaritySettings.sd(), kind="ssim"),
+            similarity=replace(similarity or SimilaritySettings(), kind="ssim"),
             name="paper",
         )
 

@@ -27,7 +27,11 @@ _PAIRS_AT_ONCE = 512  # bounds memory: five filtered copies of each pair are ali
 
 @dataclass(frozen=True)
 class SimilaritySettings:
-    """How two noise differences are compared; checked against their size by `check`."""
+    """How two noise differences are compared; checked against their size by `check`.
+
+    The defaults are for Stable Diffusion's 64×64 latents; 0.428 holds for them with `data_range`
+    "batch".
+    """
 
     kind: Literal["ms_ssim", "ssim"] = "ms_ssim"  # code; the paper's equation 4 is plain SSIM
     kernel: int = 11  # width of the Gaussian window in latent pixels, odd; sigma follows
@@ -45,11 +49,6 @@ class SimilaritySettings:
             check_choice("data_range", self.data_range, ("pair", "batch"))
         else:
             check_number("data_range", self.data_range, 1e-9)
-
-    @classmethod
-    def sd(cls) -> SimilaritySettings:
-        """The settings for Stable Diffusion's 64×64 latents, for which 0.428 holds."""
-        return cls()
 
     @property
     def sigma(self) -> float:
@@ -100,7 +99,7 @@ def similarity(a: Tensor, b: Tensor, settings: SimilaritySettings | None = None)
     Raises ValueError for NaN, other shapes, and sizes the settings can't measure.
     Source: section 3.1, equation 4.
     """
-    settings = settings or SimilaritySettings.sd()
+    settings = settings or SimilaritySettings()
     _same_shape("a", a, "b", b)
     _finite("a", a)
     _finite("b", b)

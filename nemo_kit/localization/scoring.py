@@ -56,7 +56,7 @@ class Score(Verdicts):
             raise ValueError(
                 f"unblocked must be [seeds, C, H, W] with a seed, got {list(unblocked.shape)}"
             )
-        self.settings = settings or SimilaritySettings.sd()
+        self.settings = settings or SimilaritySettings()
         super().__init__(len(unblocked), together=self.settings.data_range == "batch")
         self.batch = batch_size if isinstance(batch_size, BatchSize) else BatchSize(batch_size)
         self.draw, self.unblocked, self._effects = draw, unblocked, effects
