@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 import sys
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,7 @@ from nemo_kit import NeuronSet, generate
 from nemo_kit.detector_scores import detector_scores
 from nemo_kit.detectors import DETECTORS
 from nemo_kit.frames import mitigation
-from nemo_kit.mitigation import MITIGATIONS, Found, table_rows
+from nemo_kit.mitigation import MITIGATIONS, Found, Mitigation, table_rows
 from nemo_kit.models import DiffusionModel
 
 OWN = '''"""Two methods of my own."""
@@ -109,6 +110,17 @@ def test_an_own_mitigation_is_in_the_notebook_s_table(own: Path, toy_model: Diff
     assert (images[0] != images[1]).any()
     told = mitigation.sources(rows).set_index("setting")
     assert told.loc["halfway", "source"] == "nobody"
+
+
+def test_a_mitigation_without_defaults_is_told(own: Path) -> None:
+    @dataclass(frozen=True)
+    class Needy(Mitigation):
+        name = "needy"
+        much: float
+
+    assert MITIGATIONS["needy"] is Needy
+    with pytest.raises(TypeError, match=r"'needy' must have defaults .* missing .* 'much'"):
+        table_rows(Found(SETS))
 
 
 def test_own_methods_are_in_the_command_s_list(

@@ -75,8 +75,15 @@ class Mitigation:
         """Its rows in a comparison, label -> mitigation: by default one, with its default options.
 
         Parameters: `seed`, of what is drawn at random; a mitigation with a field `seed` draws.
+        Raises TypeError where a field has no default.
         """
-        return {cls.name: cls(seed=seed) if _draws(cls) else cls()}  # type: ignore[call-arg]
+        try:
+            return {cls.name: cls(seed=seed) if _draws(cls) else cls()}  # type: ignore[call-arg]
+        except TypeError as error:
+            raise TypeError(
+                f"mitigation {cls.name!r} must have defaults for its fields, or rows() of its own: "
+                f"{error}"
+            ) from error
 
     def rewrite(self, model: DiffusionModel, prompt: str, seed: int) -> str:
         """The text that is embedded in place of the prompt, for the image of this seed."""

@@ -163,11 +163,13 @@ def _write_denoiser(
     model: DiffusionModel, source: Path, part: Path, gains: Mapping[str, Tensor]
 ) -> None:
     """The U-Net with its weights multiplied, in one file."""
-    kept = choose("unet", [file.name for file in (source / "unet").iterdir()])
     tensors: dict[str, Tensor] = {}
-    for name in kept.files:
-        if not name.endswith(".json"):
-            tensors |= _tensors(source / "unet" / name)
+    for name in choose("unet", [file.name for file in (source / "unet").iterdir()]).files:
+        file = source / "unet" / name
+        if file.suffix == ".safetensors":
+            tensors |= load_file(file)
+        elif file.suffix == ".bin":
+            tensors |= torch.load(file, map_location="cpu", weights_only=True)
     _check_unchanged(model, tensors)
     for layer, gain in gains.items():
         _multiply(tensors, layer, gain)
@@ -175,17 +177,12 @@ def _write_denoiser(
     save_file(whole, part / "unet/diffusion_pytorch_model.safetensors", {"format": "pt"})
 
 
-def _tensors(file: Path) -> dict[str, Tensor]:
-    if file.suffix == ".safetensors":
-        return load_file(file)
-    return torch.load(file, map_location="cpu", weights_only=True)
-
-
 def _multiply(tensors: dict[str, Tensor], layer: str, gain: Tensor) -> None:
-    rows = gain.shape[1] == 1  # whole rows: their biases belong to them
-    for name, by in ((f"{layer}.weight", gain), (f"{layer}.bias", gain.flatten() if rows else 1)):
-        if name in tensors:
-            tensors[name] = (tensors[name].double() * by).to(tensors[name].dtype)
+    by = {f"{layer}.weight": gain}
+    if gain.shape[1] == 1 and f"{layer}.bias" in tensors:  # whole rows have their biases
+        by[f"{layer}.bias"] = gain.flatten()
+    for name, factor in by.items():
+        tensors[name] = (tensors[name].double() * factor).to(tensors[name].dtype)
 
 
 def _check_unchanged(model: DiffusionModel, tensors: Mapping[str, Tensor]) -> None:
