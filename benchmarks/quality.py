@@ -52,16 +52,18 @@ def with_pictures(
     detection does not flag the prompt.
     Parameters: `frame`, from `measure`; `pictures` a prompt and way, at least 1; `detection`, its
     seeds, which the pictures do not share; `store`, which keeps them.
-    Raises ValueError for less than one picture, and what `frames.measured` raises.
+    Raises ValueError for less than one picture, and what `study` raises.
     Source: section 4, SSCD_gen, by the embedded model's copy descriptor.
     """
-    from nemo_kit.frames.evaluation import evaluation_seeds, measured
+    from nemo_kit.checks import check_whole
+    from nemo_kit.study import study
 
+    check_whole("pictures", pictures, 1)
     used, flagged = list(detection), frame[frame["memorized"]]
     rows = flagged[["prompt", "group"]].drop_duplicates(ignore_index=True)
-    settings = [(str(way), {"neurons": _sets(part)}) for way, part in flagged.groupby("way")]
-    seeds = evaluation_seeds(pictures, max(used) + 1, used)
-    found = measured(model, rows, settings, seeds=seeds, detection_seeds=used, store=store)
+    settings = {str(way): _sets(part) for way, part in flagged.groupby("way")}
+    seeds = range(max(used) + 1, max(used) + 1 + pictures)
+    found = study(model, rows, settings, seeds, ["gen"], detection_seeds=used, store=store)
     columns = {"setting": "way", "gen": "sscd_gen"}
     gen = found.rename(columns=columns)[["prompt", "way", "sscd_gen"]]
     return frame.merge(gen, how="left", on=["prompt", "way"])

@@ -16,7 +16,7 @@ import pandas as pd
 import seaborn as sns
 from matplotlib import pyplot as plt
 
-from nemo_kit import effects, metrics, plots
+from nemo_kit import metrics, plots, study
 from nemo_kit.neurons import NeuronSet, frequency
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -68,5 +68,6 @@ def house(**names: Any) -> dict[str, Any]:
     """What every notebook has imported."""
     silent = SimpleNamespace(save=lambda *given, **more: None)
     given = {"np": np, "pd": pd, "sns": sns, "plt": plt, "NeuronSet": NeuronSet, "folder": None}
-    return given | {"plots": plots, "metrics": metrics, "effects": effects, "figures": silent,
-                    "frequency": frequency} | names  # fmt: skip
+    room = {"study": study.study, "pictures": study.pictures, "before_after": study.before_after}
+    given |= {"plots": plots, "metrics": metrics, "figures": silent, "frequency": frequency}
+    return given | room | names

@@ -18,13 +18,12 @@ from typing import Any
 import numpy as np
 
 from nemo_kit import NeuronSet, detectors, lab, load, metrics
-from nemo_kit.disentanglement import disentanglement
-from nemo_kit.dissection import cuts
 from nemo_kit.generation import generate
 from nemo_kit.keys import versions
 from nemo_kit.localization import calibrate, detect, localize
 from nemo_kit.localization.candidates import text_activations, z_scores
 from nemo_kit.localization.thresholds import localize_thresholds
+from nemo_kit.metrics.attention import disentanglement
 from nemo_kit.mitigation import (
     AttentionMasking,
     AttentionMaskingAndScaling,
@@ -39,6 +38,7 @@ from nemo_kit.mitigation import (
     RandomTokens,
     WandaPruning,
     WordRepetition,
+    cuts,
 )
 
 FILE = Path(__file__).with_name("canary.json")
@@ -132,10 +132,12 @@ def _copying() -> Numbers:
 
     rows = pd.DataFrame({"prompt": ["a", "b"], "group": ["VM", "VM"]})
     shots = [images()[:2], images()[2:]]
-    table = metrics.copying_table(
-        rows, shots, metrics.lab_descriptor(), list(images(2)), shots[::-1]
+    table = metrics.measured(rows, shots, metrics.lab_descriptor(), list(images(2)), shots[::-1])
+    table["alignment"] = 0.5
+    names = ["orig", "above", "gen", "diversity", "alignment"]
+    told = pd.concat(
+        metrics.summary(part, names, by=["group"]) for part in (table, metrics.distinct(table))
     )
-    told = metrics.over_groups(table.assign(alignment=0.5))
     return {name: flat(table[name]) for name in ("orig", "gen", "diversity", "above")} | {
         "medians": flat(told[["median", "mad", "low", "high"]])
     }
@@ -151,9 +153,9 @@ def _distances() -> Numbers:
 
 def _scores() -> Numbers:
     values, labels = [0.1, 0.4, 0.35, 0.8, 0.7], [False, False, True, True, True]
-    summary = metrics.summarize(values)
+    summary = list(metrics.summarize(values).values())[1:]
     table = metrics.detection_metrics(values, labels, 0.5, resamples=50)
-    return {"summary": [summary.median, summary.mad, summary.low, summary.high],
+    return {"summary": summary,
             "detection": flat(table[["value", "low", "high"]])}  # fmt: skip
 
 
@@ -201,14 +203,14 @@ CASES: dict[str, Callable[[], Numbers]] = {
         "scaled": glance(generate(model(), text(), [101], NEURONS, factor=-1.0, steps=4)),
     },
     **{name: drawn(ways) for name, ways in MITIGATIONS.items()},
-    "dissection": lambda: drawn(
+    "mitigation.cuts": lambda: drawn(
         [cuts(model(), "value")[0], cuts(model(), "convolution", 0.5)[0]]
     )(),
-    "disentanglement": lambda: {
+    "metrics.attention": lambda: {
         "cosine": flat(disentanglement(model(), [text()], NEURONS, [1])["cosine"])
     },
     "detectors": _detectors,
-    "metrics.copying": _copying,
+    "metrics.measures": _copying,
     "metrics.distances": _distances,
     "metrics.duplicates": _neighbours,
     "metrics.images": lambda: {

@@ -8,8 +8,8 @@ import pytest
 import torch
 from toys import count_hooks
 
-from nemo_kit.disentanglement import disentanglement
 from nemo_kit.hooks import capture, scale_neurons
+from nemo_kit.metrics.attention import disentanglement
 from nemo_kit.models import DiffusionModel
 from nemo_kit.neurons import NeuronSet
 

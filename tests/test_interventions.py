@@ -17,12 +17,11 @@ from toys import count_hooks, trace_only
 
 from nemo_kit.compilation import scale_compiled
 from nemo_kit.detectors import attention_entropy, attention_entropy_late
-from nemo_kit.dissection import Cut
 from nemo_kit.generation import generate
 from nemo_kit.hooks import InterventionError, scale_neurons
 from nemo_kit.localization import LocalizationSettings, localize
 from nemo_kit.localization.thresholds import localize_thresholds
-from nemo_kit.mitigation import AttentionMasking, AttentionScaling, NeMo, WandaPruning
+from nemo_kit.mitigation import AttentionMasking, AttentionScaling, Cut, NeMo, WandaPruning
 from nemo_kit.models import DiffusionModel
 from nemo_kit.neurons import NeuronSet
 

@@ -318,10 +318,13 @@ def test_detection_refuses(scores: list, labels: list, message: str) -> None:
 
 def test_summary_is_median_and_median_deviation() -> None:
     got = metrics.summarize([1, 1, 2, 2, 4, 6, 9])  # the textbook example: median 2, MAD 1
-    assert (got.median, got.mad, got.count) == (2, 1, 7)
-    assert got.low <= 2 <= got.high
-    assert metrics.summarize([0.5] * 4) == metrics.Summary(0.5, 0, 0.5, 0.5, 4)
-    assert str(metrics.summarize([0.5] * 4)) == "0.50 ± 0.00 [0.50, 0.50]"
+    assert (got["median"], got["mad"], got["prompts"]) == (2, 1, 7)
+    assert got["low"] <= 2 <= got["high"]
+    wide = metrics.summarize([1, 1, 2, 2, 4, 6, 9], level=0.99)
+    assert wide["low"] <= got["low"] < got["high"] <= wide["high"]
+    for count in (4, 1):
+        same = {"prompts": count, "median": 0.5, "mad": 0, "low": 0.5, "high": 0.5}
+        assert metrics.summarize([0.5] * count) == same
 
 
 def test_summary_refuses() -> None:
@@ -329,8 +332,6 @@ def test_summary_refuses() -> None:
         metrics.summarize([])
     with pytest.raises(ValueError, match="level must lie between 0 and 1, got 95"):
         metrics.summarize([1, 2], level=95)
-    with pytest.raises(ValueError, match="resamples must be at least 1, got 0"):
-        metrics.summarize([1, 2], resamples=0)
 
 
 def test_share_above_is_strict() -> None:

@@ -5,9 +5,9 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from nemo_kit import effects, lab, load
+from nemo_kit import lab, load
 from nemo_kit.generation import generate
-from nemo_kit.metrics import copy_similarities
+from nemo_kit.metrics import copy_similarities, lab_descriptor
 from nemo_kit.mitigation import EmbeddingAdjustment, Mitigation, NeMo, RandomNeurons
 from nemo_kit.originals import TrainingImages
 
@@ -19,14 +19,14 @@ def test_nemo_and_embedding_adjustment_reduce_memorization_and_random_neurons_do
     model, planted = load("lab", device="cpu"), lab.planted()
     names = [name for name in lab.prompts("verbatim")["prompt"] if name in planted][:3]
     neurons = {name: planted[name] for name in names}
-    originals = TrainingImages().of(names)
-    assert originals is not None
+    known, look = TrainingImages(), lab_descriptor()
+    originals = [known[name] for name in names]
 
     def copying(way: Mitigation) -> float:
         """Median cosine to the training image over the prompts."""
         shots = generate(model, names, SEEDS, steps=10, mitigation=way)
         pairs = zip(shots, originals, strict=True)
-        return float(np.median([copy_similarities(a, b, effects.look) for a, b in pairs]))
+        return float(np.median([copy_similarities(a, b, look) for a, b in pairs]))
 
     default = copying(Mitigation())
     assert default > 0.6, "the embedded model memorizes these"

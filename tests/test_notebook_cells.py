@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator
 from types import SimpleNamespace
+from typing import Any
 
 import matplotlib as mpl
 import numpy as np
@@ -13,7 +14,8 @@ import pytest
 from books import cell, house, run
 from matplotlib import pyplot as plt
 
-from nemo_kit.neurons import NeuronSet
+from nemo_kit.mitigation import Cut
+from nemo_kit.neurons import NeuronSet, random_neurons
 
 A, B, NONE = NeuronSet({1: [4], 3: [7]}), NeuronSet({3: [7]}), NeuronSet()
 
@@ -129,7 +131,7 @@ def test_bars_hold_whole_numbers() -> None:
 def test_figures_without_rows_say_so() -> None:
     none = pd.DataFrame(columns=["prompt", "group", "maximum", "hit", "missed", "extra"])
     told = SimpleNamespace(told=lambda: "0 of 3 prompts have a training image; …")
-    given = house(closest=none, threshold=0.6, originals=told)
+    given = house(closest=none, threshold=0.6, training=told)
     types = run([cell("06_memorization_types", '"F6"')], given)["ax"]
     assert {t.get_text().strip() for t in types.texts} == {told.told(), "VM above 0.6"}
     truth = run([cell("03_localization", '"truth"')], house(truth=none))["left"]
@@ -140,28 +142,63 @@ def test_figures_without_rows_say_so() -> None:
     assert rows.to_dict("list") == {"rank": [1], "neurons": ["{}"], "serves": [0], "prompt": [""]}
 
 
-def pictures() -> pd.DataFrame:
-    """Two prompts: undisturbed, with one value layer and one key layer at zero."""
-    kinds = [("none", 0), ("value", 1), ("key", 1)]
-    rows = [
-        (prompt, kind, layer, f"{kind} {layer}", seed, np.full((8, 8, 3), 9, np.uint8))
-        for kind, layer in kinds for prompt in "ab" for seed in (101, 102)
-    ]  # fmt: skip
-    return pd.DataFrame(rows, columns=["prompt", "kind", "layer", "place", "seed", "image"])
-
-
 def test_layers_rows_begin_undisturbed_and_leave_out_what_failed() -> None:
+    def generate_all(net: None, prompts: list, seeds: list, mitigation: Any, **how: Any) -> Any:
+        kept = [one for one in prompts if mitigation is None or one != "b"]  # b fails when cut
+        image = np.full((8, 8, 3), 9, np.uint8)
+        return pd.DataFrame([{"prompt": p, "seed": s, "image": image} for p in kept for s in seeds])
+
     prompts = pd.DataFrame({"prompt": ["a", "b"], "group": ["VM", "VM"]})
-    made = pictures()
-    names = house(prompts=prompts, grid=5, pictures=made)
+    layers = {"value 1": Cut("value", 1), "key 1": Cut("key", 1)}
+    given = {"prompts": prompts, "grid": 5, "layers": layers, "net": None, "drawing": {}}
+    names = house(**given, picture_seeds=[101, 102], generate_all=generate_all)
     names = run([cell("10_layers", "def layer_rows")], names)
     assert names["shown"] == ["a", "b"]
-    assert names["drawn"]["place"].unique().tolist() == ["none 0", "value 1"]
-    assert [text.get_text() for text in names["fig"].texts] == ["none 0", "value 1", "a", "b"]
-    failed = (made["prompt"] == "b") & (made["kind"] == "value")
-    figure, drawn = names["layer_rows"](made[~failed], "value")
-    assert len(figure.axes) == 3  # of four
+    drawn = names["drawn"]
+    assert drawn["place"].unique().tolist() == ["undisturbed", "value 1"]
+    assert drawn[["kind", "layer"]].drop_duplicates().to_numpy().tolist() == [
+        ["none", 0], ["value", 1]
+    ]  # fmt: skip
+    assert [t.get_text() for t in names["fig"].texts] == ["undisturbed", "value 1", "a", "b"]
+    assert len(names["fig"].axes) == 3  # of four
     assert len(drawn) == 6
+
+
+def measured_layers() -> pd.DataFrame:
+    """Two VM prompts and a TM prompt under three settings; no training image of the TM one."""
+    rows = [
+        (name, prompt, group, orig, orig, gen, gen, 0.3)
+        for name, gen in (("undisturbed", 1.0), ("value 1", 0.5), ("key 1", 0.1))
+        for prompt, group, orig in (
+            ("a", "VM", gen - 0.1),
+            ("b", "VM", np.nan),
+            ("c", "TM", np.nan),
+        )
+    ]  # fmt: skip
+    names = ["setting", "prompt", "group", "orig", "orig_max", "gen", "gen_max", "alignment"]
+    return pd.DataFrame(rows, columns=names)
+
+
+def test_losses_against_the_training_image_or_the_undisturbed_picture() -> None:
+    about = [("undisturbed", "none", 0, ""), ("value 1", "value", 1, "down.0"),
+             ("key 1", "key", 1, "down.0")]  # fmt: skip
+    about = pd.DataFrame(about, columns=["setting", "kind", "layer", "block"])
+    source = cell("10_layers", "def losses").split("\n\n\n")[0]
+    given = {"about": about, "settings": dict.fromkeys(about["setting"])}
+    names = house(**given, measured=measured_layers())
+    losses = run([source], names)["losses"]
+    known, other = losses("VM"), losses("TM")
+    assert set(known["reference"]) == {"training image"}
+    assert known["prompt"].unique().tolist() == ["a"]
+    assert known["median"].tolist() == known["maximum"].tolist() == pytest.approx([0.9, 0.4, 0])
+    assert set(other["reference"]) == {"undisturbed picture"}
+    assert other["median"].tolist() == [1, 0.5, 0.1]
+    failed = measured_layers().query("not (prompt == 'a' and setting == 'value 1')")
+    losses = run([source], names | {"measured": failed})["losses"]
+    assert losses("VM")["prompt"].unique().tolist() == ["b"], "in all layers or in none"
+    losses = run([source], names | {"measured": failed.query("prompt != 'b'")})["losses"]
+    with pytest.raises(ValueError, match="no VM prompt has pictures under every cut"):
+        losses("VM")
 
 
 def test_curves_over_layers_are_means_over_prompts() -> None:
@@ -199,12 +236,72 @@ def test_quality_s_curves_stand_beside_what_nothing_blocked_gives(seeds: int) ->
 
 def test_scaling_s_lines_are_medians_of_prompts() -> None:
     values = {"a": 0.1, "b": 0.2, "c": 0.9}
-    scaling = pd.DataFrame(
-        [(f, p, "VM", v, 1 - v) for f in (0.0, 1.0) for p, v in values.items()],
-        columns=["factor", "prompt", "group", "orig", "gen"],
-    )
-    ablation = SimpleNamespace(scaling=lambda measured, factors: scaling)
-    drawing = house(ablation=ablation, measured=None, factors=[])
-    left, right = run([cell("08_ablation", '"F5b"')], drawing)["axes"]
-    assert left.lines[0].get_xydata().tolist() == [[0, 0.2], [1, 0.2]]
-    assert right.lines[0].get_xydata().tolist() == [[0, 0.8], [1, 0.8]]
+    measured = pd.DataFrame(
+        [(name, p, "VM", v, 1 - v) for name in ("× 0.5", "NeMo", "default", "τ = μ")
+         for p, v in values.items()],
+        columns=["setting", "prompt", "group", "orig", "gen"],
+    )  # fmt: skip
+    naming = cell("08_ablation", "def factor_name").split("\n\n\n")[0]
+    names = run([naming], house(measured=measured, factors=[0.5]))
+    assert names["factor_name"](-1.0) == "× −1"
+    names = run([cell("08_ablation", '"F5b"')], names)
+    assert names["scaling"]["factor"].tolist() == [0] * 3 + [0.5] * 3 + [1] * 3
+    left, right = names["axes"]
+    assert left.lines[0].get_xydata().tolist() == [[0, 0.2], [0.5, 0.2], [1, 0.2]]
+    assert right.lines[0].get_xydata().tolist() == [[0, 0.8], [0.5, 0.8], [1, 0.8]]
+
+
+def test_table_4_puts_neurons_first_and_keeps_the_order_of_settings() -> None:
+    rows = pd.DataFrame({"prompt": ["a", "b", "c"], "group": ["VM", "TM", "TM"]})
+    settings = dict.fromkeys(["default", "NeMo", "no top-k"])
+    both = [rows.assign(setting=name, orig=0.5, gen=0.4, diversity=0.3, alignment=0.2)
+            for name in settings]  # fmt: skip
+    found = [rows.assign(setting=name, neurons=[2, 1, np.nan]) for name in ("NeMo", "no top-k")]
+    seen = SimpleNamespace(name="x")
+    names = house(found=pd.concat(found), measured=pd.concat(both), settings=settings, look=seen,
+                  words=seen)  # fmt: skip
+    table = run([cell("08_ablation", '"T4"')], names)["table"]
+    assert list(dict.fromkeys(table["setting"])) == list(settings)
+    first = table[(table["setting"] == "NeMo") & (table["group"] == "TM")]
+    assert first["measure"].tolist() == ["neurons", "orig", "gen", "diversity", "alignment"]
+    assert first["prompts"].tolist() == [1, 2, 2, 2, 2]
+
+
+SETS = [A, B, B, NeuronSet({2: [0, 1]})]  # 3: 7 three times, 1: 4, 2: 0, 2: 1
+
+
+def blocked(counts: list[int], widths: dict[int, int], seeds: list[int]) -> dict[str, Any]:
+    """The names after the cells of notebook 07 that choose the neurons to block."""
+    searched = [SimpleNamespace(index=layer, width=width) for layer, width in widths.items()]
+    rows = pd.DataFrame({"group": "VM", "memorized": True, "refined": SETS})
+    names = house(localized=rows, counts=counts, picture_seeds=seeds, random_neurons=random_neurons,
+                  net=SimpleNamespace(searched=searched), Markdown=str)  # fmt: skip
+    sources = [cell("07_quality", text) for text in ("sizes = counts or", '"blocked"', "moved = {")]
+    return run(sources, names)
+
+
+def test_blocked_are_the_most_frequent_and_random_ones_beside_them() -> None:
+    names = blocked([1, 3], {1: 8, 2: 8, 3: 9}, [101, 102])
+    got = names["blocked"]
+    assert [row[:3] for row in got] == [
+        (choice, count, seed) for count in (1, 3, 4)
+        for choice, seed in (("most frequent", None), ("random", 101), ("random", 102))
+    ]  # fmt: skip
+    assert got[0][3] == B
+    assert not any(neurons & names["every"] for choice, *_, neurons in got if choice == "random")
+    told = names["described"]
+    assert told["draws"].tolist() == [1, 2] * 3
+    assert told["least_prompts"].tolist() == [3, 0, 1, 0, 1, 0]
+    assert names["moved"] == {1: 0, 3: 0, 4: 0}
+
+
+def test_counts_go_up_to_all_found_and_narrow_layers_are_told() -> None:
+    names = blocked([], {1: 9, 2: 2, 3: 9}, [101])  # both neurons of layer 2 are found
+    assert names["sizes"] == [1, 2, 4]
+    assert names["moved"][4] == 2
+    roomy = blocked([4], {1: 5, 2: 2, 3: 8}, [101])["blocked"]  # 15 neurons, 11 free
+    assert [row[0] for row in roomy] == ["most frequent", "random"]
+    none = blocked([4], {1: 5, 2: 2, 3: 8, 4: 0}, [])["blocked"]
+    assert [row[0] for row in none] == ["most frequent"]
+    with pytest.raises(ValueError, match="counts must be at least 1, got"):
+        blocked([0], {1: 9}, [101])

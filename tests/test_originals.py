@@ -1,4 +1,4 @@
-"""Training images: matched by name, missing ones counted, cut square, never fetched."""
+"""Training images: matched by name, cut square, never fetched."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import pandas as pd
 import pytest
 from PIL import Image
 
-from nemo_kit import effects, lab
+from nemo_kit import lab, metrics
 from nemo_kit.originals import TrainingImages
 from nemo_kit.store import prompt_table
 
@@ -40,15 +40,13 @@ def released(tmp_path: Path) -> pd.DataFrame:
 
 def test_images_of_the_released_list_are_found_by_index(tmp_path: Path, folder: Path) -> None:
     known = TrainingImages(released(tmp_path), folder)
-    assert known.counts().to_dict("records") == [
-        {"group": "VM", "prompts": 1, "with_image": 1, "missing": 0},
-        {"group": "TM", "prompts": 2, "with_image": 1, "missing": 1},
-    ]
-    [image] = known.of(["a pod"])
+    assert list(known) == ["a pod", "tea"]
+    assert known.get("=bag") is None
+    image = known["a pod"]
     assert image.shape == (512, 512, 3)
     assert image.dtype == np.uint8
     assert (image[8:-8, 8:-8] == (0, 255, 0)).all()  # the sides are cut off
-    assert (known.one("tea") == 9).all()  # grey becomes three channels
+    assert (known["tea"] == 9).all()  # grey becomes three channels
 
 
 def test_where_no_prompt_has_an_image_it_is_told(tmp_path: Path, folder: Path) -> None:
@@ -61,62 +59,44 @@ def test_where_no_prompt_has_an_image_it_is_told(tmp_path: Path, folder: Path) -
     )
 
 
-def test_a_missing_image_is_none_or_shown_grey(tmp_path: Path, folder: Path) -> None:
-    known = TrainingImages(released(tmp_path), folder)
-    assert known.of(["a pod", "=bag"]) is None
-    assert (known.of(["a pod", "=bag"], blank=True)[1] == 200).all()
-    assert known.of(["=bag"], blank=True) is None
-    assert known.of([]) is None
-
-
-def test_copying_leaves_out_what_has_no_image(tmp_path: Path, folder: Path) -> None:
-    known = TrainingImages(released(tmp_path), folder)
-    rows = pd.DataFrame({"prompt": ["a pod", "=bag"], "group": ["VM", "TM"]})
-    pictures = np.stack([np.repeat(known.of(["a pod"]), 2, axis=0)] * 2)
-    measured = effects.copying(rows, pictures, pictures, known)
-    assert measured["orig_before"][0] == pytest.approx(1, abs=1e-4)
-    assert np.isnan(measured["orig_before"][1])
-
-
 def test_two_models_in_one_kernel_are_each_measured_against_their_own(tmp_path: Path) -> None:
     """The same prompt, another picture in each folder."""
-    table = pd.DataFrame({"prompt": ["x"], "type": ["VM"], "image": ["1"]})
-    rows, shots, known = pd.DataFrame({"prompt": ["x"], "group": ["VM"]}), {}, {}
+    table = pd.DataFrame({"prompt": ["x"], "image": ["1"]})
+    known, look = {}, metrics.lab_descriptor()
     for name, noise in (("a", 1), ("b", 2)):
         (tmp_path / name).mkdir()
         picture = np.random.default_rng(noise).integers(0, 256, (8, 8, 3), np.uint8)
         large = Image.fromarray(picture).resize((512, 512), Image.Resampling.NEAREST)
         large.save(tmp_path / name / "1.png")
         known[name] = TrainingImages(table, tmp_path / name)
-        shots[name] = np.stack([np.asarray(large)] * 2)[None]
     for name, other in (("a", "b"), ("b", "a")):
-        own = effects.copying(rows, shots[name], shots[name], known[name])
-        assert own["orig_before"][0] == pytest.approx(1, abs=1e-4)
-        foreign = effects.copying(rows, shots[name], shots[name], known[other])
-        assert foreign["orig_before"][0] < 0.9
+        shots = [np.stack([known[name]["x"]] * 2)]
+        own, foreign = (
+            metrics.measured(table, shots, look, [known[one]["x"]])["orig"][0]
+            for one in (name, other)
+        )
+        assert own == pytest.approx(1, abs=1e-4)
+        assert foreign < 0.9
 
 
 def test_a_csv_names_files_with_or_without_their_ending(tmp_path: Path, folder: Path) -> None:
     (tmp_path / "own.csv").write_text("prompt,type,image\nx,VM,7.webp\ny,VM,7\nz,,\n")
-    counts = TrainingImages(prompt_table([tmp_path / "own.csv"]), folder).counts()
-    assert counts["with_image"].tolist() == [2, 0]
-    assert counts["group"].tolist() == ["VM", "other"]
+    assert set(TrainingImages(prompt_table([tmp_path / "own.csv"]), folder)) == {"x", "y"}
 
 
 def test_without_a_folder_the_lab_models_images_are_taken() -> None:
-    known = TrainingImages(lab.prompts("verbatim", "non_memorized"))
-    counts = known.counts().set_index("group")
-    assert counts["missing"]["VM"] == 0
-    assert counts["with_image"]["other"] == 0
+    known = TrainingImages(lab.prompts("non_memorized"))
     prompts, images = lab.training_images()
-    assert np.array_equal(TrainingImages().of(prompts[:2]), images[:2])
+    assert set(known) == set(prompts)
+    assert np.array_equal(known[prompts[1]], images[1])
+    assert not set(known) & set(lab.prompts("non_memorized")["prompt"])
 
 
 def test_bad_folders_tables_and_files_are_refused(tmp_path: Path, folder: Path) -> None:
     with pytest.raises(FileNotFoundError, match="training_images: there is no folder"):
         TrainingImages(lab.prompts(), tmp_path / "nowhere")
-    with pytest.raises(ValueError, match="table lacks image, type; it has prompt"):
+    with pytest.raises(ValueError, match="table lacks image; it has prompt"):
         TrainingImages(pd.DataFrame({"prompt": ["x"]}))
     (folder / "20.jpg").write_bytes(b"no picture")
     with pytest.raises(ValueError, match=r"20\.jpg holds no image"):
-        TrainingImages(released(tmp_path), folder).one("=bag")
+        TrainingImages(released(tmp_path), folder)["=bag"]

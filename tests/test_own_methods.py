@@ -12,12 +12,12 @@ from typing import Any
 import pandas as pd
 import pytest
 from books import cell, cells, house, run
+from nemo_kit.frames import mitigation
 from test_cli import call
 
 from nemo_kit import NeuronSet, generate
 from nemo_kit.detector_scores import detector_scores
 from nemo_kit.detectors import DETECTORS
-from nemo_kit.frames import mitigation
 from nemo_kit.mitigation import MITIGATIONS, Found, Mitigation, table_rows
 from nemo_kit.models import DiffusionModel
 

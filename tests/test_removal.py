@@ -14,8 +14,8 @@ import pytest
 from books import run_cells
 from test_cli import call
 
-from nemo_kit.disentanglement import disentanglement
 from nemo_kit.figures import report as page
+from nemo_kit.metrics.attention import disentanglement
 from nemo_kit.mitigation import NeMo, RandomNeurons, WandaPruning, export
 from nemo_kit.models import DiffusionModel, StableDiffusion
 from nemo_kit.neurons import NeuronSet

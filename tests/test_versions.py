@@ -19,7 +19,7 @@ LEVELS = 0.6  # of pictures, which are rounded to 256
 def moved(name: str, found: dict[str, list[float]], noted: dict[str, Any]) -> list[str]:
     """Labels of the numbers that are not those noted."""
     told = noted["numbers"]
-    drawn = name.startswith(("mitigation", "generation", "dissection"))
+    drawn = name.startswith(("mitigation", "generation"))
     return sorted(
         label
         for label in {*found, *told}

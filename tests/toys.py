@@ -8,14 +8,11 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from diffusers import AutoencoderKL, DDIMScheduler, StableDiffusionPipeline, UNet2DConditionModel
 from tokenizers.pre_tokenizers import ByteLevel
 from torch import Tensor, nn
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
-
-from nemo_kit.originals import TrainingImages
 
 TOKENS = 12
 TEXT_WIDTH = 16
@@ -97,16 +94,6 @@ def save_pipeline(folder: Path, seed: int = 0, prediction: str = "epsilon", **ch
         requires_safety_checker=False,
     ).save_pretrained(folder)
     return folder
-
-
-class KnownImages(TrainingImages):
-    """Training images given prompt by prompt."""
-
-    def __init__(self, **images: np.ndarray) -> None:
-        self.images = images
-
-    def one(self, prompt: str) -> np.ndarray | None:
-        return self.images.get(prompt)
 
 
 class ToyAttention(nn.Module):

@@ -64,14 +64,14 @@ class Report:
 
     @cached_property
     def copies(self) -> pd.DataFrame:
-        """One row a verbatim or ladder prompt: `metrics.copying_table`; `copied`, the share of
+        """One row a verbatim or ladder prompt: `metrics.measured`; `copied`, the share of
         pictures above `COPY` that are nearest to their own training image of all; `psnr`, the
         median in dB to the decoded one."""
         table = lab.prompts("verbatim", "ladder")
         made = self.images(table["prompt"])
         shots = [made[prompt] for prompt in table["prompt"]]
         targets = np.stack([lab.training_image(prompt) for prompt in table["prompt"]])
-        found = metrics.copying_table(table, shots, metrics.lab_descriptor(), targets)
+        found = metrics.measured(table, shots, metrics.lab_descriptor(), targets)
         best = decoded(self.model, targets)
         return found.assign(
             copied=[self._copied(p, i) for p, i in zip(table["prompt"], shots, strict=True)],

@@ -5,7 +5,6 @@ in as uint8 arrays, and the networks that look at them come in as arguments, by 
 """
 
 from nemo_kit.metrics.clip import PAPER_CLIP, Clip, load_clip
-from nemo_kit.metrics.copying import copying_table, over_groups
 from nemo_kit.metrics.distances import (
     FeatureDistance,
     clip_fid,
@@ -34,32 +33,44 @@ from nemo_kit.metrics.images import (
     sscd_gen,
     sscd_orig,
 )
+from nemo_kit.metrics.measures import (
+    MEASURES,
+    Measure,
+    Seen,
+    chosen,
+    listed,
+    measure,
+    measured,
+)
 from nemo_kit.metrics.scores import (
     COPY_THRESHOLD,
-    Summary,
     detection_metrics,
     localization_quality,
+    orders,
     roc_curve,
     share_above,
     summarize,
+    summary,
 )
 
 __all__ = [
     "COPY_THRESHOLD",
+    "MEASURES",
     "PAPER_CLIP",
     "SSCD_PROTOCOLS",
     "Clip",
     "Embedder",
     "FeatureDistance",
+    "Measure",
     "Median",
-    "Summary",
+    "Seen",
     "alignment",
     "as_embedder",
+    "chosen",
     "clip_embeddings",
     "clip_fid",
     "clip_pixels",
     "copy_similarities",
-    "copying_table",
     "detection_metrics",
     "distinct",
     "diversity",
@@ -68,11 +79,14 @@ __all__ = [
     "inception",
     "kernel_distance",
     "lab_descriptor",
+    "listed",
     "load_clip",
     "localization_quality",
+    "measure",
+    "measured",
     "median",
     "near_duplicates",
-    "over_groups",
+    "orders",
     "real_features",
     "roc_curve",
     "share_above",
@@ -80,4 +94,5 @@ __all__ = [
     "sscd_gen",
     "sscd_orig",
     "summarize",
+    "summary",
 ]

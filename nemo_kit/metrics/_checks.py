@@ -39,10 +39,7 @@ def unit(vectors: np.ndarray) -> np.ndarray:
     return vectors / np.linalg.norm(vectors, axis=1, keepdims=True).clip(min=1e-12)
 
 
-def interval(draws: np.ndarray, level: float) -> tuple[Any, Any]:
-    """Percentile interval of bootstrap draws along their first axis."""
-    if not len(draws):
-        raise ValueError("resamples must be at least 1, got 0")
+def check_level(level: float) -> None:
+    """ValueError for a level of an interval that does not lie between 0 and 1."""
     if not 0 < level < 1:
         raise ValueError(f"level must lie between 0 and 1, got {level}")
-    return tuple(np.quantile(draws, [(1 - level) / 2, (1 + level) / 2], axis=0))

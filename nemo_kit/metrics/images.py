@@ -77,17 +77,17 @@ def sscd_gen(
     Source: paper, section 4, SSCD_gen.
     """
     images, unmitigated = check_images("images", images), check_images("unmitigated", unmitigated)
-    return same_seed(_embed(images, embedder), _embed(unmitigated, embedder), kind)
+    return median(same_seed(_embed(images, embedder), _embed(unmitigated, embedder)), kind)
 
 
-def same_seed(vectors: np.ndarray, others: np.ndarray, kind: Median = "middle two") -> float:
-    """SSCD_gen of unit vectors, [N, D] each; ValueError for different numbers of them."""
+def same_seed(vectors: np.ndarray, others: np.ndarray) -> np.ndarray:
+    """Cosines of unit vectors, [N, D] each, pair by pair; ValueError for other numbers of them."""
     if len(vectors) != len(others):
         raise ValueError(
             "unmitigated must hold one image for each of images (same seeds), "
             f"got {len(others)} for {len(vectors)}"
         )
-    return median((vectors * others).sum(axis=1), kind)
+    return (vectors * others).sum(axis=1)
 
 
 def diversity(images: np.ndarray, embedder: Look, kind: Median = "middle two") -> float:

@@ -5,13 +5,13 @@ the bootstrap intervals and the comparison with known neurons are additions.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from itertools import combinations
 from typing import Any
 
 import numpy as np
 import pandas as pd
 
-from nemo_kit.metrics._checks import finite, interval
+from nemo_kit.metrics._checks import check_level, finite
 from nemo_kit.neurons import NeuronSet
 
 VERSION = 1  # raised where results change (see nemo_kit.keys)
@@ -19,43 +19,84 @@ COPY_THRESHOLD = 0.7  # SSCD above it counts as a verbatim copy (paper, section 
 TPR_RULE = "FPR at most 0.01"  # others: below 0.01 (Wen et al.), nearest to it (Ren, Jeon)
 
 
-@dataclass(frozen=True)
-class Summary:
-    """Median, median absolute deviation and a bootstrap interval of the median."""
-
-    median: float
-    mad: float
-    low: float
-    high: float
-    count: int
-
-    def __str__(self) -> str:
-        """Text in the paper's form, e.g. ``0.83 ± 0.16 [0.80, 0.86]``."""
-        return f"{self.median:.2f} ± {self.mad:.2f} [{self.low:.2f}, {self.high:.2f}]"
-
-    def to_row(self) -> dict[str, float]:
-        """The columns of a table: `prompts`, `median`, `mad`, `low`, `high`."""
-        numbers = {key: getattr(self, key) for key in ("median", "mad", "low", "high")}
-        return {"prompts": self.count} | numbers
-
-
-def summarize(
-    values: Sequence[float] | np.ndarray, level: float = 0.95, resamples: int = 2000, seed: int = 0
-) -> Summary:
+def summarize(values: Sequence[float] | np.ndarray, level: float = 0.95) -> dict[str, float]:
     """Median ± median absolute deviation over prompts, with a percentile bootstrap interval.
 
-    Returns a `Summary` in the unit of the values.
+    Returns `prompts` (how many), `median`, `mad`, `low`, `high`, in the unit of the values.
 
-    Parameters: `values`, one number a prompt; `level`, coverage of the interval, in (0, 1);
-    `resamples` and `seed` of the bootstrap.
+    Parameters: `values`, one number a prompt; `level`, coverage of the interval, in (0, 1).
     Raises ValueError for empty or non-finite values or a level outside (0, 1).
     Source: paper, table 1 (median ± MAD); the interval is an addition.
     """
+    from scipy.stats import bootstrap, median_abs_deviation
+
     values = finite("values", values)
-    centre = float(np.median(values))
-    draws = np.random.default_rng(seed).choice(values, (resamples, len(values)))
-    low, high = interval(np.median(draws, axis=1), level)
-    return Summary(centre, float(np.median(np.abs(values - centre))), low, high, len(values))
+    low = high = centre = float(np.median(values))
+    check_level(level)
+    if len(values) > 1:
+        low, high = bootstrap(
+            (values,), np.median, n_resamples=2000, confidence_level=level,
+            method="percentile", rng=np.random.default_rng(0),
+        ).confidence_interval  # fmt: skip
+    deviation = float(median_abs_deviation(values))
+    numbers = {"median": centre, "mad": deviation, "low": float(low), "high": float(high)}
+    return {"prompts": len(values)} | numbers
+
+
+def summary(
+    frame: pd.DataFrame,
+    measures: Sequence[str],
+    by: Sequence[str] = ("setting", "group"),
+    level: float = 0.95,
+) -> pd.DataFrame:
+    """Median ± median absolute deviation over prompts of each measure, with its interval.
+
+    Returns a frame with the columns of `by`, `measure`, `prompts`, `median`, `mad`, `low`, `high`
+    (as `summarize`), groups in their order. Several rows of a prompt (repeats) count as one, their
+    mean. A number that is NaN for a prompt leaves the prompt out, a measure without any is left
+    out.
+
+    Parameters: `frame`, with `prompt`; `measures`, its columns to tell; `by`, columns that tell
+    groups apart; `level`, of the interval.
+    Raises ValueError for a missing column or an impossible level.
+    Source: paper, table 1.
+    """
+    keys, names = list(by), list(measures)
+    if missing := {"prompt", *names, *keys} - set(frame):
+        raise ValueError(f"frame lacks {', '.join(sorted(missing))}; it has {list(frame)}")
+    single = frame.groupby([*keys, "prompt"], sort=False, as_index=False)[names].mean()
+    found = [
+        dict(zip(keys, key, strict=True)) | {"measure": name} | summarize(known, level)
+        for key, part in single.groupby(keys, sort=False)
+        for name in names
+        if len(known := part[name].dropna())
+    ]
+    told = ["measure", "prompts", "median", "mad", "low", "high"]
+    return pd.DataFrame(found, columns=[*keys, *told])
+
+
+def orders(here: pd.DataFrame, there: pd.DataFrame, margin: float = 0.05) -> pd.DataFrame:
+    """Pairs of settings that another table (the paper's) tells apart, and how they come out here.
+
+    Returns a frame with `group`, `measure`, `lower`, `higher` (settings, as there), `paper` and
+    `here` (higher minus lower), `verdict`: "same" or "reversed", or "tied" where the difference
+    here is within the margin. Pairs within the margin there are left out.
+
+    Parameters: `here` and `there`, with `setting`, `group`, `measure`, `median`; `margin`, the
+    difference that counts, in the unit of the measure.
+    """
+    keys, found = ["group", "measure"], []
+    known = {key: part.set_index("setting")["median"] for key, part in there.groupby(keys)}
+    for key, part in here.groupby(keys, sort=False):
+        own, paper = part.set_index("setting")["median"], known.get(key, pd.Series(dtype=float))
+        for one, two in combinations([name for name in paper.index if name in own.index], 2):
+            low, high = (one, two) if paper[one] < paper[two] else (two, one)
+            gap, ours = paper[high] - paper[low], own[high] - own[low]
+            if gap > margin:
+                verdict = "tied" if abs(ours) <= margin else "same" if ours > 0 else "reversed"
+                found.append((*key, low, high, gap, ours, verdict))
+    names = [*keys, "lower", "higher", "paper", "here", "verdict"]
+    return pd.DataFrame(found, columns=names)
 
 
 def share_above(values: Sequence[float] | np.ndarray, threshold: float = COPY_THRESHOLD) -> float:
@@ -104,6 +145,7 @@ def detection_metrics(
     Raises ValueError as `roc_curve`, or for a level outside (0, 1).
     Source: paper, section 4 (detection from the score alone).
     """
+    check_level(level)
     scores, labels = _classes(scores, labels)
     positive, negative = scores[labels], scores[~labels]
     rng = np.random.default_rng(seed)
@@ -113,7 +155,7 @@ def detection_metrics(
         )
         for _ in range(resamples)
     ]
-    low, high = interval(np.array(draws), level)
+    low, high = np.quantile(draws, [(1 - level) / 2, (1 + level) / 2], axis=0)
     value = _detection(positive, negative, threshold)
     names = ["AUROC", "TPR@1%FPR", "accuracy"]
     rules = ["", TPR_RULE, f"score above {threshold:.4g}"]

@@ -8,6 +8,7 @@ Scope: each is a frozen dataclass with `.name`, `.source`, `.protocol` and `.per
 - `attention`: attention scaling, attention masking, both together
 - `noise`: initial-noise optimisation
 - `wanda`: pruning of feed-forward weights
+- `cuts`: parts of the denoiser switched off, for a study of layers
 - `base`: what each is, and the rows of comparisons; `audit`: does an image come back
 - `export`: a permanent one written into the weights
 Source: "Finding NeMo" (arXiv 2406.02366), section 4; every mitigation names its own.
@@ -19,6 +20,7 @@ from nemo_kit.mitigation.attention import (
     AttentionScaling,
 )
 from nemo_kit.mitigation.base import MITIGATIONS, Found, Mitigation, Neurons, table_rows
+from nemo_kit.mitigation.cuts import Cut, cuts
 from nemo_kit.mitigation.embedding import EmbeddingAdjustment, EmbeddingNoise
 from nemo_kit.mitigation.export import export
 from nemo_kit.mitigation.nemo import NeMo, RandomNeurons
@@ -31,6 +33,7 @@ __all__ = [
     "AttentionMasking",
     "AttentionMaskingAndScaling",
     "AttentionScaling",
+    "Cut",
     "EmbeddingAdjustment",
     "EmbeddingNoise",
     "Found",
@@ -43,6 +46,7 @@ __all__ = [
     "RandomTokens",
     "WandaPruning",
     "WordRepetition",
+    "cuts",
     "export",
     "table_rows",
 ]

@@ -11,15 +11,10 @@ import pandas as pd
 from matplotlib import pyplot as plt
 from matplotlib.figure import Figure
 
+from nemo_kit.metrics.measures import MEASURES
 from nemo_kit.plots.style import GROUPS, TEXT, plain, require
 
-HEADS = {
-    "neurons": "neurons",
-    "orig": "orig ↓",
-    "gen": "gen ↓",
-    "diversity": "div ↓",
-    "alignment": "align ↑",
-}
+ARROWS = {"lower": "↓", "higher": "↑", "": ""}
 ROW, HEAD = 0.27, 0.62  # inches
 
 
@@ -89,11 +84,17 @@ def results(frame: pd.DataFrame, note: str = "", rules: Sequence[str] = ()) -> F
     heads = {g: f"{g} (n = {counts[g]:.0f})" if g in counts else g for g in frame["group"].unique()}
     texts = frame.assign(text=[_cell(row) for row in frame.itertuples()])
     wide = texts.pivot(index="setting", columns=["group", "measure"], values="text")
-    order = [*HEADS, *sorted(set(frame["measure"]) - set(HEADS))]
+    order = ["neurons", *MEASURES, *sorted(set(frame["measure"]) - {"neurons", *MEASURES})]
     columns = [(g, m) for g in GROUPS for m in order if (g, m) in wide.columns]
     wide = wide.reindex(frame["setting"].unique())[columns].fillna("–")
-    wide.columns = pd.MultiIndex.from_tuples((heads[g], HEADS.get(m, m)) for g, m in columns)
+    wide.columns = pd.MultiIndex.from_tuples((heads[g], _heading(m)) for g, m in columns)
     return table(wide, note, rules)
+
+
+def _heading(measure: str) -> str:
+    if (known := MEASURES.get(measure)) is None:
+        return measure
+    return f"{known.heading} {ARROWS[known.better]}".strip()
 
 
 def _cell(row: Any) -> str:

@@ -1,4 +1,4 @@
-"""Whole layers and halves of convolutions switched off: hooks, pictures, losses."""
+"""Whole layers and halves of convolutions switched off: hooks, pictures."""
 
 from __future__ import annotations
 
@@ -10,16 +10,16 @@ import pandas as pd
 import pytest
 import torch
 from torch import nn
-from toys import KnownImages, count_hooks, unet
+from toys import count_hooks, unet
 
-from nemo_kit import dissection
-from nemo_kit.dissection import Cut
 from nemo_kit.generation import generate
 from nemo_kit.hooks import scale_neurons
 from nemo_kit.layers import down_convolutions
+from nemo_kit.mitigation import Cut, cuts
 from nemo_kit.models import DiffusionModel
 from nemo_kit.neurons import NeuronSet
 from nemo_kit.store import model_key
+from nemo_kit.study import study
 
 SEEDS = [101, 102]
 
@@ -67,9 +67,9 @@ def test_channels_are_scaled_inside_the_block_alone() -> None:
 
 
 def test_a_cut_is_a_whole_layer_or_a_share(toy_model: DiffusionModel) -> None:
-    assert len(dissection.cuts(toy_model, "value")) == len(dissection.cuts(toy_model, "key")) == 16
+    assert len(cuts(toy_model, "value")) == len(cuts(toy_model, "key")) == 16
     assert Cut("key", 2).outputs(toy_model) == NeuronSet({2: range(8)})
-    halves = dissection.cuts(toy_model, "convolution", 0.5, draw=1)
+    halves = cuts(toy_model, "convolution", 0.5, draw=1)
     assert len(halves) == 19
     assert len(halves[0].outputs(toy_model)) == 4
     assert halves[0].outputs(toy_model) == Cut("convolution", 1, 0.5, 1).outputs(toy_model)
@@ -101,79 +101,18 @@ def test_pictures_change_and_nothing_stays(toy_model: DiffusionModel) -> None:
     assert np.array_equal(generate(toy_model, "cat", SEEDS, steps=2), plain)
 
 
-def test_pictures_of_every_part(
+def test_a_study_of_cuts_reads_the_weights_once(
     toy_model: DiffusionModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    parts = [Cut("value", 1), Cut("convolution", 5, 0.5)]
+    parts = {cut.title(toy_model): cut for cut in (Cut("value", 1), Cut("convolution", 5, 0.5))}
+    assert list(parts) == ["value 1 (down 0)", "down 0 downsampler"]
     options = {"store": tmp_path, "steps": 1, "progress": False}
     counted = Mock(side_effect=model_key)
     for room in ("method", "work"):
         monkeypatch.setattr(f"nemo_kit.store.{room}.model_key", counted)
-    got = dissection.cut_all(toy_model, ["cat"], [101], parts, **options)
+    rows = pd.DataFrame({"prompt": ["cat"]})
+    got = study(toy_model, rows, {"none": None, **parts}, [101], ["gen"], **options)
     assert counted.call_count == 1, "the weights are read once, not for each part"
-    assert got["kind"].tolist() == ["none", "value", "convolution"]
-    assert got["place"].tolist() == ["undisturbed", "value 1 (down 0)", "down 0 downsampler"]
-    assert got["layer"].tolist() == [0, 1, 5]
-    before = toy_model.samples_evaluated
-    dissection.cut_all(toy_model, ["cat"], [101], parts, **options)
-    assert toy_model.samples_evaluated == before, "the second time from the store"
-
-
-# ---------------------------------------------------------------------------------- losses
-
-
-def pictures(side: int = 64) -> pd.DataFrame:
-    """Two prompts: undisturbed red; value layer 1 leaves red, value layer 2 and key 1 blue."""
-    red, blue = (np.full((side, side, 3), c, np.uint8) for c in ((200, 0, 0), (0, 0, 200)))
-    kinds = [("none", 0, red), ("value", 1, red), ("value", 2, blue), ("key", 1, blue)]
-    rows = [
-        (prompt, kind, layer, "down.0" if layer else "", f"{kind} {layer}", seed, image)
-        for kind, layer, image in kinds
-        for prompt in ("a", "b")
-        for seed in SEEDS
-    ]
-    names = ["prompt", "kind", "layer", "block", "place", "seed", "image"]
-    return pd.DataFrame(rows, columns=names)
-
-
-PROMPTS = pd.DataFrame({"prompt": ["a", "b"], "group": ["VM", "TM"]})
-
-
-@pytest.fixture
-def _colours(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A descriptor that tells the colour, and one known training image: red, of prompt a."""
-
-    def look(images: np.ndarray) -> np.ndarray:
-        return images[:, 0, 0] / np.linalg.norm(images[:, 0, 0], axis=1, keepdims=True)
-
-    red = np.full((64, 64, 3), (200, 0, 0), np.uint8)
-    monkeypatch.setattr(dissection.effects, "look", look)
-    monkeypatch.setattr(dissection, "TrainingImages", lambda: KnownImages(a=red))
-    monkeypatch.setattr(
-        dissection.effects, "align", lambda images, prompt: np.full(len(images), 0.3)
-    )
-
-
-@pytest.mark.usefixtures("_colours")
-def test_losses_against_the_training_image_or_the_undisturbed_picture() -> None:
-    known = dissection.losses(pictures(), PROMPTS, "VM")
-    assert set(known["reference"]) == {"training image"}
-    assert known["median"].tolist() == known["maximum"].tolist() == pytest.approx([1, 1, 0, 0])
-    other = dissection.losses(pictures(), PROMPTS, "TM")
-    assert set(other["reference"]) == {"undisturbed picture"}
-    assert other["median"].tolist() == pytest.approx([1, 1, 0, 0])
-    assert set(other["alignment"]) == {0.3}
-    assert dissection.losses(pictures(), PROMPTS[:0], "VM").empty
-
-
-@pytest.mark.usefixtures("_colours")
-@pytest.mark.parametrize("kind", ["none", "value"])
-def test_a_prompt_that_failed_under_a_cut_is_in_no_layer(kind: str) -> None:
-    made = pictures()
-    failed = (made["prompt"] == "a") & (made["kind"] == kind) & (made["layer"] < 2)
-    both = PROMPTS.assign(group="VM")
-    got = dissection.losses(made[~failed], both, "VM")
-    assert got["prompt"].tolist() == ["b"] * 4
-    assert set(got["reference"]) == {"undisturbed picture"}  # b has no training image
-    with pytest.raises(ValueError, match="in all 4 frames, of 1 prompts none has them"):
-        dissection.losses(made[~failed], PROMPTS, "VM")
+    assert got["setting"].tolist() == ["none", *parts]
+    assert got["gen"][0] == pytest.approx(1)
+    assert (got["gen"][1:] < 1).all()

@@ -1,0 +1,123 @@
+"""Measures of each prompt's pictures by hand, and measures of one's own."""
+
+from __future__ import annotations
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from nemo_kit import lab, metrics
+
+RED, GREEN, BLUE = np.eye(3, dtype=np.uint8) * 200
+
+
+def solid(*colours: np.ndarray) -> np.ndarray:
+    """Pictures of one colour each, uint8 [N, 64, 64, 3]."""
+    return np.stack([np.broadcast_to(c, (64, 64, 3)) for c in colours]).astype(np.uint8)
+
+
+def mean_colour(images: np.ndarray) -> np.ndarray:
+    return images.reshape(len(images), -1, 3).mean(axis=1)
+
+
+ROWS = pd.DataFrame({"prompt": ["red", "green"], "group": ["VM", "TM"]}, index=[7, 3])
+IMAGES = [solid(RED, RED, RED + GREEN), solid(BLUE)]
+HALF = np.sqrt(0.5)
+
+# ------------------------------------------------------------------------------ per prompt
+
+
+def test_the_table_by_hand() -> None:
+    before = [solid(RED, GREEN, RED), solid(BLUE)]
+    got = metrics.measured(ROWS, IMAGES, mean_colour, [solid(RED)[0], None], before)
+    first, second = got.loc[7], got.loc[3]
+    assert (first.images, first.orig, first.orig_max) == (3, pytest.approx(1), pytest.approx(1))
+    assert first.above == 1  # 1, 1 and 0.707, all above 0.7
+    assert first.gen == pytest.approx(HALF)  # 1, 0, 0.707
+    assert first.diversity == pytest.approx(HALF)  # 1, 0.707, 0.707
+    assert second[["orig", "orig_max", "above", "diversity", "alignment"]].isna().all()
+    assert second.gen == pytest.approx(1)
+    assert set(got["embedder"]) == {"mean_colour"}
+    assert set(got["protocol"]) == {"as given"}
+    assert set(got["clip_model"]) == {""}
+    assert list(got["group"]) == ["VM", "TM"]
+
+
+def test_which_median_over_seeds_is_told() -> None:
+    pictures = solid(RED, GREEN)  # cosines 1 and 0 to the training image
+    usual, lower = (
+        metrics.measured(ROWS[:1], [pictures], mean_colour, [solid(RED)[0]], [pictures], **how)
+        for how in ({}, {"kind": "lower middle"})
+    )
+    assert (usual.orig.item(), usual.seed_median.item()) == (pytest.approx(0.5), "middle two")
+    assert (lower.orig.item(), lower.seed_median.item()) == (pytest.approx(0), "lower middle")
+    assert metrics.sscd_orig(pictures, solid(RED)[0], mean_colour, "lower middle") == 0
+    assert lower.gen.item() == usual.gen.item() == pytest.approx(1)
+
+
+def test_against_the_functions_for_one_prompt() -> None:
+    prompts, known = lab.training_images()
+    rows = pd.DataFrame({"prompt": prompts[:1], "group": ["VM"]})
+    images, clip = known[:4], metrics.load_clip()
+    got = metrics.measured(rows, [images], lab.descriptor(), known[:1], [images[::-1]], clip)
+    one, look = got.iloc[0], lab.descriptor()
+    assert one.orig == pytest.approx(metrics.sscd_orig(images, known[0], look), abs=1e-6)
+    assert one.gen == pytest.approx(metrics.sscd_gen(images, images[::-1], look), abs=1e-6)
+    assert one.diversity == pytest.approx(metrics.diversity(images, look), abs=1e-6)
+    wanted = np.median(metrics.alignment(images, prompts[0], *lab.clip()))
+    assert one.alignment == pytest.approx(wanted)
+    assert (one.embedder, one.clip_model) == ("lab descriptor", "lab CLIP")
+
+
+@pytest.mark.parametrize(
+    ("change", "text"),
+    [
+        ({"images": IMAGES[:1]}, "images must be one for each of 2 rows, got 1"),
+        ({"training": [None]}, "training must be one for each of 2 rows, got 1"),
+        ({"before": [solid(RED)] * 2}, "unmitigated must hold one image for each"),
+        ({"images": [np.zeros((1, 4, 4, 3))] * 2}, "images must be uint8"),
+    ],
+)
+def test_bad_tables(change: dict, text: str) -> None:
+    given = {"images": IMAGES, "look": mean_colour} | change
+    with pytest.raises(ValueError, match=text):
+        metrics.measured(ROWS, **given)
+
+
+@pytest.mark.parametrize(
+    ("change", "text"),
+    [
+        ({"measures": ["nothing"]}, "measures must be one of orig, .*; got 'nothing'"),
+        (
+            {"measures": [lambda seen: [1, 2]]},
+            "must give one number, or one for each of 3",
+        ),
+    ],
+)
+def test_bad_measures(change: dict, text: str) -> None:
+    with pytest.raises(ValueError, match=text):
+        metrics.measured(ROWS, IMAGES, mean_colour, **change)
+
+
+def test_a_measure_of_ones_own_and_its_direction() -> None:
+    def red(seen: metrics.Seen) -> np.ndarray:
+        return seen.images[..., 0].mean(axis=(1, 2))
+
+    darkest = metrics.Measure("darkest", red, "darkest", over=np.min)
+    got = metrics.measured(ROWS[:1], IMAGES[:1], mean_colour, measures=[red, darkest, "diversity"])
+    assert got.loc[7, ["red", "darkest"]].tolist() == [200, 200]
+    assert list(got)[2:6] == ["images", "red", "darkest", "diversity"]
+    with pytest.raises(ValueError, match="better must be one of lower, higher, ; got 'up'"):
+        metrics.measure("x", better="up")  # type: ignore[arg-type]
+
+
+def test_a_measure_of_everything_tells_the_median_asked_for() -> None:
+    """Of an even number of pairs too: pairs 1, 0, 0 and 0, 1, 0.7 of four pictures."""
+    four = solid(RED, RED, GREEN, RED + GREEN)
+    usual, lower = (
+        metrics.measured(ROWS[:1], [four], mean_colour, measures=["diversity"], kind=kind)
+        for kind in ("middle two", "lower middle")
+    )
+    pairs = np.sort([1, 0, HALF, 0, HALF, HALF])
+    assert usual["diversity"].item() == pytest.approx(np.median(pairs))
+    assert lower["diversity"].item() == pytest.approx(pairs[2])
