@@ -1,4 +1,4 @@
-"""A detector and a mitigation in a file of one's own: in every table, notebook and command."""
+"""A detector, a mitigation and a measure of one's own: in every table, notebook and command."""
 
 from __future__ import annotations
 
@@ -12,16 +12,17 @@ from typing import Any
 import pandas as pd
 import pytest
 from books import cell, cells, house, run
-from nemo_kit.frames import mitigation
 from test_cli import call
 
-from nemo_kit import NeuronSet, generate
+from nemo_kit import NeuronSet
 from nemo_kit.detector_scores import detector_scores
 from nemo_kit.detectors import DETECTORS
+from nemo_kit.metrics import MEASURES, listed, summary
 from nemo_kit.mitigation import MITIGATIONS, Found, Mitigation, table_rows
 from nemo_kit.models import DiffusionModel
+from nemo_kit.study import study
 
-OWN = '''"""Two methods of my own."""
+OWN = '''"""Methods of my own."""
 
 from __future__ import annotations
 
@@ -29,7 +30,14 @@ from contextlib import contextmanager
 from dataclasses import dataclass, replace
 
 from nemo_kit.detectors import detector
+from nemo_kit.metrics import measure
 from nemo_kit.mitigation import Mitigation
+
+
+@measure("redness", "red", "higher")
+def redness(seen):
+    """How red the pictures are."""
+    return seen.images[..., 0].mean(axis=(1, 2))
 
 
 @detector("letters", "each counts {worth:g}", worth=2.0)
@@ -64,11 +72,12 @@ def own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     """The file; what it registers is forgotten afterwards."""
     file = tmp_path / "my_methods.py"
     file.write_text(OWN)
-    kept = dict(DETECTORS), dict(MITIGATIONS)
+    registries = (DETECTORS, MITIGATIONS, MEASURES)
+    kept = [dict(known) for known in registries]
     monkeypatch.syspath_prepend(tmp_path)
     yield file
     sys.modules.pop("my_methods", None)
-    for known, before in zip((DETECTORS, MITIGATIONS), kept, strict=True):
+    for known, before in zip(registries, kept, strict=True):
         known.clear()
         known.update(before)
 
@@ -98,18 +107,23 @@ def test_an_own_detector_is_in_the_notebook_s_table(
     assert "letters" in DETECTORS
 
 
-def test_an_own_mitigation_is_in_the_notebook_s_table(own: Path, toy_model: DiffusionModel) -> None:
+def test_an_own_mitigation_and_measure_are_in_the_notebook_s_table(
+    own: Path, toy_model: DiffusionModel, tmp_path: Path
+) -> None:
     importlib.import_module("my_methods")
     frame = pd.DataFrame({"prompt": ["a"], "refined": [SETS["a"]], "initial": [SETS["a"]]})
-    names: dict[str, Any] = {"localized": frame, "avoided": frame, "mitigation": mitigation}
+    names: dict[str, Any] = {"localized": frame, "avoided": frame}
     names |= {"repeats": 1, "noise_candidates": 1, "Found": Found, "table_rows": table_rows}
-    rows = run([cell("05_mitigation", "table_rows(")], house(**names))["rows"]
-    assert rows[-1][0] == "halfway", "behind those of the field"
-    chosen = dict(mitigation.settings(toy_model, rows, ["a"]))["halfway"]
-    images = [generate(toy_model, "a", [1], steps=2, **how) for how in ({}, chosen)]
-    assert (images[0] != images[1]).any()
-    told = mitigation.sources(rows).set_index("setting")
-    assert told.loc["halfway", "source"] == "nobody"
+    settings = run([cell("05_mitigation", "table_rows(")], house(**names))["settings"]
+    assert list(settings)[-1] == "halfway", "behind those of the field"
+    assert settings["halfway"][0].source == "nobody"
+    few = {name: settings[name] for name in ("default", "halfway")}
+    how = {"store": tmp_path / "store", "steps": 2, "progress": False}
+    got = study(toy_model, PROMPTS[1:2], few, [11], **how)
+    assert got["gen"][0] == pytest.approx(1)
+    assert got["gen"][1] < 1 - 1e-9, "its pictures are others"
+    assert got["redness"].between(0, 255).all()
+    assert "redness" in set(summary(got, listed())["measure"])
 
 
 def test_a_mitigation_without_defaults_is_told(own: Path) -> None:
@@ -130,10 +144,12 @@ def test_own_methods_are_in_the_command_s_list(
     plain = capsys.readouterr().out
     assert all(f"detector: {name}" in plain for name in DETECTORS)
     assert all(f"mitigation: {name}" in plain for name in MITIGATIONS)
+    assert all(f"measure: {name}" in plain for name in MEASURES)
     assert call(monkeypatch, "methods", str(own)) == 0
     text = capsys.readouterr().out
     assert "detector: letters (worth=2.0)\n    nobody" in text
     assert "mitigation: halfway (share=0.5)\n    nobody" in text
+    assert "measure: redness (higher is better)\n    How red the pictures are." in text
     assert call(monkeypatch, "methods", "none.py") == 2
     assert "FILE.py must be a Python file, got none.py" in capsys.readouterr().err
 

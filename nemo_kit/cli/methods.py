@@ -1,4 +1,4 @@
-"""``nemo-kit methods``: the detectors and mitigations there are, with those of one's own files."""
+"""``nemo-kit methods``: detectors, mitigations and measures, with those of one's own files."""
 
 from __future__ import annotations
 
@@ -16,12 +16,14 @@ def methods(
         typer.Argument(metavar="[FILE.py]...", help="Files of your own that register some."),
     ] = None,
 ) -> None:
-    """List the detectors and mitigations that comparisons have, with options and sources.
+    """List the detectors, mitigations and measures that comparisons have.
 
     A file of your own adds one by `@detector("its name")` above a function (model, prompt, seeds),
-    or by a class of `Mitigation` with a `name`. Only name files you trust: they are run.
+    by a class of `Mitigation` with a `name`, or by `@measure("its name")` above a function of what
+    was drawn (`metrics.Seen`). Only name files you trust: they are run.
     """
     from nemo_kit.detectors import DETECTORS
+    from nemo_kit.metrics import MEASURES
     from nemo_kit.mitigation import MITIGATIONS
 
     for file in files or ():
@@ -30,6 +32,10 @@ def methods(
         for name, one in known.items():
             told = ", ".join(f"{key}={_short(value)}" for key, value in _options(one).items())
             print(f"{kind}: {name}" + (f" ({told})" if told else "") + f"\n    {one.source}")
+    for name, measure in MEASURES.items():
+        told = f" ({measure.better} is better)" if measure.better else ""
+        words = (measure.function.__doc__ or "").strip().partition("\n")[0]
+        print(f"measure: {name}{told}\n    {words}")
 
 
 def _run(file: Path) -> None:
