@@ -7,7 +7,8 @@ Built in is what the methods' own code computes. All but the anisotropy's cosine
 predicted noise ε: a model trained to predict v (or x_0) is converted first, so that its ‖Δε‖ is
 √ᾱ_t·‖Δv‖; at one timestep this is a fixed factor, over several it gives later steps more weight
 than Δv would. Δε is the conditional minus the unconditional prediction; where it is 0 throughout,
-a score would be 0 for any prompt, and is refused.
+a score would be 0 for any prompt, and is refused. All raise TypeError or ValueError for a bad
+prompt, seeds or numbers.
 Source: each function names its own; restated from the methods' published formulas and code.
 """
 
@@ -192,7 +193,6 @@ def nemo_score(model: DiffusionModel, prompt: str, seeds: Iterable[int]) -> floa
     """The method's own: the largest similarity of two seeds' noise differences, in [0, 1].
 
     Parameters: `seeds`, at least two; settings are the model's calibration's.
-    Raises TypeError or ValueError for a bad prompt or seeds.
     Source: "Finding NeMo" (arXiv 2406.02366), section 3.1.
     """
     numbers = check_seeds(seeds, least=2, distinct=True)
@@ -218,7 +218,6 @@ def noise_magnitude(
     Returns [seeds], at least 0; it grows with the latents' size.
     Parameters: `steps`, of DDIM; `first`, only the first so many of them (1 is the cheap form);
     `guidance`, of the trajectory.
-    Raises TypeError or ValueError for a bad prompt, seeds or numbers.
     Source: Wen et al., "Detecting, Explaining, and Mitigating Memorization in Diffusion Models",
     ICLR 2024: on SD 1.4 an AUROC of 0.994 with 4 images and 50 steps.
     """
@@ -245,7 +244,7 @@ def attention_entropy(
     E = −Σ p ln p.
     Parameters: `seeds`, one as in the source; `layer`, cross-attention layer from 1 (the source's
     index 3 counts from 0).
-    Raises TypeError or ValueError for a bad prompt or seeds, or a layer the model doesn't have.
+    Raises ValueError for a layer that the model doesn't have.
     Source: Ren et al., "Unveiling and Mitigating Memorization in Text-to-Image Diffusion Models
     through Cross Attention", ECCV 2024.
     """
@@ -277,7 +276,6 @@ def attention_entropy_late(
     counted with it), less the padding's at step 0.
     Parameters: `seeds`, one as in the source; `steps`, of DDIM, at least 5; `guidance`, of the
     trajectory.
-    Raises TypeError or ValueError for a bad prompt, seeds or numbers.
     Source: Ren et al., ECCV 2024, and their `detect.py`.
     """
     check_whole("steps", steps, 5)
@@ -317,7 +315,6 @@ def sharpness(
     Returns [seeds], at least 0. H is the Jacobian of the score s = −ε/√(1−ᾱ_T), s_Δ the difference
     −Δε/√(1−ᾱ_T), so that one exact Jacobian-vector product of Δε gives it.
     Parameters: `batch_size`, denoiser samples a call.
-    Raises TypeError or ValueError for a bad prompt or seeds.
     Source: Jeon et al., "Understanding and Mitigating Memorization in Generative Models via
     Sharpness of Probability Landscapes", ICML 2025.
     """
@@ -353,29 +350,24 @@ def anisotropy(
     for SD 2, which predicts v; other models take those of their kind. They hold for latents of
     4×64×64, on others γ1 is divided by √(numbers/16384), with which a norm grows; `steps`, whose
     timesteps are meant, at least 3.
-    Raises TypeError or ValueError for a bad prompt, seeds or numbers.
     Source: Asthana et al., ICLR 2026, and their code.
     """
     run = Run.of(model, check_text(prompt), seeds)
     check_whole("steps", steps, 3)
     predicts_v = model.scheduler.config.prediction_type == "v_prediction"
-    published = (1 / relative_size(model), 0.1 if predicts_v else 2.0)
-    of_norm, of_cosine = published if weights == "published" else _two(weights)
+    if weights == "published":
+        weights = (1 / relative_size(model), 0.1 if predicts_v else 2.0)
+    if isinstance(weights, str) or len(weights) != 2:
+        raise ValueError(f'weights must be two numbers or "published", got {weights!r}')
+    for weight in weights:
+        check_number("weights", weight)
     timesteps = model.timesteps(steps).clone()
     norm = norms(predicted_gap(model, run.noise, timesteps[0], run.embeddings, run.empty))
     if predicts_v:
         norm = norm / (1 - model.scheduler.alphas_cumprod[int(timesteps[0])].item())
     text, empty = both_outputs(model.predict, run.noise, timesteps[-3], run.embeddings, run.empty)
     cosine = F.cosine_similarity(empty, text - empty, dim=1).mean(dim=(1, 2))
-    return of_norm * norm + of_cosine * cosine
-
-
-def _two(weights: Any) -> tuple[float, float]:
-    if isinstance(weights, str) or len(weights) != 2:
-        raise ValueError(f'weights must be two numbers or "published", got {weights!r}')
-    for weight in weights:
-        check_number("weights", weight)
-    return weights
+    return weights[0] * norm + weights[1] * cosine
 
 
 def _product(

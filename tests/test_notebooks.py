@@ -24,6 +24,7 @@ from matplotlib import pyplot as plt
 from PIL import Image
 
 from nemo_kit import figures, models
+from nemo_kit.detectors import DETECTORS
 from nemo_kit.figures import runner
 from nemo_kit.models import DiffusionModel
 
@@ -170,7 +171,8 @@ def test_detection_s_figures_agree(book: Callable[[str], Path]) -> None:
     area = roc_auc_score(scores["group"] != "non-memorized", scores["score"])
     assert numbers.loc[("VM + TM", "AUROC"), "value"] == pytest.approx(area)
     field = table(folder, "detectors")
-    assert field["memorized"].tolist() == ["VM", "TM", "VM + TM"] * 7
+    assert field["memorized"].tolist() == ["VM", "TM", "VM + TM"] * len(DETECTORS)
+    assert field["detector"].unique().tolist() == [*DETECTORS]
     assert (field["AUROC_low"] <= field["AUROC_high"]).all()
     best = table(folder, "F13").groupby("case")["score"].max()
     assert best["memorized"] == pytest.approx(scores[scores["group"] == "VM"]["score"].max())
