@@ -735,21 +735,16 @@ def test_planted_neurons_are_told_only_when_revealed(session: Session) -> None:
 # plots
 
 
-def neuron_frame() -> pd.DataFrame:
-    rows = [(layer, n, z, n == 1) for layer in (1, 2) for n, z in enumerate((0.0, 9.0, -np.inf))]
-    return pd.DataFrame(rows, columns=["layer", "neuron", "z", "selected"])
-
-
 def labels(figure: Figure) -> str:
     return " ".join(text.get_text() for axes in figure.axes for text in axes.texts)
 
 
 def test_the_map_names_and_counts_selected_neurons() -> None:
-    drawn = labels(plots.z_map(neuron_frame(), focus=(2, 0)))
-    assert drawn.count("#1") == 2
-    assert drawn.count("1 / 3") == 2
-    with pytest.raises(ValueError, match="frame lacks selected"):
-        plots.z_map(neuron_frame().drop(columns="selected"))
+    z = {layer: np.array([0.0, 9.0, -np.inf]) for layer in (1, 2)}
+    figure = plots.z_map(z, NeuronSet({1: [1], 2: [1]}), focus=(2, 0))
+    assert labels(figure).count("#1") == 2
+    assert labels(figure).count("1 / 3") == 2
+    assert labels(plots.z_map(z, NeuronSet())).count("0 / 3") == 2
 
 
 def test_the_score_is_drawn_with_its_threshold() -> None:

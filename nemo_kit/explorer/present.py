@@ -161,7 +161,10 @@ def z_chart(session: Session) -> str:
     if session.case is None:
         return ""
     look, chosen = session.case.look, session.selection
-    figure = plots.z_map(session.probe.neuron_table(look, chosen), session.focus)
+    z = look.z or {layer: np.zeros(len(a)) for layer, a in look.activations.items()}
+    figure = plots.z_map(
+        {layer: np.asarray(one) for layer, one in z.items()}, chosen, session.focus
+    )
     counts = ", ".join(f"layer {k}: {n}" for k, n in chosen.counts().items()) or "none"
     words = f"z of all neurons in the searched value layers; selected by layer: {counts}"
     lacking = "This model has no statistics: all z are shown as 0, the buttons show activations."

@@ -295,17 +295,6 @@ class Probe:
         texts = self.prompts["prompt"].iloc[places.tolist()]
         return list(zip(texts, values.tolist(), strict=True))
 
-    def neuron_table(self, look: Look, selected: NeuronSet) -> pd.DataFrame:
-        """A row a neuron of the searched layers, for `plots.z_map`; z is 0 without statistics."""
-        parts = []
-        for layer, width in self.widths.items():
-            z = look.z[layer].numpy() if look.z else np.zeros(width)
-            chosen = np.isin(np.arange(width), selected.layers.get(layer, ()))
-            parts.append(
-                pd.DataFrame({"layer": layer, "neuron": range(width), "z": z, "selected": chosen})
-            )
-        return pd.concat(parts, ignore_index=True)
-
     def extremes(self, look: Look, most: int) -> dict[int, list[tuple[int, float]]]:
         """Layer -> its neurons with the largest |z| (activation, without statistics), with that."""
         found = {}

@@ -6,6 +6,7 @@ form on a screen is an addition.
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from io import BytesIO
 
 import numpy as np
@@ -14,6 +15,7 @@ from matplotlib.axes import Axes
 from matplotlib.colors import Normalize
 from matplotlib.figure import Figure
 
+from nemo_kit.neurons import NeuronSet
 from nemo_kit.plots.style import ACCENT, GROUPS, PALETTE, canvas, legend, require, styled
 
 LIMIT = 8.0  # |z| at which the colours of the map end
@@ -96,28 +98,29 @@ def _dots(axes: Axes, score: float, left: float | None, threshold: float | None)
 
 
 @styled
-def z_map(frame: pd.DataFrame, focus: tuple[int, int] | None = None) -> Figure:
+def z_map(
+    z: Mapping[int, np.ndarray], selected: NeuronSet, focus: tuple[int, int] | None = None
+) -> Figure:
     """All neurons of the searched layers, coloured by z, the selected ones marked.
 
     Returns a figure 5.6 in wide, a row for each layer; every layer fills the width, whatever its
     number of neurons. Right of a row: how many of its neurons are selected.
 
-    Parameters: `frame`, one row a neuron, with `layer`, `neuron`, `z`, `selected` (bool); `focus`,
-    (layer, neuron) to ring.
-    Raises ValueError for a missing column or no rows.
+    Parameters: `z`, layer -> [width]; `focus`, (layer, neuron) to ring.
     Source: paper, section 3.2, Algorithm 2.
     """
-    require(frame, "layer", "neuron", "z", "selected")
-    layers = sorted(frame["layer"].unique())
-    figure, axes = canvas(5.6, 0.27 * len(layers) + 0.5)
-    drawn = None
-    for row, layer in enumerate(layers):
-        part = frame[frame["layer"] == layer].sort_values("neuron")
-        drawn = _layer_row(axes, row, part)
-        _marks(axes, row, part, focus)
-    names = [f"{layer}" for layer in layers]
-    axes.set_yticks(np.arange(len(layers)) + 0.62, names)
-    axes.set(xlim=(0, 1), ylim=(len(layers), -0.3), xticks=[], ylabel="value layer")
+    figure, axes = canvas(5.6, 0.27 * len(z) + 0.5)
+    look = {"cmap": "RdBu_r", "norm": Normalize(-LIMIT, LIMIT)}
+    for row, (layer, values) in enumerate(z.items()):
+        edges, ends = np.linspace(0, 1, len(values) + 1), [row + 0.3, row + 0.95]
+        drawn = axes.pcolormesh(edges, ends, np.clip(values, -LIMIT, LIMIT)[None], **look)
+        axes.hlines(ends, 0, 1, color="#888888", lw=0.4)
+        _marks(axes, row, np.abs(values), selected.layers.get(layer, ()))
+        if focus is not None and focus[0] == layer:
+            x = (focus[1] + 0.5) / len(values)
+            axes.plot(x, row + 0.62, "o", ms=10, mfc="none", mec="black", mew=1.1, clip_on=False)
+    axes.set_yticks(np.arange(len(z)) + 0.62, map(str, z))
+    axes.set(xlim=(0, 1), ylim=(len(z), -0.3), xticks=[], ylabel="value layer")
     axes.set_xlabel("neurons of the layer, from the first to the last (▼ selected)")
     axes.spines[:].set_visible(False)
     axes.tick_params(length=0)
@@ -128,35 +131,18 @@ def z_map(frame: pd.DataFrame, focus: tuple[int, int] | None = None) -> Figure:
     return figure
 
 
-def _layer_row(axes: Axes, row: int, part: pd.DataFrame) -> object:
-    """One layer as a strip of cells between row + 0.3 and row + 0.95."""
-    edges = np.linspace(0, 1, len(part) + 1)
-    z = part["z"].clip(-LIMIT, LIMIT).to_numpy(float)[None]
-    mesh = axes.pcolormesh(
-        edges, [row + 0.3, row + 0.95], z, cmap="RdBu_r",
-        norm=Normalize(-LIMIT, LIMIT),
-    )  # fmt: skip
-    axes.hlines([row + 0.3, row + 0.95], 0, 1, color="#888888", lw=0.4)
-    return mesh
-
-
-def _marks(axes: Axes, row: int, part: pd.DataFrame, focus: tuple[int, int] | None) -> None:
-    width, chosen = len(part), part[part["selected"]]
-    if len(chosen):
-        places = (chosen["neuron"] + 0.5) / width
-        axes.plot(places, [row + 0.2] * len(chosen), "v", ms=4, color=ACCENT, clip_on=False)
-    furthest = chosen.reindex(chosen["z"].abs().sort_values(ascending=False).index)[:_NAMED]
+def _marks(axes: Axes, row: int, size: np.ndarray, chosen: Sequence[int]) -> None:
+    """The selected neurons of a row, the furthest of them named where there is room."""
+    places = {neuron: (neuron + 0.5) / len(size) for neuron in chosen}
+    axes.plot([*places.values()], [row + 0.2] * len(chosen), "v", ms=4, color=ACCENT, clip_on=False)
     taken: list[float] = []
-    for neuron in furthest["neuron"]:
-        x = (neuron + 0.5) / width
+    for neuron in sorted(chosen, key=lambda neuron: -size[neuron])[:_NAMED]:
+        x = places[neuron]
         if all(abs(x - other) > 0.06 for other in taken):
             taken.append(x)
             place = {"ha": "right" if x > 0.95 else "left", "va": "center", "fontsize": 6.5}
             axes.text(x + (-0.008 if x > 0.95 else 0.008), row + 0.16, f"#{neuron}", **place)
-    axes.text(1.012, row + 0.62, f"{len(chosen)} / {width}", va="center", fontsize=7)
-    if focus is not None and focus[0] == part["layer"].iloc[0]:
-        x = (focus[1] + 0.5) / width
-        axes.plot(x, row + 0.62, "o", ms=10, mfc="none", mec="black", mew=1.1, clip_on=False)
+    axes.text(1.012, row + 0.62, f"{len(chosen)} / {len(size)}", va="center", fontsize=7)
 
 
 def noise_pictures(differences: np.ndarray) -> np.ndarray:
