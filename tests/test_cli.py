@@ -665,7 +665,8 @@ def test_the_hash_of_an_own_sscd_file_can_be_given(
         (file, f"has the SHA-256 {digest}, .* --set sscd_sha256="),
         ([*file, "--set", f"sscd_sha256={'0' * 64}"], f"must be {'0' * 64}, got {digest}"),
         ([*file, *given], "s.pt holds no TorchScript"),
-        (["--set", "picturs=3"], "parameter of removal must be .* got 'picturs'; did you mean pic"),
+        (["--set", "picturs=3"], "NAME of --set must be one of clip, .*; got 'picturs'; did you m"),
+        (["--set", "store=here"], "NAME of --set must be one of clip, .*; got 'store'"),
         (["--set", "pictures=many"], "pictures of removal must be int, got 'many'"),
     ):
         assert call(monkeypatch, *words, *more) == 2

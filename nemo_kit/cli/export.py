@@ -106,7 +106,7 @@ def _reporter(
     opened = model.parameters()
     common = given | {"before": opened.pop("model"), "store": str(root() / "runs" / "store")}
     if model.model != "lab":
-        common["clip"] = metrics.PAPER_CLIP
+        texts = {"clip": metrics.PAPER_CLIP} | texts
     values = report.parameters("removal", texts, common | opened)
     if values["sscd"]:
         metrics.sscd(values["sscd"], sha256=values["sscd_sha256"])  # a wrong file is told at once

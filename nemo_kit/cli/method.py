@@ -168,30 +168,27 @@ def _rows(
     options: Callable[[Any], dict[str, Any]],
 ) -> pd.DataFrame:
     """A row a prompt: worked on here and shown, or through the store."""
-    from nemo_kit import store
+    from nemo_kit.store import detect_all, localize_all
+    from nemo_kit.store.method import Detect, Localize
 
+    work, sweeper = {"detect": (Detect, detect_all), "localize": (Localize, localize_all)}[command]
     place.check(prompts, method, model)
     texts = prompts.texts(model.model)
     loaded = place.open(model)
     given = options(method.prepare(loaded, place.store)) | {"threshold": method.threshold}
     seeds = range(1, method.seeds + 1)
     if prompts.here:
-        return _one_by_one(command, loaded, texts, list(seeds), given, shown.as_json)
-    sweeper = getattr(store, f"{command}_all")
+        return _one_by_one(command, work(loaded, list(seeds), given), texts, shown.as_json)
     return place.sweep(
         sweeper, loaded, model.device, texts, seeds, progress=not shown.as_json, **given
     )
 
 
-def _one_by_one(
-    command: str, model: Any, texts: list[str], seeds: list[int], given: dict, quiet: bool
-) -> pd.DataFrame:
+def _one_by_one(command: str, work: Any, texts: list[str], quiet: bool) -> pd.DataFrame:
     """Without a store: a prompt that fails ends the command, and Ctrl-C keeps nothing."""
     import pandas as pd
 
-    from nemo_kit.store import method
-
-    work, rows = getattr(method, command.title())(model, seeds, given), []
+    rows = []
     kept = "nothing is kept of prompts on the command line; those of --prompts FILE would be"
     with interruptible(kept), bar(len(texts), command, quiet) as told:
         for text in texts:

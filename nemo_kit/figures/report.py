@@ -9,6 +9,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
+from nemo_kit.checks import check_choice
 from nemo_kit.figures import gallery
 from nemo_kit.files import write_atomically
 from nemo_kit.keys import PACKAGE
@@ -27,7 +28,10 @@ def notebook(name: str) -> Path:
 
 def parameters(name: str, settings: Mapping[str, str], given: dict[str, Any]) -> dict[str, Any]:
     """All parameters of a report, those of ``settings`` as text; ValueError for refused ones."""
-    return read(notebook(name)).values(settings=settings, **given)
+    book = read(notebook(name))
+    for one in settings:
+        check_choice("NAME of --set", one, sorted(book.kinds.keys() - given.keys() - {"after"}))
+    return book.values(settings=settings, **given)
 
 
 def run(name: str, title: str, page: Path, values: Mapping[str, Any]) -> None:
