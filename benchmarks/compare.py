@@ -27,7 +27,7 @@ from nemo_kit.localization.differences import (
     Differences,
     prompt_differences,
 )
-from nemo_kit.memory import fitting, track_peak
+from nemo_kit.memory import fitting, peak, start_watch
 from nemo_kit.neurons import NeuronSet
 from nemo_kit.settings import Precision
 
@@ -115,7 +115,7 @@ def _row(
     how: tuple[str, LocalizationSettings] | None,
     seeds: list[int],
 ) -> dict[str, Any]:
-    peak, nearest = track_peak(model.device), float("nan")
+    watched, nearest = start_watch(model.device) is not None, float("nan")
     if how is None:
         found, nearest = localize_released(model, item["prompt"], seeds)
     else:
@@ -133,7 +133,7 @@ def _row(
         "verified": math.nan if found.verified is None else float(found.verified),
         "fell_back": len(found.fell_back),
         "nearest": nearest,
-        "peak": peak(),
+        "peak": (peak(model.device) or math.nan) / 2**20 if watched else math.nan,
     }
 
 

@@ -8,7 +8,6 @@ digits of floating point.
 from __future__ import annotations
 
 import gc
-import math
 import re
 import warnings
 from collections.abc import Callable
@@ -103,16 +102,16 @@ def _measure(model: DiffusionModel) -> int:
 def bytes_a_sample(model: DiffusionModel) -> int | None:
     """Bytes that a denoiser call takes for each sample, or None where the system doesn't tell."""
     noise, text = model.noise(range(1, PROBED + 1)), model.embed("")
-    before = _start(model.device)
+    before = start_watch(model.device)
     counted = model.samples_evaluated
     with torch.no_grad():
         model.predict(noise, model.timesteps(50)[0], text.expand(PROBED, -1, -1))
     model.samples_evaluated = counted
-    after = _peak(model.device)
+    after = peak(model.device)
     return None if before is None or after is None else max((after - before) // PROBED, 1 << 20)
 
 
-def _start(device: torch.device) -> int | None:
+def start_watch(device: torch.device) -> int | None:
     """Set the peak back to what is in use now, and return that."""
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)
@@ -121,11 +120,11 @@ def _start(device: torch.device) -> int | None:
         Path("/proc/self/clear_refs").write_text("5")
     except OSError:
         return None
-    return _peak(device)
+    return peak(device)
 
 
-def _peak(device: torch.device) -> int | None:
-    """The most bytes in use since `_start`; None where the system doesn't tell."""
+def peak(device: torch.device) -> int | None:
+    """The most bytes in use since `start_watch`; None where the system doesn't tell."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device)
     try:
@@ -139,9 +138,3 @@ def _free(device: torch.device) -> int:
     if device.type == "cuda":
         return torch.cuda.mem_get_info(device)[0]
     return psutil.virtual_memory().available
-
-
-def track_peak(device: torch.device) -> Callable[[], float]:
-    """Start to watch; the function returned gives the peak since then in MiB, NaN if untold."""
-    known = _start(device) is not None  # else the peak can't be set back, and is that of before
-    return lambda: (_peak(device) or math.nan) / 2**20 if known else math.nan

@@ -25,7 +25,7 @@ from concurrent.futures import (
     wait,
 )
 from concurrent.futures.process import BrokenProcessPool
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager, nullcontext, suppress
 from itertools import chain, islice
 from typing import Any
 
@@ -118,23 +118,17 @@ def _as_executor(given: object) -> Iterator[tuple[Executor, Callable[[], int]]]:
     """An executor and how many items to hand out; what was given is never shut down."""
     if isinstance(given, Executor):
         yield given, lambda: _LENT
-    elif isinstance(given, str):
-        with _connect(given) as client:
-            yield _of_client(client)
-    else:
-        yield _of_client(given)
+        return
+    with _connect(given) if isinstance(given, str) else nullcontext(given) as client:
+        # not pure: equal calls are no reason to share a result; two more tries where one raises
+        pool = client.get_executor(pure=False, retries=2)
+        yield pool, lambda: 2 * (sum(client.nthreads().values()) or 1)  # one in hand, one waiting
 
 
 def _is_client(executor: object) -> bool:
     """Without importing dask where the caller hasn't."""
     module = type(executor).__module__.split(".")[0]
     return module == "distributed" and hasattr(executor, "get_executor")
-
-
-def _of_client(client: Any) -> tuple[Executor, Callable[[], int]]:
-    """Not pure: equal calls are no reason to share a result; two more tries where one raises."""
-    pool = client.get_executor(pure=False, retries=2)
-    return pool, lambda: 2 * (sum(client.nthreads().values()) or 1)  # one in hand, one waiting
 
 
 def _connect(address: str) -> Any:
@@ -145,9 +139,8 @@ def _connect(address: str) -> Any:
         raise ValueError(
             "executor: a scheduler needs dask; install it with pip install 'nemo_kit[cluster]'"
         ) from error
-    if address.endswith(".json"):
-        return Client(scheduler_file=address, timeout=_CONNECT)
-    return Client(address, timeout=_CONNECT)
+    named = "scheduler_file" if address.endswith(".json") else "address"
+    return Client(**{named: address}, timeout=_CONNECT)
 
 
 def _submit(pool: Executor, function: Work, item: Any) -> Future[Result]:
