@@ -210,7 +210,7 @@ def test_pictures_with_and_without_the_neurons(easy: DiffusionModel, tmp_path: P
     assert found["way"].tolist() == ["released", "speculative"]
     assert found["sscd_gen"][0] == pytest.approx(1.0, abs=1e-5)  # without neurons nothing changes
     assert found["sscd_gen"][1] < 0.999
-    with pytest.raises(ValueError, match="count must be an integer of at least 1"):
+    with pytest.raises(ValueError, match="pictures must be an integer of at least 1"):
         with_pictures(easy, frame, 0, SEEDS, store=tmp_path)
 
 
