@@ -50,7 +50,7 @@ def work(item):
         (root / "pid").write_text(str(os.getpid()))
         time.sleep(600)
     return {"n": item, "square": item * item}
-frame = run(work, range(6), store, {}, name="work").frame
+frame = run(work, range(6), store, {}, name="work", batch=1).frame
 fig = Figure(figsize=(2, 1))
 fig.subplots().plot(frame["n"], frame["square"])
 figures.save(fig, frame, "tiny", out, shows="squares")
@@ -98,9 +98,8 @@ class Run:
         return [int(line) for line in (self.root / "worked").read_text().split()]
 
     def left(self) -> set[str]:
-        """What is in the work folder."""
-        [work] = (self.root / "runs" / "figures").iterdir()
-        return {path.name for path in work.iterdir()}
+        """What is beside the figures: executed notebooks and logs."""
+        return {path.name for path in (self.root / "figs" / "executed").iterdir()}
 
 
 @pytest.fixture
@@ -162,7 +161,7 @@ def test_a_stopped_run_ends_its_kernel_and_leaves_the_earlier_figures(
 ) -> None:
     process, kernel = run.until_item_3()
     out = run.root / "figs"
-    out.mkdir()
+    out.mkdir(exist_ok=True)
     (out / "tiny.png").write_bytes(b"earlier")
     process.send_signal(number)
     process.communicate(timeout=300)

@@ -111,7 +111,7 @@ def test_memory_that_runs_out_halves_the_batch() -> None:
         torch.testing.assert_close(score(SETS), whole(SETS))
     assert (score.batch.size, score.samples, sum(drawer.calls)) == (2, 9, 9)
     assert "with 8 denoiser samples a call; going on with 4" in str(told[0].message)
-    assert len(told) == 2
+    assert sum("out of memory" in str(one.message) for one in told) == 2
 
 
 def test_no_sets() -> None:

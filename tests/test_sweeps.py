@@ -59,7 +59,7 @@ class Killer(threading.Thread):
         later = started(self.log)[len(self.seen) + 2 :]  # it may have begun two more until then
         assert len(later) > len(ITEMS) / 2
         assert self.victim not in {process for process, _ in later}
-        assert len(started(self.log)) <= len(ITEMS) + 2
+        assert len(started(self.log)) <= 1.25 * len(ITEMS)  # few are done twice
 
 
 @pytest.fixture(scope="module")
@@ -183,7 +183,7 @@ def test_two_sweeps_on_one_store_share_the_work(tmp_path: Path) -> None:
         results = list(both.map(lambda _: sweep(store, Slow(str(log)), batch=1), range(2)))
     for found in results:
         assert_each_once(found, store)
-    assert sum(found.computed for found in results) <= len(ITEMS) + 2
+    assert sum(found.computed for found in results) <= 1.25 * len(ITEMS)  # few are done twice
     assert min(found.computed for found in results) >= 5
 
 
