@@ -652,13 +652,13 @@ def test_what_is_shown_is_saved_with_its_data(session: Session, tmp_path: Any) -
     assert set(frame["neurons"]) == {ONE.to_json()}
     first = session.pictures.measured
     assert np.allclose(frame["copy"][:4], [*first["copy_before"], *first["copy_after"]])
-    titles = [axes.get_title("left") for axes in keep.figure(session).axes]
+    titles = [axes.get_title("left") for axes in keep.figure(session.cases, None).axes]
     assert titles[0].startswith("cat 0\nscore")
     assert titles[1] == "1 neuron off"
     session.selection = ""
     session.wait(LONG)
     with pytest.raises(ValueError, match="press Generate"):
-        keep.frame(session)
+        session.save("again", tmp_path)
 
 
 # what is shown

@@ -1,6 +1,6 @@
 """What is shown, to keep: a figure of scores and pictures, and a row for each of its pictures.
 
-Scope: from a session's values to a figure and a frame; writing them is `nemo_kit.figures`.
+Scope: from what is known of each prompt to a figure and a frame; `nemo_kit.figures` writes them.
 """
 
 from __future__ import annotations
@@ -8,31 +8,23 @@ from __future__ import annotations
 import pandas as pd
 from matplotlib.figure import Figure
 
-from nemo_kit.explorer.session import Case, Session
+from nemo_kit.explorer.probe import Case
 from nemo_kit.plots.style import TEXT, canvas, plain, show, styled
 
 
-def frame(session: Session) -> pd.DataFrame:
+def frame(cases: list[Case], threshold: float | None) -> pd.DataFrame:
     """A row for each prompt, seed and intervention shown: settings, scores, nearest training image.
 
     Returns `prompt`, `seed`, `intervention` ("none" or what was done), `neurons` (JSON), `factor`,
     `steps`, `guidance`, `score`, `score_left` (same seed, NaN where nothing is selected),
     `threshold`, and where training images are known `nearest` (its prompt), `copy` (cosine to it)
     and `same_seed` (cosine of the picture with to that without).
-    Raises ValueError where there are no pictures, or old ones.
     """
-    return pd.concat([part for case in _drawn(session) for part in _rows(session, case)],
-                     ignore_index=True)  # fmt: skip
+    parts = [part for case in cases for part in _rows(case, threshold)]
+    return pd.concat(parts, ignore_index=True)
 
 
-def _drawn(session: Session) -> list[Case]:
-    drawn = [case for case in session.cases if case.pictures is not None]
-    if not drawn or session.stale:
-        raise ValueError("there are no pictures of this selection to save yet: press Generate")
-    return drawn
-
-
-def _rows(session: Session, case: Case) -> list[pd.DataFrame]:
+def _rows(case: Case, threshold: float | None) -> list[pd.DataFrame]:
     shots, parts = case.pictures, []
     for end, how in (("before", "none"), ("after", shots.how)):
         ends = {f"nearest_{end}": "nearest", f"copy_{end}": "copy"}
@@ -40,7 +32,7 @@ def _rows(session: Session, case: Case) -> list[pd.DataFrame]:
         part = part.filter(["seed", "nearest", "copy", *["same_seed"] * (end == "after")]).assign(
             prompt=shots.view.prompt, intervention=how, neurons=shots.view.neurons.to_json(),
             factor=shots.view.factor, steps=shots.view.steps, guidance=shots.view.guidance,
-            score=case.look.score, threshold=session.probe.threshold,
+            score=case.look.score, threshold=threshold,
             score_left=case.left.same_seed if case.left else float("nan"),
         )  # fmt: skip
         parts.append(part)
@@ -50,23 +42,22 @@ def _rows(session: Session, case: Case) -> list[pd.DataFrame]:
 
 
 @styled
-def figure(session: Session) -> Figure:
+def figure(cases: list[Case], threshold: float | None) -> Figure:
     """Each prompt's pictures, with and without the selection, under its score.
 
-    Returns a figure outside pyplot, of the text width; raises as `frame`.
+    Returns a figure outside pyplot, of the text width.
     """
-    rows = [(case, name) for case in _drawn(session) for name in ("before", "after")]
-    side = TEXT / len(session.seeds)
+    rows = [(case, name) for case in cases for name in ("before", "after")]
+    side = TEXT / len(cases[0].pictures.before)
     drawn, axes = canvas(TEXT, (side + 0.45) * len(rows), len(rows), squeeze=False)
     for axis, (case, name) in zip(axes[:, 0], rows, strict=True):
         show(axis, getattr(case.pictures, name))
         how = "all neurons on" if name == "before" else case.pictures.how
-        about = f"{plain(case.look.prompt, 90)}\n{_score(session, case)}\n" * (name == "before")
+        about = f"{plain(case.look.prompt, 90)}\n{_score(case, threshold)}\n" * (name == "before")
         axis.set_title(about + how, fontsize=8, loc="left")
     return drawn
 
 
-def _score(session: Session, case: Case) -> str:
-    limit = session.probe.threshold
+def _score(case: Case, limit: float | None) -> str:
     words = f"score {case.look.score:.2f}" + (f", τ = {limit:.2f}" if limit is not None else "")
     return words + (f", left of it {case.left.same_seed:.2f}" if case.left else "")

@@ -16,8 +16,8 @@ import numpy as np
 import pandas as pd
 
 from nemo_kit import plots
-from nemo_kit.explorer.probe import Facts, Pictures, scaled_words
-from nemo_kit.explorer.session import Case, Session
+from nemo_kit.explorer.probe import Case, Facts, Pictures, scaled_words
+from nemo_kit.explorer.session import Session
 from nemo_kit.explorer.values import write_seeds
 from nemo_kit.localization.result import ALGORITHMS
 from nemo_kit.neurons import NeuronSet

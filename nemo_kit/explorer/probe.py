@@ -84,6 +84,15 @@ class Pictures:
     how: str
 
 
+@dataclass(frozen=True)
+class Case:
+    """What is known of a prompt under the selection: `left` and `pictures` None until computed."""
+
+    look: Look
+    left: Left | None = None
+    pictures: Pictures | None = None
+
+
 @dataclass(frozen=True, eq=False)
 class Facts:
     """One neuron: its z for the prompt, what drives it most, whose memorization sets it is in."""

@@ -20,7 +20,7 @@ from traitlets import Float, HasTraits, Int, Unicode, observe, validate
 
 from nemo_kit.checks import check_choice, check_number
 from nemo_kit.explorer import values
-from nemo_kit.explorer.probe import Facts, Left, Look, Pictures, Probe
+from nemo_kit.explorer.probe import Case, Facts, Pictures, Probe
 from nemo_kit.explorer.values import History, View
 from nemo_kit.explorer.worker import Cancelled, Tick, Worker
 from nemo_kit.localization import SEARCHES, Localization
@@ -38,15 +38,6 @@ class Progress:
     stage: str = ""
     done: int = 0
     total: int | None = None
-
-
-@dataclass(frozen=True)
-class Case:
-    """What is known of a prompt under the selection: `left` and `pictures` None until computed."""
-
-    look: Look
-    left: Left | None = None
-    pictures: Pictures | None = None
 
 
 Scores = tuple[NeuronSet, Case, Case | None, Facts | None]  # neurons, prompt, other, focus
@@ -280,7 +271,13 @@ class Session(HasTraits):
         from nemo_kit.explorer import keep
 
         with self.turn:
-            fig, frame = keep.figure(self), keep.frame(self)
+            drawn = [case for case in self.cases if case.pictures is not None]
+            if not drawn or self.stale:
+                raise ValueError(
+                    "there are no pictures of this selection to save yet: press Generate"
+                )
+            shown = drawn, self.probe.threshold
+            fig, frame = keep.figure(*shown), keep.frame(*shown)
         return figures.save(fig, frame, name, out)
 
     def fail(self, error: Exception) -> None:
