@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Iterable, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from itertools import count, groupby, product
 from typing import TYPE_CHECKING, Any, TypeVar, get_args
@@ -25,13 +24,10 @@ from nemo_kit.checks import (
     check_texts,
     check_whole,
 )
-from nemo_kit.hooks import scale_neurons
 from nemo_kit.neurons import NeuronSet
 from nemo_kit.settings import Halves, Noise
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
-
     from nemo_kit.mitigation import Mitigation
     from nemo_kit.models import DiffusionModel
 
@@ -74,8 +70,7 @@ def generate(
     guidance = model.guidance if guidance is None else guidance
     _check(guidance, steps, batch_size)
     check_choice("halves", halves, get_args(Halves))
-    sets = _one_a_prompt("neurons", neurons, len(texts), NeuronSet)
-    ways = _mitigations(mitigation, neurons, len(texts))
+    ways = _mitigations(mitigation, neurons, factor, texts)
     drawn, empty = model.noise(numbers, noise), None if guidance in (0, 1) else model.embed("")
     whole = Run(
         model, tuple(texts), tuple(texts), tuple(numbers), drawn, model.embed(texts), empty,
@@ -85,7 +80,8 @@ def generate(
     report = _reporter(model, steps * len(batches), progress)
     images = []
     for places in batches:
-        with _changed(whole, places, sets, factor, ways) as run:
+        way = ways[places[0][0]]
+        with way.apply(_batch(whole, places, way)) as run:
             latents = denoise(run, report)
         images.append(model.decode(latents))
     shaped = np.concatenate(images).reshape(len(texts), len(numbers), *images[0].shape[1:])
@@ -199,35 +195,12 @@ def both_outputs(
     return predict(torch.cat([latents, latents]), timestep, both).chunk(2)
 
 
-@contextmanager
-def _changed(
-    whole: Run,
-    places: list[Place],
-    sets: list[NeuronSet] | None,
-    factor: float,
-    ways: list[Mitigation] | None,
-) -> Iterator[Run]:
-    """The run of these places, with the neurons of their prompts scaled, or under a mitigation."""
-    way = ways and ways[places[0][0]]
-    run = _batch(whole, places, way or None)
-    if way:
-        with way.apply(run) as changed:
-            yield changed
-    elif sets:
-        model, rows = run.model, run.rows([sets[prompt] for prompt, _ in places], NeuronSet())
-        with scale_neurons(model.denoiser, model.value_layers, rows, factor):
-            yield run
-    else:
-        yield run
-
-
-def _batch(whole: Run, places: list[Place], way: Mitigation | None) -> Run:
-    """The run of all prompts and seeds at these places, texts rewritten where a mitigation does."""
+def _batch(whole: Run, places: list[Place], way: Mitigation) -> Run:
+    """The run of all prompts and seeds at these places, texts as the mitigation rewrites them."""
     first, second = ([place[side] for place in places] for side in (0, 1))
-    prompts = texts = tuple(whole.prompts[place] for place in first)
+    prompts = tuple(whole.prompts[place] for place in first)
     seeds = tuple(whole.seeds[place] for place in second)
-    if way:
-        texts = tuple(way.rewrite(whole.model, *one) for one in zip(prompts, seeds, strict=True))
+    texts = tuple(way.rewrite(whole.model, *one) for one in zip(prompts, seeds, strict=True))
     same = texts == prompts
     embeddings = whole.embeddings[first] if same else whole.model.embed(texts)
     return replace(
@@ -253,26 +226,31 @@ def _reporter(
     return report
 
 
-def _batches(
-    ways: list[Mitigation] | None, prompts: int, seeds: int, size: int
-) -> list[list[Place]]:
+def _batches(ways: list[Mitigation], prompts: int, seeds: int, size: int) -> list[list[Place]]:
     """The places in order, none of a batch under another mitigation than the rest of it."""
     places = list(product(range(prompts), range(seeds)))
-    groups = groupby(places, key=lambda place: ways and id(ways[place[0]]))
+    groups = groupby(places, key=lambda place: id(ways[place[0]]))
     jobs = [list(group) for _, group in groups]
     return [group[i : i + size] for group in jobs for i in range(0, len(group), size)]
 
 
-def _mitigations(given: object, neurons: object, prompts: int) -> list[Mitigation] | None:
-    if given is None:
-        return None
-    from nemo_kit.mitigation import Mitigation
+def _mitigations(
+    given: object, neurons: object, factor: float, texts: list[str]
+) -> list[Mitigation]:
+    """The mitigation of each prompt; neurons that are scaled are NeMo's."""
+    from nemo_kit.mitigation import Mitigation, NeMo
 
-    if neurons is not None:
+    if given is not None and neurons is not None:
         raise ValueError(
             "neurons and mitigation can't both be given; NeMo(neurons) is a mitigation"
         )
-    return _one_a_prompt("mitigation", given, prompts, Mitigation)
+    sets = _one_a_prompt("neurons", neurons, len(texts), NeuronSet)
+    if sets is None:
+        found = _one_a_prompt("mitigation", given, len(texts), Mitigation)
+        return found or [Mitigation()] * len(texts)
+    if len(set(texts)) < len(texts):  # one text under several sets
+        return [NeMo(one, factor) for one in sets]
+    return [NeMo(dict(zip(texts, sets, strict=True)), factor)] * len(texts)
 
 
 def _one_a_prompt(name: str, given: object, prompts: int, kind: type[Row]) -> list[Row] | None:

@@ -21,12 +21,11 @@ import torch
 from torch import Tensor, nn
 
 from nemo_kit.checks import MachineError, check_number
-from nemo_kit.layers import Convolution, Projection
+from nemo_kit.layers import Projection
 from nemo_kit.neurons import NeuronSet
 
 Hook = Callable[[nn.Module, tuple, Tensor], Tensor | None]
 Before = Callable[[nn.Module, tuple, dict[str, Any]], tuple[tuple, dict[str, Any]]]
-Place = Projection | Convolution
 
 
 class InterventionError(MachineError):
@@ -56,7 +55,7 @@ def capture(denoiser: nn.Module, projections: Iterable[Projection]) -> Iterator[
 @contextmanager
 def scale_neurons(
     denoiser: nn.Module,
-    projections: Iterable[Place],
+    projections: Iterable[Projection],
     sets: NeuronSet | Sequence[NeuronSet],
     factor: float = 0.0,
 ) -> Iterator[None]:
@@ -102,7 +101,7 @@ def gate_neurons(
 
 
 def _plan(
-    by_layer: dict[int, Place], sets: NeuronSet | Sequence[NeuronSet], factor: float
+    by_layer: dict[int, Projection], sets: NeuronSet | Sequence[NeuronSet], factor: float
 ) -> dict[str, Hook]:
     alone = isinstance(sets, NeuronSet)
     rows = _checked([sets] if alone else sets, by_layer)  # type: ignore[list-item]
@@ -112,7 +111,7 @@ def _plan(
     return {by_layer[i].name: _scaler(_gains(by_layer[i], rows, factor), alone) for i in touched}
 
 
-def _checked(sets: object, by_layer: Mapping[int, Place]) -> list[NeuronSet]:
+def _checked(sets: object, by_layer: Mapping[int, Projection]) -> list[NeuronSet]:
     if not isinstance(sets, Sequence) or not all(isinstance(one, NeuronSet) for one in sets):
         raise TypeError(f"sets must be a NeuronSet or a list of them, got {type(sets).__name__}")
     if not sets:
@@ -135,12 +134,12 @@ def sample_gains(
     return {index: _gains(p, rows, factor) for index, p in by_layer.items()}
 
 
-def _gains(projection: Place, rows: Sequence[NeuronSet], factor: float) -> Tensor:
+def _gains(projection: Projection, rows: Sequence[NeuronSet], factor: float) -> Tensor:
     """[rows, 1, width] (of channels [rows, width, 1, 1]): the factor at each row's, else 1."""
     gains = torch.ones(len(rows), 1, projection.width)
     for row, neurons in enumerate(rows):
         gains[row, 0, list(neurons.layers.get(projection.index, ()))] = factor
-    return gains if isinstance(projection, Projection) else gains.mT[..., None]
+    return gains.mT[..., None] if projection.kind == "convolution" else gains
 
 
 def _scaler(gains: Tensor, for_all: bool) -> Hook:

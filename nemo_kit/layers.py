@@ -15,9 +15,9 @@ from typing import Literal
 
 from torch import nn
 
-Kind = Literal["value", "key"]
+Kind = Literal["value", "key", "convolution"]
 
-_SUFFIX: dict[Kind, str] = {"value": "to_v", "key": "to_k"}
+_SUFFIX = {"value": "to_v", "key": "to_k"}
 _PLACES = {"down": 0, "mid": 1, "up": 2}  # forward order; modules register mid after up
 _PATTERN = re.compile(
     r"(?P<part>down|mid|up)_blocks?(?:\.(?P<block>\d+))?"
@@ -27,7 +27,11 @@ _PATTERN = re.compile(
 
 @dataclass(frozen=True)
 class Projection:
-    """One cross-attention projection: number from 1, module name, neurons, place."""
+    """One cross-attention projection, or a convolution of a down-block.
+
+    Its number among those of its kind, from 1; the module's name; neurons or output channels; where
+    it is.
+    """
 
     index: int
     kind: Kind
@@ -35,25 +39,17 @@ class Projection:
     width: int
     block: str  # "down.0", "mid", "up.1", …
 
-
-@dataclass(frozen=True)
-class Convolution:
-    """One convolution of a down-block: number from 1, module name, output channels, place."""
-
-    index: int
-    name: str
-    width: int
-    block: str  # "down.0"
-
     @property
     def title(self) -> str:
-        """Its place in words: "down 0 resnet 1 conv 2", "down 0 downsampler"."""
+        """What it is, in words: "value 3 (mid)", "down 0 resnet 1 conv 2", "down 0 downsampler"."""
+        if self.kind != "convolution":
+            return f"{self.kind} {self.index} ({self.block.replace('.', ' ')})"
         words = self.name.replace("down_blocks.", "down ").replace(".downsamplers.0.conv", "")
         words += " downsampler" * ("downsamplers" in self.name)
         return words.replace(".resnets.", " resnet ").replace(".conv", " conv ")
 
 
-def down_convolutions(denoiser: nn.Module) -> tuple[Convolution, ...]:
+def down_convolutions(denoiser: nn.Module) -> tuple[Projection, ...]:
     """The convolutions of the down-blocks with a kernel above 1×1, in forward order, from 1.
 
     Returns 19 of them for SD 1.x and 2.x: two in each residual block, one in each downsampler.
@@ -72,7 +68,7 @@ def down_convolutions(denoiser: nn.Module) -> tuple[Convolution, ...]:
             f"denoiser: no convolution in the down_blocks of {type(denoiser).__name__}"
         )
     return tuple(
-        Convolution(number, name, width, "down." + name.split(".")[1])
+        Projection(number, "convolution", name, width, "down." + name.split(".")[1])
         for number, (name, width) in enumerate(found, start=1)
     )
 

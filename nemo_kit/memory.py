@@ -15,8 +15,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
 from weakref import WeakKeyDictionary
 
-import psutil
 import torch
+from psutil import virtual_memory
 
 from nemo_kit.checks import check_whole
 
@@ -87,16 +87,12 @@ def fitting(model: DiffusionModel) -> BatchSize:
     measuring call of two samples is no part of any prompt's count of samples.
     """
     if model not in _measured:
-        _measured[model] = BatchSize(_measure(model))
+        cuda, each = model.device.type == "cuda", bytes_a_sample(model)
+        kind = "cuda" if cuda else "cpu"
+        free = torch.cuda.mem_get_info(model.device)[0] if cuda else virtual_memory().available
+        fit = UNMEASURED if each is None else SHARE[kind] * free // each
+        _measured[model] = BatchSize(int(min(max(fit, 1), MOST[kind])))
     return _measured[model]
-
-
-def _measure(model: DiffusionModel) -> int:
-    kind = "cuda" if model.device.type == "cuda" else "cpu"
-    each = bytes_a_sample(model)
-    if each is None:
-        return UNMEASURED
-    return int(min(max(SHARE[kind] * _free(model.device) // each, 1), MOST[kind]))
 
 
 def bytes_a_sample(model: DiffusionModel) -> int | None:
@@ -132,9 +128,3 @@ def peak(device: torch.device) -> int | None:
     except OSError:
         return None
     return told and int(told[1]) * 1024
-
-
-def _free(device: torch.device) -> int:
-    if device.type == "cuda":
-        return torch.cuda.mem_get_info(device)[0]
-    return psutil.virtual_memory().available

@@ -72,6 +72,13 @@ def test_each_prompt_has_its_own_neurons(toy_model: DiffusionModel) -> None:
     assert close(alone[0], generate(toy_model, "a", [1, 2], steps=3))
 
 
+def test_neurons_of_different_prompts_share_a_batch(toy_model: DiffusionModel) -> None:
+    prompts, sets = ["a", "b"], [NEURONS, NeuronSet()]
+    together = generate(toy_model, prompts, [1], sets, steps=2)
+    for images, prompt, one in zip(together, prompts, sets, strict=True):
+        assert close(images, generate(toy_model, prompt, [1], one, steps=2))
+
+
 def test_factor_1_changes_nothing(toy_model: DiffusionModel) -> None:
     plain = generate(toy_model, "a", [1], steps=3)
     assert close(plain, generate(toy_model, "a", [1], NEURONS, factor=1.0, steps=3))

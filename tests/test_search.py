@@ -204,6 +204,13 @@ def test_scores_must_be_finite(value: float) -> None:
             call()
 
 
+def test_each_mode_counts_with_the_version_of_its_own_file() -> None:
+    homes = [SEARCHES[name].home for name in ("sequential", "speculative", "bisect", "attributed")]
+    files = [f"nemo_kit.localization.search.{name}" for name in (
+        "sequential", "speculative", "halving", "attributed")]  # fmt: skip
+    assert homes == files
+
+
 def test_search_modes_are_named() -> None:
     assert find_search("sequential") is SEARCHES["sequential"]
     with pytest.raises(ValueError, match=r"search must be one of .*sequential.*; got 'quick'"):

@@ -257,6 +257,18 @@ def test_plain_functions_answer_too() -> None:
         assert not found.neurons
 
 
+@pytest.mark.parametrize("search", BATCHED)
+def test_selection_reports_steps_of_its_schedule(search: str) -> None:
+    calls: list[tuple] = []
+    report = lambda *call: calls.append(call)  # noqa: E731
+    falling = Seeds(lambda one: 1.0 - 0.1 * len(one))
+    mode = SEARCHES[search]
+    found = mode.select(falling, lambda _, k: NeuronSet({1: range(k)}), 0.65, report=report)
+    assert found.k == 4
+    assert all(1 <= done <= total == 17 for done, total in calls)
+    assert any(done == 5 for done, _ in calls)  # the step that it ends with
+
+
 def test_progress_ends_at_its_total() -> None:
     calls: list[tuple] = []
     report = lambda *call: calls.append(call)  # noqa: E731

@@ -27,7 +27,6 @@ class Verdicts(ABC):
 
     Called with a list of sets it returns their scores, [sets], all seeds scored.
     Parameters: `seeds`, how many there are; `together`, a set's seeds can't be scored apart.
-    Attribute: `asked`, how many different sets were scored so far, on one seed at least.
     """
 
     def __init__(self, seeds: int, together: bool = False) -> None:

@@ -9,13 +9,13 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, ClassVar, Literal, get_args
+from typing import TYPE_CHECKING, ClassVar, get_args
 
 import numpy as np
 
 from nemo_kit.checks import check_choice, check_number, check_whole
 from nemo_kit.hooks import scale_neurons
-from nemo_kit.layers import down_convolutions
+from nemo_kit.layers import Kind, Projection, down_convolutions
 from nemo_kit.mitigation.base import Mitigation
 from nemo_kit.neurons import NeuronSet
 
@@ -24,7 +24,6 @@ if TYPE_CHECKING:
     from nemo_kit.models import DiffusionModel
 
 VERSION = 1  # raised where results change (see nemo_kit.keys)
-Kind = Literal["value", "key", "convolution"]
 
 
 @dataclass(frozen=True)
@@ -53,7 +52,7 @@ class Cut(Mitigation):
         if not 0 < self.share <= 1:
             raise ValueError(f"share must be above 0 and at most 1, got {self.share!r}")
 
-    def place(self, model: DiffusionModel) -> Any:
+    def place(self, model: DiffusionModel) -> Projection:
         """The projection or convolution; ValueError where the model has none of that number."""
         places = {place.index: place for place in places_of(model, self.kind)}
         if self.layer not in places:
@@ -62,10 +61,7 @@ class Cut(Mitigation):
 
     def title(self, model: DiffusionModel) -> str:
         """What is cut, in words: "value 3 (mid)", "down 0 downsampler"."""
-        place = self.place(model)
-        if self.kind == "convolution":
-            return place.title
-        return f"{self.kind} {self.layer} ({place.block.replace('.', ' ')})"
+        return self.place(model).title
 
     def outputs(self, model: DiffusionModel) -> NeuronSet:
         """The outputs that are switched off."""
@@ -82,7 +78,7 @@ class Cut(Mitigation):
             yield run
 
 
-def places_of(model: DiffusionModel, kind: Kind) -> Sequence[Any]:
+def places_of(model: DiffusionModel, kind: Kind) -> Sequence[Projection]:
     """The model's layers of a kind, numbered from 1 in forward order."""
     if kind == "convolution":
         return down_convolutions(model.denoiser)

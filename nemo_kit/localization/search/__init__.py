@@ -12,6 +12,7 @@ from nemo_kit.checks import check_choice
 from nemo_kit.localization.search import attributed, halving, sequential, speculative
 from nemo_kit.localization.search.sequential import refine, select_initial
 from nemo_kit.localization.search.steps import (
+    Batched,
     Propose,
     Refinement,
     Report,
@@ -23,6 +24,7 @@ from nemo_kit.localization.search.verification import unnecessary
 
 __all__ = [
     "SEARCHES",
+    "Batched",
     "Propose",
     "Refinement",
     "Report",
@@ -35,15 +37,15 @@ __all__ = [
     "unnecessary",
 ]
 
-SEARCHES: dict[str, Search] = {
+SEARCHES: dict[str, Search | Batched] = {
     "sequential": Search(sequential.select_initial, sequential.refine),
-    "speculative": Search(speculative.select, speculative.refine),
-    "bisect": Search(halving.select, halving.refine),
-    "attributed": Search(attributed.select, attributed.refine),
+    "speculative": speculative.SEARCH,
+    "bisect": halving.SEARCH,
+    "attributed": attributed.SEARCH,
 }
 
 
-def find_search(name: str) -> Search:
+def find_search(name: str) -> Search | Batched:
     """The search mode of that name; raises ValueError that lists them."""
     check_choice("search", name, sorted(SEARCHES))
     return SEARCHES[name]

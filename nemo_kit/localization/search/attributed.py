@@ -13,59 +13,44 @@ Source: ours; Algorithm 4 of "Finding NeMo" (arXiv 2406.02366) in the order of a
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 
-from nemo_kit.localization.search.halving import Halving, doubled, halved, select
-from nemo_kit.localization.search.steps import Order, Refinement, Report, Walk, joined
+from nemo_kit.localization.search.halving import Halving, bisected
+from nemo_kit.localization.search.steps import Batched, Order, Report, Walk, joined
 from nemo_kit.localization.search.verification import unnecessary, verified
-from nemo_kit.localization.verdicts import ScoreFunction, Verdicts, finite, verdicts
+from nemo_kit.localization.verdicts import Verdicts
 from nemo_kit.neurons import NeuronSet
 
 VERSION = 1  # raised where results change (see nemo_kit.keys)
-__all__ = ["refine", "select"]
 
 GRADIENTS = 2  # leading seeds whose gradient is taken
 
 
-def refine(
-    score: ScoreFunction | Verdicts,
-    candidates: NeuronSet,
-    threshold: float,
-    report: Report | None = None,
-    initial_score: float = math.nan,
-    order: Order | None = None,
-) -> Refinement:
-    """Keep the fewest of the strongest candidates that suffice, then drop what is not needed.
-
-    Returns, takes and raises what `sequential.refine` does; its `verified` is True; `order` is
-    not followed, as this mode has its own. `score` must have `effects(neurons, seeds)`, as `Score`
-    has: ValueError otherwise.
-    Source: ours.
-    """
-    ask, limit = verdicts(score), finite("threshold", threshold)
-    if not candidates:
-        return Refinement(candidates, initial_score, 0, True)
-    before = ask.asked
-    walk = Fewest(ask, candidates, limit, report)
-    walk.through(by_effect(score, candidates))
-    loose = _by_measure(ask, walk)
-    walk = Halving(ask, walk.neurons, limit, report)
-    walk.through(loose)
-    return verified(ask, walk, candidates, initial_score, before)
-
-
-def by_effect(score: object, candidates: NeuronSet) -> list[NeuronSet]:
-    """Each candidate as a set of its own, that of the least effect first."""
-    if not hasattr(score, "effects"):
-        raise ValueError("search 'attributed' needs a Score with effects=…, got none")
-    effects = score.effects(candidates, GRADIENTS)
-    ranked = sorted(candidates, key=lambda neuron: (effects[neuron], neuron))
-    return [NeuronSet.of([neuron]) for neuron in ranked]
-
-
 class Fewest(Walk):
     """Finds how few of the last parts are enough, by keeping 1, 2, 4, … and halving between."""
+
+    @classmethod
+    def over(
+        cls,
+        ask: Verdicts,
+        candidates: NeuronSet,
+        limit: float,
+        report: Report | None,
+        order: Order | None,
+    ) -> Walk:
+        """Keep the fewest of the strongest that suffice, then drop what proves unnecessary.
+
+        `order` is not followed, as this mode has its own. Raises ValueError where `ask` has no
+        `effects(neurons, seeds)`, as `Score` has.
+        """
+        walk = cls(ask, candidates, limit, report)
+        walk.through(by_effect(ask, candidates) if candidates else [])
+        left = walk.neurons
+        loose = unnecessary(ask, left, limit, walk.watch)
+        loose.sort(key=lambda part: ask.highest(left - part))
+        walk = Halving(ask, left, limit, report)
+        walk.through(loose)
+        return walk
 
     def _stretch(self, parts: Sequence[NeuronSet]) -> int:
         run, looked = self.run(parts, len(parts))
@@ -77,11 +62,16 @@ class Fewest(Walk):
             kept = [self.neurons - joined(rest[: ahead - 1 - place]) for place in places]
             return self.ask.first_below(kept, self.limit, self.watch)
 
-        kept = halved(*doubled(ahead, below), below)
-        return max(ahead - 1 - kept, 0), ahead
+        return max(ahead - 1 - bisected(ahead, below), 0), ahead
 
 
-def _by_measure(ask: Verdicts, walk: Walk) -> list[NeuronSet]:
-    """The neurons left that prove unnecessary, by the score each leaves when re-activated alone."""
-    loose = unnecessary(ask, walk.neurons, walk.limit, walk.watch)
-    return sorted(loose, key=lambda part: ask.highest(walk.neurons - part))
+def by_effect(ask: Verdicts, candidates: NeuronSet) -> list[NeuronSet]:
+    """Each candidate as a set of its own, that of the least effect first."""
+    if not hasattr(ask, "effects"):
+        raise ValueError("search 'attributed' needs a Score with effects=…, got none")
+    effects = ask.effects(candidates, GRADIENTS)
+    ranked = sorted(candidates, key=lambda neuron: (effects[neuron], neuron))
+    return [NeuronSet.of([neuron]) for neuron in ranked]
+
+
+SEARCH = Batched(bisected, Fewest, verified)

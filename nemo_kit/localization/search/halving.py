@@ -11,59 +11,24 @@ Source: "Finding NeMo" (arXiv 2406.02366), Algorithms 3 and 4; doubling and halv
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
-from nemo_kit.localization.search.speculative import ended
-from nemo_kit.localization.search.steps import (
-    Order,
-    Propose,
-    Refinement,
-    Report,
-    Selection,
-    Walk,
-    above_threshold,
-    joined,
-    layer_parts,
-    schedule,
-)
+from nemo_kit.localization.search.steps import Batched, First, Walk, joined
 from nemo_kit.localization.search.verification import verified
-from nemo_kit.localization.verdicts import ScoreFunction, Verdicts, finite, verdicts
 from nemo_kit.neurons import NeuronSet
-from nemo_kit.settings import LocalizationSettings
 
 VERSION = 1  # raised where results change (see nemo_kit.keys)
 
 
-def select(
-    score: ScoreFunction | Verdicts,
-    propose: Propose,
-    threshold: float,
-    settings: LocalizationSettings | None = None,
-    widest: int = 1280,
-    report: Report | None = None,
-) -> Selection:
-    """Find a step below the threshold whose predecessor is above, by doubling and halving.
+def bisected(count: int, first: First) -> int:
+    """The first place that holds, or `count`: by doubling, then halving.
 
-    Returns, takes and raises what `sequential.select_initial` does; the step is the same where the
-    score never rises as the candidates widen.
-    Source: Algorithm 3; doubling and halving are ours.
+    It is the first of all only where each place behind one that holds does, too.
     """
-    ask, limit = verdicts(score), above_threshold(finite("threshold", threshold))
-    steps = schedule(settings or LocalizationSettings(), widest)
-
-    def below(places: Sequence[int]) -> int:
-        if report:
-            report(places[-1] + 1, len(steps))
-        return ask.first_below([propose(*steps[place]) for place in places], limit)
-
-    found = halved(*doubled(len(steps), below), below)
-    if found == len(steps):
-        return ended(ask, propose, steps[-1], None)
-    return ended(ask, propose, steps[found], threshold)
+    return halved(*doubled(count, first), first)
 
 
-def doubled(count: int, first: Callable[[Sequence[int]], int]) -> tuple[int, int]:
+def doubled(count: int, first: First) -> tuple[int, int]:
     """Look at places 0, 1, 3, 7, … and the last, two at once, for the first that holds.
 
     Returns (last place that does not hold or −1, first that holds or `count`).
@@ -80,7 +45,7 @@ def doubled(count: int, first: Callable[[Sequence[int]], int]) -> tuple[int, int
     return low, count
 
 
-def halved(low: int, high: int, first: Callable[[Sequence[int]], int]) -> int:
+def halved(low: int, high: int, first: First) -> int:
     """Look half-way between a place that does not hold and one that does, until they meet.
 
     Returns the first place that holds, `high` where none between does.
@@ -90,27 +55,6 @@ def halved(low: int, high: int, first: Callable[[Sequence[int]], int]) -> int:
         middle = (low + high) // 2
         low, high = (low, middle) if first([middle]) == 0 else (middle, high)
     return high
-
-
-def refine(
-    score: ScoreFunction | Verdicts,
-    candidates: NeuronSet,
-    threshold: float,
-    report: Report | None = None,
-    initial_score: float = math.nan,
-    order: Order | None = None,
-) -> Refinement:
-    """Re-activate layers, then neurons, in runs found by doubling and halving; then verify.
-
-    Returns, takes and raises what `sequential.refine` does; its `verified` is True.
-    Source: Algorithm 4; doubling, halving and verification are ours.
-    """
-    ask = verdicts(score)
-    before = ask.asked
-    walk = Halving(ask, candidates, finite("threshold", threshold), report)
-    walk.through(layer_parts(candidates))
-    walk.neurons_through(order)
-    return verified(ask, walk, candidates, initial_score, before)
 
 
 class Halving(Walk):
@@ -123,4 +67,7 @@ class Halving(Walk):
             chain = [self.neurons - joined(rest[: place + 1]) for place in places]
             return self.ask.first_above(chain, self.limit, self.watch)
 
-        return halved(*doubled(len(rest), above), above), len(rest)
+        return bisected(len(rest), above), len(rest)
+
+
+SEARCH = Batched(bisected, Halving, verified)

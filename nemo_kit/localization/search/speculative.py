@@ -15,84 +15,12 @@ Source: "Finding NeMo" (arXiv 2406.02366), Algorithms 3 and 4.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 
-from nemo_kit.localization.search.steps import (
-    Order,
-    Propose,
-    Refinement,
-    Report,
-    Selection,
-    Walk,
-    above_threshold,
-    joined,
-    layer_parts,
-    schedule,
-)
-from nemo_kit.localization.verdicts import ScoreFunction, Verdicts, finite, verdicts
+from nemo_kit.localization.search.steps import Batched, First, Walk, joined
 from nemo_kit.neurons import NeuronSet
-from nemo_kit.settings import LocalizationSettings
 
 VERSION = 1  # raised where results change (see nemo_kit.keys)
-
-
-def select(
-    score: ScoreFunction | Verdicts,
-    propose: Propose,
-    threshold: float,
-    settings: LocalizationSettings | None = None,
-    widest: int = 1280,
-    report: Report | None = None,
-) -> Selection:
-    """Widen the candidates as `sequential` does, scoring steps ahead: 1, then 2, 4, 8 …
-
-    Returns, takes and raises what `sequential.select_initial` does.
-    Source: Algorithm 3.
-    """
-    ask, limit = verdicts(score), above_threshold(finite("threshold", threshold))
-    steps = schedule(settings or LocalizationSettings(), widest)
-    start = 0
-    while start < len(steps):
-        ahead = [propose(*step) for step in steps[start : 2 * start + 1]]
-        found = ask.first_below(ahead, limit)
-        start += found
-        if report:
-            report(min(start + 1, len(steps)), len(steps))
-        if found < len(ahead):
-            return ended(ask, propose, steps[start], threshold)
-    return ended(ask, propose, steps[-1], None)
-
-
-def ended(
-    ask: Verdicts, propose: Propose, step: tuple[float, int], threshold: float | None
-) -> Selection:
-    """The selection that ends at this step; without a threshold its score becomes the next one."""
-    proposed = propose(*step)
-    reached = ask.exact(proposed)
-    return Selection(proposed, *step, reached, reached if threshold is None else threshold)
-
-
-def refine(
-    score: ScoreFunction | Verdicts,
-    candidates: NeuronSet,
-    threshold: float,
-    report: Report | None = None,
-    initial_score: float = math.nan,
-    order: Order | None = None,
-) -> Refinement:
-    """Re-activate layers, then neurons, with the verdicts of `sequential`, in batches.
-
-    Returns, takes and raises what `sequential.refine` does.
-    Source: Algorithm 4.
-    """
-    ask = verdicts(score)
-    before = ask.asked
-    walk = Chain(ask, candidates, finite("threshold", threshold), report)
-    walk.through(layer_parts(candidates))
-    walk.neurons_through(order)
-    reached = initial_score if walk.neurons == candidates else ask.exact(walk.neurons)
-    return Refinement(walk.neurons, reached, ask.asked - before)
 
 
 class Chain(Walk):
@@ -101,3 +29,18 @@ class Chain(Walk):
     def run(self, rest: Sequence[NeuronSet], ahead: int) -> tuple[int, int]:
         chain = [self.neurons - joined(rest[: n + 1]) for n in range(len(rest[:ahead]))]
         return self.ask.first_above(chain, self.limit, self.watch), len(chain)
+
+
+def ahead(count: int, first: First) -> int:
+    """The first place that holds, or `count`, looking at 1, then 2, 4, 8 … places at once."""
+    start = 0
+    while start < count:
+        places = range(start, min(2 * start + 1, count))
+        found = first(places)
+        start += found
+        if found < len(places):
+            break
+    return start
+
+
+SEARCH = Batched(ahead, Chain)

@@ -1,7 +1,7 @@
 """What all search modes share: the schedule, the results, and the walk over a chain of parts.
 
-Scope: values, and `Walk`, which re-activates parts one after the other. The modes differ in how
-many parts they try at once and in which order.
+Scope: values; `Walk`, which re-activates parts one after the other; `Batched`, a mode made of a
+walk. The modes differ in how many parts they try at once and in which order.
 Source: "Finding NeMo" (arXiv 2406.02366), Algorithms 3 and 4, and the authors' released code.
 """
 
@@ -13,12 +13,13 @@ from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
-from nemo_kit.localization.verdicts import Verdicts
+from nemo_kit.localization.verdicts import ScoreFunction, Verdicts, finite, verdicts
 from nemo_kit.neurons import Neuron, NeuronSet
 from nemo_kit.settings import LocalizationSettings
 
 Propose = Callable[[float, int], NeuronSet]
 Report = Callable[[int, int | None], None]
+First = Callable[[Sequence[int]], int]  # of places, how many don't hold before one does
 Order = Mapping[int, Sequence[int]]  # layer -> indices, as `candidate_lists` gives them
 _RELEASED_K = 1280
 
@@ -55,6 +56,11 @@ class Search:
 
     select: Callable[..., Selection]
     refine: Callable[..., Refinement]
+
+    @property
+    def home(self) -> str:
+        """The module it is written in, whose version counts."""
+        return self.select.__module__
 
 
 def schedule(settings: LocalizationSettings, widest: int) -> list[tuple[float, int]]:
@@ -200,6 +206,21 @@ class Walk(ABC):
             self._dropping ^= surprise
         return place
 
+    @classmethod
+    def over(
+        cls,
+        ask: Verdicts,
+        candidates: NeuronSet,
+        limit: float,
+        report: Report | None,
+        order: Order | None,
+    ) -> Walk:
+        """A walk that went over the layers, then over the neurons of those left (Algorithm 4)."""
+        walk = cls(ask, candidates, limit, report)
+        walk.through(layer_parts(candidates))
+        walk.neurons_through(order)
+        return walk
+
     @abstractmethod
     def run(self, rest: Sequence[NeuronSet], ahead: int) -> tuple[int, int]:
         """How many parts of `rest` can be dropped before one must stay, and of how many tried."""
@@ -215,6 +236,65 @@ class Walk(ABC):
             self.report(self.done, self.total)
 
 
-def above_threshold(threshold: float) -> float:
-    """The limit such that "score > threshold" is "score ≥ limit"."""
-    return math.nextafter(threshold, math.inf)
+@dataclass(frozen=True)
+class Batched:
+    """A search mode that asks for many sets at once.
+
+    Its functions return, take and raise what those of `sequential` do. `find`, called with the
+    number of steps and a function of their places (how many of them are above before one is
+    below), gives the first place below, or that number; `walk`, how neurons are re-activated;
+    `verify`, what gives a walk's neurons without those they do not need, and what failed.
+    """
+
+    find: Callable[[int, First], int]
+    walk: type[Walk]
+    verify: Callable[[Walk], tuple[NeuronSet, NeuronSet]] | None = None
+
+    @property
+    def home(self) -> str:
+        """The module it is written in, whose version counts."""
+        return self.walk.__module__
+
+    def select(
+        self,
+        score: ScoreFunction | Verdicts,
+        propose: Propose,
+        threshold: float,
+        settings: LocalizationSettings | None = None,
+        widest: int = 1280,
+        report: Report | None = None,
+    ) -> Selection:
+        """Widen the candidates until the prompt no longer looks memorized (Algorithm 3)."""
+        ask, limit = verdicts(score), math.nextafter(finite("threshold", threshold), math.inf)
+        steps = schedule(settings or LocalizationSettings(), widest)
+
+        def below(places: Sequence[int]) -> int:
+            first = ask.first_below([propose(*steps[place]) for place in places], limit)
+            if report:
+                report([*places, places[-1]][first] + 1, len(steps))
+            return first
+
+        found = self.find(len(steps), below)
+        step = steps[min(found, len(steps) - 1)]
+        proposed = propose(*step)
+        reached = ask.exact(proposed)
+        return Selection(proposed, *step, reached, threshold if found < len(steps) else reached)
+
+    def refine(
+        self,
+        score: ScoreFunction | Verdicts,
+        candidates: NeuronSet,
+        threshold: float,
+        report: Report | None = None,
+        initial_score: float = math.nan,
+        order: Order | None = None,
+    ) -> Refinement:
+        """Re-activate candidates, and drop them where the score stays below (Algorithm 4)."""
+        ask, limit = verdicts(score), finite("threshold", threshold)
+        before = ask.asked
+        walk = self.walk.over(ask, candidates, limit, report, order)
+        neurons, failed = self.verify(walk) if self.verify else (walk.neurons, NeuronSet())
+        reached = initial_score if neurons == candidates else ask.exact(neurons)
+        return Refinement(
+            neurons, reached, ask.asked - before, True if self.verify else None, failed
+        )
