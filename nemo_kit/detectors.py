@@ -34,11 +34,11 @@ from nemo_kit.checks import (
     check_text,
     check_whole,
 )
-from nemo_kit.generation import Run, both_outputs, denoise
 from nemo_kit.hooks import capture
 from nemo_kit.localization.detection import score_pairs
 from nemo_kit.mitigation.attention import kept_tokens, plain_keys
 from nemo_kit.mitigation.gap import norms, predicted_gap, relative_size
+from nemo_kit.sampling import Run, both_outputs, denoise
 
 if TYPE_CHECKING:
     from nemo_kit.layers import Projection

@@ -1,16 +1,15 @@
 """Images from prompts × seeds, under a mitigation or with neurons scaled on the way.
 
-Scope: DDIM sampling with classifier-free guidance; one denoiser call a step for both halves.
+Scope: batches of prompts and seeds through the denoising loop of `sampling`, and to pictures.
 Source: "Finding NeMo" (arXiv 2406.02366), section 4: 50 DDIM steps, guidance 7.
 """
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from itertools import count, groupby, product
-from typing import TYPE_CHECKING, Any, TypeVar, get_args
+from typing import TYPE_CHECKING, TypeVar, get_args
 
 import numpy as np
 import torch
@@ -24,11 +23,13 @@ from nemo_kit.checks import (
     check_texts,
     check_whole,
 )
+from nemo_kit.mitigation.base import Mitigation
+from nemo_kit.mitigation.nemo import NeMo
 from nemo_kit.neurons import NeuronSet
+from nemo_kit.sampling import Run, denoise
 from nemo_kit.settings import Halves, Noise
 
 if TYPE_CHECKING:
-    from nemo_kit.mitigation import Mitigation
     from nemo_kit.models import DiffusionModel
 
 VERSION = 1  # raised where results change (see nemo_kit.keys)
@@ -68,7 +69,10 @@ def generate(
     """
     texts, numbers = check_texts(prompts), check_seeds(seeds)
     guidance = model.guidance if guidance is None else guidance
-    _check(guidance, steps, batch_size)
+    check_number("guidance", guidance, 0)
+    check_whole("steps", steps, 1)
+    if batch_size is not None:
+        check_whole("batch_size", batch_size, 1)
     check_choice("halves", halves, get_args(Halves))
     ways = _mitigations(mitigation, neurons, factor, texts)
     drawn, empty = model.noise(numbers, noise), None if guidance in (0, 1) else model.embed("")
@@ -86,113 +90,6 @@ def generate(
         images.append(model.decode(latents))
     shaped = np.concatenate(images).reshape(len(texts), len(numbers), *images[0].shape[1:])
     return shaped[0] if isinstance(prompts, str) else shaped
-
-
-@dataclass(frozen=True)
-class Run:
-    """One batch of a generation: what a mitigation sees and may replace.
-
-    `prompts`, `texts` (the prompts as rewritten) and `seeds` of the N samples; `noise`, the
-    initial one, [N, C, H, W]; `embeddings` of the texts, [N, tokens, dim]; `empty`, that of the
-    empty prompt, [1 or N, tokens, dim], or None without guidance; `memo`, what mitigations keep
-    from one batch of a generation to the next; `every`, the initial noise of all images of a
-    prompt, [seeds, C, H, W], None where the batch is all there is.
-    """
-
-    model: DiffusionModel
-    prompts: tuple[str, ...]
-    texts: tuple[str, ...]
-    seeds: tuple[int, ...]
-    noise: Tensor
-    embeddings: Tensor
-    empty: Tensor | None
-    guidance: float
-    steps: int
-    halves: Halves
-    memo: dict[Any, Any] = field(default_factory=dict)
-    every: Tensor | None = None
-
-    @classmethod
-    def of(
-        cls,
-        model: DiffusionModel,
-        prompt: str,
-        seeds: Iterable[int],
-        steps: int = 50,
-        guidance: float | None = None,
-        text: str | None = None,
-    ) -> Run:
-        """One prompt's images, undisturbed; `empty` is there whatever the guidance.
-
-        Parameters: `guidance`, by default the model's own; `text`, embedded in the prompt's place.
-        Raises TypeError or ValueError for bad seeds and numbers.
-        """
-        numbers = check_seeds(seeds, distinct=True)
-        guidance = model.guidance if guidance is None else guidance
-        _check(guidance, steps, None)
-        samples, text = len(numbers), prompt if text is None else text
-        return cls(
-            model=model, prompts=(prompt,) * samples, texts=(text,) * samples, seeds=tuple(numbers),
-            noise=model.noise(numbers), embeddings=model.embed(text).repeat(samples, 1, 1),
-            empty=model.embed(""), guidance=guidance, steps=steps, halves="conditional",
-        )  # fmt: skip
-
-    def rows(self, each: Sequence[Row], neutral: Row) -> list[Row]:
-        """One value for each sample of a denoiser call: [N], with guidance [2N].
-
-        The second half, the empty prompt's, is the same again where `halves` is "both", and
-        `neutral` otherwise.
-        """
-        if self.empty is None:
-            return list(each)
-        return [*each, *(each if self.halves == "both" else [neutral] * len(each))]
-
-
-@torch.no_grad()
-def denoise(
-    run: Run,
-    report: Callable[[Tensor], None] | None = None,
-    last: int = 0,
-    look: Callable[[Tensor, Tensor, Tensor, Tensor], None] | None = None,
-) -> Tensor:
-    """Follow the guided DDIM trajectory from the run's noise.
-
-    Returns the latents at its end (or after `last` steps, where that is not 0), [N, C, H, W].
-    Parameters: `report`, called with the latents after each step; `look`, of a guided run,
-    with timestep, latents, the text's and the empty prompt's output at each.
-    Source: section 4.
-    """
-    scheduler = copy.deepcopy(run.model.scheduler)  # its state is not the model's
-    scheduler.set_timesteps(run.steps)
-    latents = run.noise
-    for timestep in scheduler.timesteps[: last or None]:
-        if run.empty is None:
-            output = run.model.predict(latents, timestep, run.embeddings)
-        else:
-            halves = both_outputs(run.model.predict, latents, timestep, run.embeddings, run.empty)
-            if look:
-                look(timestep, latents, *halves)
-            output = halves[1] + run.guidance * (halves[0] - halves[1])
-        latents = scheduler.step(output, timestep, latents, return_dict=False)[0]
-        if report:
-            report(latents)
-    return latents
-
-
-def both_outputs(
-    predict: Callable[..., Tensor],
-    latents: Tensor,
-    timestep: Tensor | int,
-    text: Tensor,
-    empty: Tensor,
-) -> tuple[Tensor, ...]:
-    """What the text and the empty prompt give, [N, C, H, W] each; one denoiser call.
-
-    Parameters: `predict`, the model's `predict` or `predict_noise`; `latents`, [N, C, H, W];
-    `text`, [N, tokens, dim]; `empty`, [1 or N, tokens, dim].
-    """
-    both = torch.cat([text, empty.to(text).expand_as(text)])
-    return predict(torch.cat([latents, latents]), timestep, both).chunk(2)
 
 
 def _batch(whole: Run, places: list[Place], way: Mitigation) -> Run:
@@ -238,8 +135,6 @@ def _mitigations(
     given: object, neurons: object, factor: float, texts: list[str]
 ) -> list[Mitigation]:
     """The mitigation of each prompt; neurons that are scaled are NeMo's."""
-    from nemo_kit.mitigation import Mitigation, NeMo
-
     if given is not None and neurons is not None:
         raise ValueError(
             "neurons and mitigation can't both be given; NeMo(neurons) is a mitigation"
@@ -268,10 +163,3 @@ def _one_a_prompt(name: str, given: object, prompts: int, kind: type[Row]) -> li
         things = "sets" if kind is NeuronSet else "mitigations"
         raise ValueError(f"{name} holds {len(found)} {things}, but there are {prompts} prompts")
     return found
-
-
-def _check(guidance: float, steps: int, batch_size: int | None) -> None:
-    check_number("guidance", guidance, 0)
-    check_whole("steps", steps, 1)
-    if batch_size is not None:
-        check_whole("batch_size", batch_size, 1)

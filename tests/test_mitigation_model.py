@@ -12,7 +12,7 @@ import pytest
 import torch
 from toys import count_hooks
 
-from nemo_kit.generation import Run, generate
+from nemo_kit.generation import generate
 from nemo_kit.hooks import capture
 from nemo_kit.keys import value_digest
 from nemo_kit.mitigation import (
@@ -36,6 +36,7 @@ from nemo_kit.mitigation.gap import norms, predicted_gap, relative_size
 from nemo_kit.mitigation.wanda import feed_forward_layers, unit_squares, wanda_mask
 from nemo_kit.models import DiffusionModel, load
 from nemo_kit.neurons import NeuronSet
+from nemo_kit.sampling import Run
 
 FOUND = NeuronSet({1: [0, 3], 4: range(6)})
 WANDA = WandaPruning(share=0.05, steps=1, trajectory=2, seeds=(7,))

@@ -19,9 +19,9 @@ from nemo_kit.hooks import InterventionError, hooked
 from nemo_kit.mitigation.base import Mitigation
 
 if TYPE_CHECKING:
-    from nemo_kit.generation import Run
     from nemo_kit.layers import Projection
     from nemo_kit.models import DiffusionModel
+    from nemo_kit.sampling import Run
 
 VERSION = 2  # raised where results change (see nemo_kit.keys)
 _NEVER = -10_000.0  # a logit that the softmax makes 0, in float16 too; as in diffusers

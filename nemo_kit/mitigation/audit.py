@@ -26,8 +26,8 @@ from nemo_kit.checks import (
     check_text,
     check_whole,
 )
-from nemo_kit.generation import Run
 from nemo_kit.mitigation.base import Mitigation, checked, normal, numbers
+from nemo_kit.sampling import Run
 
 if TYPE_CHECKING:
     from nemo_kit.models import DiffusionModel

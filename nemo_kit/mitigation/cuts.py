@@ -20,8 +20,8 @@ from nemo_kit.mitigation.base import Mitigation
 from nemo_kit.neurons import NeuronSet
 
 if TYPE_CHECKING:
-    from nemo_kit.generation import Run
     from nemo_kit.models import DiffusionModel
+    from nemo_kit.sampling import Run
 
 VERSION = 1  # raised where results change (see nemo_kit.keys)
 

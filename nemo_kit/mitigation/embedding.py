@@ -20,7 +20,7 @@ from nemo_kit.mitigation.base import Mitigation, normal
 from nemo_kit.mitigation.gap import SAMPLES_AT_ONCE, first_gap, norms, relative_size
 
 if TYPE_CHECKING:
-    from nemo_kit.generation import Run
+    from nemo_kit.sampling import Run
 
 VERSION = 2  # raised where results change (see nemo_kit.keys)
 _SD_TARGET = 3 / 4**0.5  # released: 3 for one norm over a batch of 4 images

@@ -12,11 +12,11 @@ import torch
 from torch import Tensor
 
 from nemo_kit.checks import HALF_PRECISION, ROUNDING
-from nemo_kit.generation import both_outputs
+from nemo_kit.sampling import both_outputs
 
 if TYPE_CHECKING:
-    from nemo_kit.generation import Run
     from nemo_kit.models import DiffusionModel
+    from nemo_kit.sampling import Run
 
 SD2_WIDTH = 1024  # of the text embeddings, by which SD 2.x is known
 _SD_LATENT = 4 * 64 * 64

@@ -19,8 +19,8 @@ from nemo_kit.mitigation.base import Mitigation, normal
 from nemo_kit.mitigation.gap import SAMPLES_AT_ONCE, first_gap, is_sd2, norms, relative_size
 
 if TYPE_CHECKING:
-    from nemo_kit.generation import Run
     from nemo_kit.models import DiffusionModel
+    from nemo_kit.sampling import Run
 
 VERSION = 2  # raised where results change (see nemo_kit.keys)
 _SD_ACCEPTED, _SD_RISE = 8.2, 0.1

@@ -18,9 +18,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from nemo_kit.checks import check_number, check_seeds, check_texts, check_whole
-from nemo_kit.generation import Run, denoise
 from nemo_kit.hooks import Hook, hooked
 from nemo_kit.mitigation.base import Mitigation
+from nemo_kit.sampling import Run, denoise
 
 if TYPE_CHECKING:
     from nemo_kit.models import DiffusionModel
