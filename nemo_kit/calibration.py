@@ -15,7 +15,7 @@ import pickle
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol
 
 import torch
 from safetensors import SafetensorError
@@ -28,7 +28,7 @@ from nemo_kit.settings import DetectionSettings, from_dict, to_dict
 from nemo_kit.similarity import SimilaritySettings
 
 if TYPE_CHECKING:
-    from nemo_kit.models import DiffusionModel
+    from nemo_kit.layers import Projection
 
 CALIBRATION_FILE = "calibration.json"
 STATISTICS_FILE = "statistics.safetensors"
@@ -253,8 +253,16 @@ def published(name: str) -> Calibration | None:
     return Calibration(0.358, 0.070, 0.428, None, prompts=50_000, source=source)
 
 
+class Calibrated(Protocol):
+    """What a model says of its calibration."""
+
+    name: str
+    calibration: Calibration | None
+    searched: Sequence[Projection]
+
+
 def resolve(
-    model: DiffusionModel,
+    model: Calibrated,
     detection: DetectionSettings | None = None,
     similarity: SimilaritySettings | None = None,
 ) -> tuple[DetectionSettings, SimilaritySettings]:
@@ -265,7 +273,7 @@ def resolve(
 
 
 def check_threshold(
-    model: DiffusionModel,
+    model: Calibrated,
     threshold: float | None,
     detection: DetectionSettings,
     similarity: SimilaritySettings,
@@ -293,7 +301,7 @@ def check_threshold(
 
 
 def check_statistics(
-    model: DiffusionModel, statistics: ActivationStatistics | None = None
+    model: Calibrated, statistics: ActivationStatistics | None = None
 ) -> ActivationStatistics:
     """The statistics given, else the model's own; ValueError where there are none that fit it."""
     found = statistics or (model.calibration.statistics if model.calibration else None)

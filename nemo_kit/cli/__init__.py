@@ -11,11 +11,11 @@ import os
 import signal
 import sys
 import warnings
+from importlib.metadata import version
 from typing import Annotated, Any, NoReturn
 
 import typer
 
-from nemo_kit import __version__
 from nemo_kit.cli import calibrate, export, figures, method, methods
 from nemo_kit.cli.options import grouped
 
@@ -36,7 +36,7 @@ def _root(
     version: Annotated[bool, typer.Option("--version", help="Print the version and end.")] = False,
 ) -> None:
     if version:
-        print(f"nemo-kit {__version__}")
+        print(f"nemo-kit {version("nemo_kit")}")
     elif context.invoked_subcommand is None:
         print(context.get_help())
 

@@ -22,13 +22,13 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from nemo_kit import __version__
 from nemo_kit.calibration import ActivationStatistics, Calibration
 from nemo_kit.checks import check_texts
 from nemo_kit.files import folder_digest, write_json
 from nemo_kit.keys import plain
 from nemo_kit.mitigation.base import Mitigation, checked
 from nemo_kit.models.parts import choose, files_of
+from nemo_kit.provenance import versions
 
 if TYPE_CHECKING:
     from nemo_kit.models import DiffusionModel
@@ -224,7 +224,7 @@ def _write_notes(
         if known and known.statistics
         else "none: the model had none",
         "threshold": "of the model before; nemo_kit.calibrate measures the exported one's",
-        "nemo_kit": __version__,
+        "versions": versions(),
     }
     write_json(notes / RECORD, record)
 

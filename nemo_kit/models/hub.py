@@ -142,7 +142,7 @@ def needed(
     Parameters: `index`, the content of model_index.json; `sizes`, of all files of the repository.
     Raises ValueError for another family, and where a part lacks what it is opened from.
     """
-    from nemo_kit.models.opening import INDEX, family_of
+    from nemo_kit.models.families import INDEX, family_of
     from nemo_kit.models.parts import WITHOUT_WEIGHTS, needed, settings_of
 
     chosen = [name for name in sizes if name == INDEX or name.startswith("nemo/")]
@@ -157,7 +157,7 @@ def needed(
 def _download(name: str, revision: str | None, info: Any, weights: bool) -> tuple[Path, str]:
     from huggingface_hub import hf_hub_download, snapshot_download, try_to_load_from_cache
 
-    from nemo_kit.models.opening import INDEX
+    from nemo_kit.models.families import INDEX
     from nemo_kit.models.parts import read_json
 
     sizes = {file.rfilename: file.size or 0 for file in info.siblings}

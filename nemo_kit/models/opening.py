@@ -18,6 +18,7 @@ from nemo_kit.calibration import CALIBRATION_FILE, Calibration, published
 from nemo_kit.checks import check_choice
 from nemo_kit.models import hub, single_file
 from nemo_kit.models.base import DiffusionModel
+from nemo_kit.models.families import INDEX, family_of
 from nemo_kit.models.lora import Lora, fuse
 from nemo_kit.models.parts import read_json
 from nemo_kit.models.stable_diffusion import StableDiffusion
@@ -27,8 +28,6 @@ _ALLOWED = (
     'name must be "lab", a folder with a diffusers model, a .safetensors checkpoint, or a hub id '
     '"owner/model"'
 )
-INDEX = "model_index.json"
-FAMILIES: tuple[type[DiffusionModel], ...] = (StableDiffusion,)
 GENERATION_FILE = "generation.json"
 DTYPES = ("auto", "float32", "float16", "bfloat16")
 
@@ -79,31 +78,6 @@ def load(
     if extra is None:  # a fused LoRA's threshold and statistics are others
         model.calibration = calibration_of_files(name, found)
     return model
-
-
-def family_of(index: Mapping[str, Any]) -> type[DiffusionModel]:
-    """The family of a pipeline, whose `parts` are all that is fetched and opened of it.
-
-    Parameters: `index`, the content of model_index.json.
-    Raises ValueError that names the class of a pipeline, or of a part, that no family has.
-    """
-    kind = index.get("_class_name")
-    for family in FAMILIES:
-        if kind in family.pipelines:
-            _check_parts(family, index)
-            return family
-    known = ", ".join(name for family in FAMILIES for name in family.pipelines)
-    raise ValueError(f"{INDEX}: the pipeline {kind} is not supported yet; supported are {known}")
-
-
-def _check_parts(family: type[DiffusionModel], index: Mapping[str, Any]) -> None:
-    for part, allowed in family.parts.items():
-        entry = index.get(part)
-        named = entry[1] if isinstance(entry, list) and len(entry) == 2 else None
-        if named is None:
-            raise ValueError(f"{INDEX}: the part {part!r} is missing")
-        if part != "scheduler" and named not in allowed:  # its own check says more
-            raise ValueError(f"{INDEX}: {part} must be a {' or '.join(allowed)}, got {named}")
 
 
 def open_parts(

@@ -23,7 +23,6 @@ import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from nemo_kit import __version__
 from nemo_kit.files import write_atomically
 from nemo_kit.keys import value_digest
 
@@ -129,7 +128,7 @@ class Folder:
 
     def write(self, shard: Shard) -> None:
         """Write a shard; raises OSError that names the store, and what to do where it can't be."""
-        note = {"version": __version__, "items": shard.items, "errors": shard.errors}
+        note = {"items": shard.items, "errors": shard.errors}
         known = {**(shard.table.schema.metadata or {}), _NOTE: json.dumps(note).encode()}
         table = shard.table.replace_schema_metadata(known)
         try:

@@ -1,0 +1,37 @@
+"""Which family a diffusers folder belongs to: asked before a download and when it is opened."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from nemo_kit.models.base import DiffusionModel
+from nemo_kit.models.stable_diffusion import StableDiffusion
+
+INDEX = "model_index.json"
+FAMILIES: tuple[type[DiffusionModel], ...] = (StableDiffusion,)
+
+
+def family_of(index: Mapping[str, Any]) -> type[DiffusionModel]:
+    """The family of a pipeline, whose `parts` are all that is fetched and opened of it.
+
+    Parameters: `index`, the content of model_index.json.
+    Raises ValueError that names the class of a pipeline, or of a part, that no family has.
+    """
+    kind = index.get("_class_name")
+    for family in FAMILIES:
+        if kind in family.pipelines:
+            _check_parts(family, index)
+            return family
+    known = ", ".join(name for family in FAMILIES for name in family.pipelines)
+    raise ValueError(f"{INDEX}: the pipeline {kind} is not supported yet; supported are {known}")
+
+
+def _check_parts(family: type[DiffusionModel], index: Mapping[str, Any]) -> None:
+    for part, allowed in family.parts.items():
+        entry = index.get(part)
+        named = entry[1] if isinstance(entry, list) and len(entry) == 2 else None
+        if named is None:
+            raise ValueError(f"{INDEX}: the part {part!r} is missing")
+        if part != "scheduler" and named not in allowed:  # its own check says more
+            raise ValueError(f"{INDEX}: {part} must be a {' or '.join(allowed)}, got {named}")
