@@ -11,7 +11,7 @@ import os
 import signal
 import sys
 import warnings
-from importlib.metadata import version
+from importlib import metadata
 from typing import Annotated, Any, NoReturn
 
 import typer
@@ -36,7 +36,7 @@ def _root(
     version: Annotated[bool, typer.Option("--version", help="Print the version and end.")] = False,
 ) -> None:
     if version:
-        print(f"nemo-kit {version("nemo_kit")}")
+        print("nemo-kit", metadata.version("nemo_kit"))
     elif context.invoked_subcommand is None:
         print(context.get_help())
 
