@@ -58,11 +58,6 @@ def norms(gap: Tensor) -> Tensor:
     return found
 
 
-def is_sd2(model: DiffusionModel) -> bool:
-    """Whether the model is of the SD 2.x kind, for which other weights are published."""
-    return model.denoiser.config.cross_attention_dim == SD2_WIDTH
-
-
 def relative_size(model: DiffusionModel) -> float:
     """√(numbers in a latent / numbers in Stable Diffusion's 4×64×64), 1 there.
 

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from nemo_kit.checks import check_choice, check_number, check_whole
 from nemo_kit.mitigation.base import Mitigation, normal
-from nemo_kit.mitigation.gap import SAMPLES_AT_ONCE, first_gap, is_sd2, norms, relative_size
+from nemo_kit.mitigation.gap import SAMPLES_AT_ONCE, SD2_WIDTH, first_gap, norms, relative_size
 
 if TYPE_CHECKING:
     from nemo_kit.models import DiffusionModel
@@ -142,9 +142,8 @@ class NoiseOptimisation(Mitigation):
         return first + round_ * _SD_RISE * size
 
     def _weight(self, model: DiffusionModel) -> float:
-        if self.weight is not None:
-            return self.weight
-        return 0.01 if is_sd2(model) else 0.05
+        usual = 0.01 if model.denoiser.config.cross_attention_dim == SD2_WIDTH else 0.05
+        return usual if self.weight is None else self.weight
 
 
 def _candidate(run: Run, sample: int, number: int) -> Tensor:

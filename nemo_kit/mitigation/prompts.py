@@ -28,7 +28,8 @@ _MOST_TOKEN = 49400  # of Stable Diffusion's 49,408; the last eight are left out
 class Insertion(Mitigation):
     """Insert words at random boundaries of the prompt: the base of the others here.
 
-    Parameters: `count`, how many; `seed`, of the draws. Raises ValueError for other numbers.
+    Parameters: `count`, how many; `seed`, of the draws. Raises ValueError for other numbers, as
+    the others do.
     """
 
     count: int = 4
@@ -57,9 +58,7 @@ class Insertion(Mitigation):
 class RandomTokens(Insertion):
     """Insert random tokens of the vocabulary.
 
-    Parameters: `count`, how many (table 1: 1, 4, 10); `seed`, of the draws.
-    Raises ValueError for other numbers.
-    Source: Somepalli et al., random token addition: ids below 49400, decoded.
+    Source: Somepalli et al., random token addition (table 1: 1, 4, 10): ids below 49400, decoded.
     """
 
     name = "random tokens"
@@ -84,7 +83,6 @@ class RandomTokens(Insertion):
 class RandomNumbers(Insertion):
     """Insert random numbers below 100,000.
 
-    Parameters: `count`, how many; `seed`, of the draws. Raises ValueError for other numbers.
     Source: Somepalli et al., random number addition, four of them.
     """
 
@@ -100,7 +98,6 @@ class RandomNumbers(Insertion):
 class WordRepetition(Insertion):
     """Repeat words of the prompt at other places.
 
-    Parameters: `count`, how many; `seed`, of the draws. Raises ValueError for other numbers.
     Source: Somepalli et al., caption word repetition, four times.
     """
 
