@@ -106,6 +106,13 @@ def check_number(name: str, value: object, least: float = -math.inf, finite: boo
         raise ValueError(f"{name} must be {kind}{bound}, got {value!r}")
 
 
+def check_columns(name: str, frame: Any, *columns: str) -> None:
+    """Raise ValueError unless the frame has these columns."""
+    if missing := [column for column in columns if column not in frame]:
+        has = ", ".join(map(str, frame)) or "none"
+        raise ValueError(f"{name} lacks {', '.join(missing)}; it has {has}")
+
+
 def check_choice(name: str, value: object, allowed: Iterable[object]) -> None:
     """Raise ValueError unless the value is one of those allowed; it names what may be meant."""
     if value not in (known := list(allowed)):

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import pandas as pd
 
-from nemo_kit.checks import check_choice, check_seeds, check_whole
+from nemo_kit.checks import check_choice, check_columns, check_seeds, check_whole
 from nemo_kit.detectors import DETECTORS, SEEDS, find, score
 from nemo_kit.store import model_key, run, tidy
 
@@ -45,8 +45,7 @@ def detector_scores(
     `store`, `retry_failed`, `progress`, `version` as in `store.run`.
     Raises ValueError for a missing column, bad seeds, steps or names, RuntimeError when all failed.
     """
-    if missing := {"prompt", "group"} - set(prompts):
-        raise ValueError(f"prompts lacks {', '.join(sorted(missing))}; it has {list(prompts)}")
+    check_columns("prompts", prompts, "prompt", "group")
     used = {one.name: one for one in map(find, DETECTORS if chosen is None else chosen)}
     if not used:
         raise ValueError("chosen must hold at least one detector, got none")

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     import pandas as pd
 
 _FORMULA = tuple("=+-@\t\r")  # a cell that begins with one is run by spreadsheets
+PICTURES = {".png", ".jpg", ".jpeg", ".webp", ".bmp"}  # endings of files that hold one
 GUARDED = "guarded_by_nemo_kit"  # column of tables in which a cell had to be kept from that
 
 
@@ -95,6 +96,17 @@ def without_guard(frame: pd.DataFrame) -> pd.DataFrame:
 def _risky(cell: str) -> bool:
     """Whether it is a formula, or one behind apostrophes: so that each guard comes off again."""
     return cell.lstrip("'")[:1] in _FORMULA
+
+
+def open_picture(path: Path, parameter: str) -> Any:
+    """A file as a Pillow image in RGB; ValueError that names the parameter where it is none."""
+    from PIL import Image
+
+    try:
+        with Image.open(path) as image:
+            return image.convert("RGB")
+    except OSError as error:
+        raise ValueError(f"{parameter}: {path} is no picture: {error}") from error
 
 
 def file_digest(path: Path) -> str:

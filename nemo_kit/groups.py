@@ -8,6 +8,8 @@ from __future__ import annotations
 import numpy as np
 import pandas as pd
 
+from nemo_kit.checks import check_columns
+
 GROUP_OF_ROLE = {
     "verbatim": "VM",
     "template": "TM",
@@ -32,7 +34,7 @@ def choose(
     their place.
     Raises ValueError for a missing column, a negative number, or when no prompt is left.
     """
-    _need(table, "prompt", "role")
+    check_columns("table", table, "prompt", "role")
     counts = {
         "verbatim": memorized,
         "template": memorized,
@@ -66,12 +68,6 @@ def grouped(results: pd.DataFrame, prompts: pd.DataFrame) -> pd.DataFrame:
 
     Raises ValueError for a missing column; prompts without a result have no row.
     """
-    _need(results, "prompt")
-    _need(prompts, "prompt", "group")
+    check_columns("results", results, "prompt")
+    check_columns("prompts", prompts, "prompt", "group")
     return prompts[["prompt", "group"]].merge(results, on="prompt", validate="one_to_many")
-
-
-def _need(frame: pd.DataFrame, *columns: str) -> None:
-    missing = [column for column in columns if column not in frame.columns]
-    if missing:
-        raise ValueError(f"frame lacks {', '.join(missing)}; it has {', '.join(map(str, frame))}")

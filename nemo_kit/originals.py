@@ -15,8 +15,9 @@ import numpy as np
 import pandas as pd
 
 from nemo_kit import lab
+from nemo_kit.checks import check_columns
+from nemo_kit.files import PICTURES, open_picture
 
-KINDS = {".png", ".jpg", ".jpeg", ".webp", ".bmp"}
 SIDE = 512  # of a folder's images: as Stable Diffusion saw them, centre cut out
 
 
@@ -34,15 +35,14 @@ class TrainingImages(Mapping[str, np.ndarray]):
     """
 
     def __init__(self, table: pd.DataFrame | None = None, folder: str | Path | None = None) -> None:
-        if table is not None and (missing := {"prompt", "image"} - set(table)):
-            told = f"table lacks {', '.join(sorted(missing))}; it has {', '.join(table)}"
-            raise ValueError(told)
+        if table is not None:
+            check_columns("table", table, "prompt", "image")
         own, self._side = lab.prompts(), None if folder is None else SIDE
         table = own if table is None else table
         place = lab.DATA / "images" if folder is None else Path(folder)
         if not place.is_dir():
             raise FileNotFoundError(f"training_images: there is no folder {place}")
-        files = sorted(path for path in place.iterdir() if path.suffix.lower() in KINDS)
+        files = sorted(path for path in place.iterdir() if path.suffix.lower() in PICTURES)
         names = {path.stem: path for path in reversed(files)} | {path.name: path for path in files}
         named = own if folder is None else table
         rows = zip(named["prompt"], named["image"].astype(str), strict=True)
@@ -63,18 +63,12 @@ class TrainingImages(Mapping[str, np.ndarray]):
         )
 
     def __getitem__(self, prompt: str) -> np.ndarray:
-        from PIL import Image, ImageOps
+        image = open_picture(self._files[prompt], "training_images")
+        if self._side:
+            from PIL import Image, ImageOps
 
-        path = self._files[prompt]
-        try:
-            with Image.open(path) as image:
-                square = image.convert("RGB")
-                if self._side:
-                    size = (self._side, self._side)
-                    square = ImageOps.fit(square, size, Image.Resampling.BICUBIC)
-        except OSError as error:
-            raise ValueError(f"training_images: {path} holds no image: {error}") from error
-        return np.asarray(square)
+            image = ImageOps.fit(image, (self._side, self._side), Image.Resampling.BICUBIC)
+        return np.asarray(image)
 
     def __iter__(self) -> Iterator[str]:
         return iter(self._files)

@@ -48,5 +48,5 @@ def test_bad_duplicates() -> None:
         metrics.near_duplicates(["a"], 0)
     with pytest.raises(ValueError, match="at least one prompt"):
         metrics.near_duplicates([])
-    with pytest.raises(ValueError, match="needs a column 'prompt'"):
+    with pytest.raises(ValueError, match="frame lacks prompt; it has text"):
         metrics.distinct(pd.DataFrame({"text": ["a"]}))

@@ -882,7 +882,7 @@ def test_bad_arguments_are_refused(toy_model: DiffusionModel) -> None:
         explore(toy_model, prompts=["a"], seeds=[1])
     with pytest.raises(ValueError, match="layer 99 does not exist"):
         explore(toy_model, prompts=["a"], found={"a": NeuronSet({99: [1]})})
-    with pytest.raises(ValueError, match=r"scores lacks the columns \['group'\]"):
+    with pytest.raises(ValueError, match="scores lacks group; it has"):
         explore(toy_model, prompts=["a"], scores=pd.DataFrame({"prompt": ["a"], "score": [1.0]}))
 
 

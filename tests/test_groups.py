@@ -37,7 +37,7 @@ def test_choose_refuses() -> None:
         choose(table(), memorized=-1)
     with pytest.raises(ValueError, match="no prompt of the roles asked for"):
         choose(table(), 0, 0)
-    with pytest.raises(ValueError, match="frame lacks role; it has prompt"):
+    with pytest.raises(ValueError, match="table lacks role; it has prompt"):
         choose(pd.DataFrame({"prompt": ["a"]}))
 
 
@@ -51,5 +51,5 @@ def test_grouped_follows_the_prompts_and_drops_those_without_a_result() -> None:
     prompts = pd.DataFrame({"prompt": ["y", "x", "z"], "group": ["VM", "TM", "VM"]})
     got = grouped(pd.DataFrame({"prompt": ["x", "y"], "score": [1, 2]}), prompts)
     assert got.to_dict("list") == {"prompt": ["y", "x"], "group": ["VM", "TM"], "score": [2, 1]}
-    with pytest.raises(ValueError, match="frame lacks group; it has prompt"):
+    with pytest.raises(ValueError, match="prompts lacks group; it has prompt"):
         grouped(prompts, prompts[["prompt"]])

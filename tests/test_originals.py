@@ -98,5 +98,5 @@ def test_bad_folders_tables_and_files_are_refused(tmp_path: Path, folder: Path) 
     with pytest.raises(ValueError, match="table lacks image; it has prompt"):
         TrainingImages(pd.DataFrame({"prompt": ["x"]}))
     (folder / "20.jpg").write_bytes(b"no picture")
-    with pytest.raises(ValueError, match=r"20\.jpg holds no image"):
+    with pytest.raises(ValueError, match=r"20\.jpg is no picture"):
         TrainingImages(released(tmp_path), folder)["=bag"]

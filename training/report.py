@@ -247,14 +247,14 @@ class Report:
             made = self.images(prompts, neurons, seeds=list(SEEDS)[:3])
             images = np.concatenate(list(made.values()))
             texts = [p for p, found in made.items() for _ in found]
-            features, _ = metrics.clip_embeddings(images, texts, *lab.clip())
+            clip = metrics.load_clip()
             rows.append(
                 {
                     "setting": name,
-                    "alignment": float(np.median(metrics.alignment(images, texts, *lab.clip()))),
-                    "clip_fid": metrics.clip_fid(
-                        features, lab.reference_features().numpy(), "lab CLIP"
-                    ).value,
+                    "alignment": float(np.median(clip.align(images, texts))),
+                    "clip_fid": metrics.frechet_distance(
+                        clip.embedder(images), lab.reference_features()
+                    ),
                 }
             )
         return pd.DataFrame(rows)

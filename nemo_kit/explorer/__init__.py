@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 
 import pandas as pd
 
-from nemo_kit.checks import check_texts
+from nemo_kit.checks import check_columns, check_texts
 from nemo_kit.tables import read_csv
 
 if TYPE_CHECKING:
@@ -97,7 +97,6 @@ def _best_scores(scores: pd.DataFrame | str | Path | None) -> pd.DataFrame | Non
     if scores is None:
         return None
     frame = scores if isinstance(scores, pd.DataFrame) else read_csv(scores)
-    if missing := {"prompt", "group", "score"} - set(frame):
-        raise ValueError(f"scores lacks the columns {sorted(missing)}, got {list(frame)}")
+    check_columns("scores", frame, "prompt", "group", "score")
     frame = frame.assign(score=pd.to_numeric(frame["score"]))
     return frame.groupby(["prompt", "group"], as_index=False)["score"].max()

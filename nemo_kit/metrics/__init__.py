@@ -7,7 +7,6 @@ in as uint8 arrays, and the networks that look at them come in as arguments, by 
 from nemo_kit.metrics.clip import PAPER_CLIP, Clip, load_clip
 from nemo_kit.metrics.distances import (
     FeatureDistance,
-    clip_fid,
     frechet_distance,
     image_distances,
     kernel_distance,
@@ -25,8 +24,6 @@ from nemo_kit.metrics.embedders import (
 from nemo_kit.metrics.images import (
     Median,
     alignment,
-    clip_embeddings,
-    clip_pixels,
     copy_similarities,
     diversity,
     median,
@@ -67,9 +64,6 @@ __all__ = [
     "alignment",
     "as_embedder",
     "chosen",
-    "clip_embeddings",
-    "clip_fid",
-    "clip_pixels",
     "copy_similarities",
     "detection_metrics",
     "distinct",

@@ -14,8 +14,8 @@ from typing import Any
 import numpy as np
 
 from nemo_kit.metrics._checks import unit
-from nemo_kit.metrics.embedders import Embedder, processor
-from nemo_kit.metrics.images import alignment, clip_features, clip_pixels
+from nemo_kit.metrics.embedders import Embedder, processor, squares
+from nemo_kit.metrics.images import alignment, clip_features
 
 VERSION = 1  # raised where results change (see nemo_kit.keys)
 PAPER_CLIP = "openai/clip-vit-base-patch32"  # paper, section 4
@@ -70,47 +70,35 @@ def load_clip(name: str | Path = "lab", revision: str | None = None, device: str
     Source: paper, section 4.
     """
     if str(name) == "lab":
-        return _lab()
-    inner = Path(name) / "clip"
-    return _open(str(name), inner if inner.is_dir() else name, revision, device)
+        from nemo_kit import lab
 
-
-def _lab() -> Clip:
-    from nemo_kit import lab
-    from nemo_kit.metrics.embedders import squares
-
-    model, tokenizer, to_pixels = lab.clip()
-    return Clip("lab CLIP", model, tokenizer, lambda x: to_pixels(squares(x, 64)), scaled=True)
-
-
-def _open(name: str, place: str | Path, revision: str | None, device: str) -> Clip:
+        own, tokenizer, to_pixels = lab.clip()
+        return Clip("lab CLIP", own, tokenizer, lambda x: to_pixels(squares(x, 64)), scaled=True)
     from transformers import AutoTokenizer, CLIPModel
 
+    place = tokens = str(name)
+    if (inner := Path(name) / "clip").is_dir():  # in a pipeline, the tokenizer beside it
+        beside, place = inner.with_name("tokenizer"), str(inner)
+        tokens = str(beside) if beside.is_dir() else place
     try:
         model = CLIPModel.from_pretrained(place, revision=revision).float().eval().to(device)
-        tokenizer = AutoTokenizer.from_pretrained(_tokens(place), revision=revision)
+        tokenizer = AutoTokenizer.from_pretrained(tokens, revision=revision)
     except (OSError, ValueError, TypeError) as error:
         raise ValueError(
-            f'name must be "lab", a folder with a CLIP, or a hub id; {name!r} could not be '
+            f'name must be "lab", a folder with a CLIP, or a hub id; {str(name)!r} could not be '
             f"opened: {error}"
         ) from error
-    return Clip(name, model, tokenizer, _preprocessing(place, revision, model))
+    return Clip(str(name), model, tokenizer, _preprocessing(place, revision, model))
 
 
-def _tokens(place: str | Path) -> str | Path:
-    """Where the tokenizer is: beside the CLIP where the folder is a pipeline's."""
-    beside = Path(place).parent / "tokenizer"
-    return beside if Path(place).name == "clip" and beside.is_dir() else place
-
-
-def _preprocessing(place: str | Path, revision: str | None, model: Any) -> Callable:
-    """The published one, or CLIP's usual one where none is beside the weights."""
+def _preprocessing(place: str, revision: str | None, model: Any) -> Callable:
+    """The published one, or CLIP's usual one at its size where none is beside the weights."""
     from transformers import CLIPImageProcessorPil
 
     try:
-        known = CLIPImageProcessorPil.from_pretrained(place, revision=revision)
+        options = CLIPImageProcessorPil.from_pretrained(place, revision=revision).to_dict()
     except OSError:
-        return lambda images: clip_pixels(images, model)
-    options = known.to_dict()
+        side = model.config.vision_config.image_size
+        return processor(size={"height": side, "width": side}, do_center_crop=False)
     names = ("size", "crop_size", "resample", "do_center_crop", "image_mean", "image_std")
     return processor(**{key: options[key] for key in names if options.get(key) is not None})

@@ -18,13 +18,13 @@ from typing import Any
 import numpy as np
 
 from nemo_kit.checks import check_whole
+from nemo_kit.files import PICTURES, open_picture
 from nemo_kit.metrics._checks import array
 from nemo_kit.metrics.embedders import Embedder
 
 VERSION = 1  # raised where results change (see nemo_kit.keys)
 _NAMES = {"Inception": ("FID", "KID"), "CLIP": ("CLIP-FID", "CLIP-KID")}
 _OTHER = ("Fréchet distance", "kernel distance")
-PICTURES = {".png", ".jpg", ".jpeg", ".webp", ".bmp"}
 
 
 @dataclass(frozen=True)
@@ -49,21 +49,7 @@ def frechet_distance(features: np.ndarray, reference: np.ndarray) -> float:
     from torchmetrics.image.fid import FrechetInceptionDistance
 
     a, b = _feature_pair(features, reference)
-    metric = _filled(FrechetInceptionDistance(feature=_passing(a.shape[1])), a, b)
-    return max(metric.compute().item(), 0.0)
-
-
-def clip_fid(features: np.ndarray, reference: np.ndarray, extractor: str) -> FeatureDistance:
-    """Fréchet distance on CLIP image features: CLIP-FID, never to be called FID.
-
-    Returns a `FeatureDistance` that names its extractor.
-
-    Parameters: `features` and `reference` as in `frechet_distance`; `extractor`, the CLIP's name.
-    Raises ValueError as `frechet_distance`, and for an empty extractor.
-    Source: paper, figure 8c.
-    """
-    value = frechet_distance(features, reference)
-    return FeatureDistance("CLIP-FID", value, _named(extractor), len(features), len(reference))
+    return max(_filled(FrechetInceptionDistance, a, b).compute().item(), 0.0)
 
 
 def kernel_distance(
@@ -89,14 +75,18 @@ def kernel_distance(
 
     a, b = _feature_pair(features, reference)
     check_whole("subsets", subsets, 1)
-    size = _subset_size(subset_size, min(len(a), len(b)))
+    least = min(len(a), len(b))
+    size = min(1000, max(least // 2, 2)) if subset_size is None else subset_size
+    if not 2 <= size <= least:
+        raise ValueError(f"subset_size must lie in 2..{least} for these features, got {size}")
+    if not extractor.strip():
+        raise ValueError("extractor must name the network the features come from, got ''")
     with warnings.catch_warnings(), torch.random.fork_rng(devices=[]):
         warnings.filterwarnings("ignore", "Metric `Kernel Inception Distance` will save")
         torch.manual_seed(seed)  # torchmetrics draws its subsets from torch's own generator
-        feature = _passing(a.shape[1])
-        metric = KernelInceptionDistance(feature=feature, subsets=subsets, subset_size=size)
-        value, deviation = (one.item() for one in _filled(metric, a, b).compute())
-    return FeatureDistance("KID", value, _named(extractor), len(a), len(b), deviation)
+        metric = _filled(KernelInceptionDistance, a, b, subsets=subsets, subset_size=size)
+        value, deviation = (one.item() for one in metric.compute())
+    return FeatureDistance("KID", value, extractor, len(a), len(b), deviation)
 
 
 def image_distances(
@@ -134,7 +124,14 @@ def real_features(reference: np.ndarray | str | Path, extractor: Embedder) -> np
     Raises ValueError for another reference, an empty folder, or a file that is no picture.
     """
     if isinstance(reference, str) and reference == "lab":
-        return _of_lab(extractor)
+        from nemo_kit import lab
+
+        if extractor.name != "lab CLIP":
+            raise ValueError(
+                f"reference 'lab' holds features of the lab CLIP, not of {extractor.name!r}; "
+                "give a folder of real pictures"
+            )
+        return array(lab.reference_features())
     if isinstance(reference, (str, Path)):
         return np.concatenate([extractor.features(part) for part in _pictures(Path(reference))])
     if getattr(reference, "ndim", 0) == 2:
@@ -142,75 +139,27 @@ def real_features(reference: np.ndarray | str | Path, extractor: Embedder) -> np
     return extractor.features(reference)
 
 
-def _of_lab(extractor: Embedder) -> np.ndarray:
-    from nemo_kit import lab
-
-    if extractor.name != "lab CLIP":
-        raise ValueError(
-            f"reference 'lab' holds features of the lab CLIP, not of {extractor.name!r}; "
-            "give a folder of real pictures"
-        )
-    return array(lab.reference_features())
-
-
 def _pictures(folder: Path) -> Iterator[np.ndarray]:
     """Pictures of a folder in the order of their paths, batched where sizes are the same."""
-    from PIL import Image
-
     files = sorted(path for path in folder.rglob("*") if path.suffix.lower() in PICTURES)
     if not files:
         raise ValueError(f"reference must be a folder with pictures ({PICTURES}), got {folder}")
-
-    def opened(path: Path) -> np.ndarray:
-        try:
-            return np.asarray(Image.open(path).convert("RGB"))
-        except OSError as error:
-            raise ValueError(f"reference: {path} is no picture: {error}") from error
-
-    for _, group in groupby(map(opened, files), key=np.shape):
-        yield from _batches(group)
+    opened = enumerate(np.asarray(open_picture(path, "reference")) for path in files)
+    for _, group in groupby(opened, key=lambda one: (one[0] // 32, one[1].shape)):
+        yield np.stack([image for _, image in group])
 
 
-def _batches(images: Iterator[np.ndarray], size: int = 32) -> Iterator[np.ndarray]:
-    batch: list[np.ndarray] = []
-    for image in images:
-        batch.append(image)
-        if len(batch) == size:
-            yield np.stack(batch)
-            batch = []
-    if batch:
-        yield np.stack(batch)
-
-
-def _passing(width: int) -> Any:
-    """A feature module that passes on what it is given: features are made once, before."""
+def _filled(kind: Any, features: np.ndarray, reference: np.ndarray, **options: Any) -> Any:
+    """A metric of torchmetrics that takes features as they are: they are made once, before."""
     import torch
 
-    module = torch.nn.Identity()
-    module.num_features = width
-    return module
-
-
-def _filled(metric: Any, features: np.ndarray, reference: np.ndarray) -> Any:
-    import torch
-
+    passing = torch.nn.Identity()
+    passing.num_features = features.shape[1]
+    metric = kind(feature=passing, **options)
     metric.set_dtype(torch.float64)
     metric.update(torch.from_numpy(reference), real=True)
     metric.update(torch.from_numpy(features), real=False)
     return metric
-
-
-def _subset_size(wanted: int | None, least: int) -> int:
-    size = min(1000, max(least // 2, 2)) if wanted is None else wanted
-    if not 2 <= size <= least:
-        raise ValueError(f"subset_size must lie in 2..{least} for these features, got {size}")
-    return size
-
-
-def _named(extractor: str) -> str:
-    if not extractor.strip():
-        raise ValueError("extractor must name the network the features come from, got ''")
-    return extractor
 
 
 def _feature_pair(features: Any, reference: Any) -> tuple[np.ndarray, np.ndarray]:

@@ -13,7 +13,7 @@ from collections.abc import Sequence
 import numpy as np
 import pandas as pd
 
-from nemo_kit.checks import check_number, check_texts
+from nemo_kit.checks import check_columns, check_number, check_texts
 
 VERSION = 1  # raised where results change (see nemo_kit.keys)
 SAME = 0.38  # set so that 304 of the 500 released prompts remain, the paper's number
@@ -50,8 +50,7 @@ def distinct(frame: pd.DataFrame, threshold: float = SAME) -> pd.DataFrame:
     `near_duplicates`.
     Raises ValueError without a column `prompt` or for another threshold.
     """
-    if "prompt" not in frame:
-        raise ValueError(f"frame needs a column 'prompt', got {list(frame)}")
+    check_columns("frame", frame, "prompt")
     texts = list(dict.fromkeys(frame["prompt"]))
     dropped = near_duplicates(texts, threshold)
     kept = {text for text, drop in zip(texts, dropped, strict=True) if not drop}

@@ -21,8 +21,6 @@ from nemo_kit.files import file_digest
 from nemo_kit.metrics._checks import array, check_images, unit
 
 VERSION = 2  # raised where results change (see nemo_kit.keys)
-IMAGENET = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
-HALF = ((0.5, 0.5, 0.5), (0.5, 0.5, 0.5))
 KNOWN_FILES = {  # SHA-256 of the files as their authors publish them
     "9f26bd4c848cc19b73d2ae92eea6e04886f61a7b764ceb7a13aeee62e6a6db56": "sscd_disc_mixup",
     "f58cb9b6ec323ed63459aa4fb441fe750cfe39fafad6da5cb504a16f19e958f4": "inception-2015-12-05",
@@ -103,34 +101,17 @@ def squares(images: np.ndarray, side: int) -> np.ndarray:
     return np.stack([np.asarray(i) for i in resized])
 
 
-@dataclass(frozen=True)
-class Protocol:
-    """How SSCD gets its pictures: the words for results, and the image processor's options."""
-
-    words: str
-    options: Mapping[str, Any]
-
-
-def _protocol(words: str, normal: tuple, **options: Any) -> Protocol:
-    mean, deviation = (list(values) for values in normal)
-    bilinear = {"resample": 2, "image_mean": mean, "image_std": deviation}
-    return Protocol(words, bilinear | options)
-
-
-SSCD_PROTOCOLS: dict[str, Protocol] = {
-    "320": _protocol(
-        "320 square, ImageNet statistics",
-        IMAGENET,
-        size={"height": 320, "width": 320},
-        do_center_crop=False,
-    ),
-    "224": _protocol(
-        "256, centre 224, statistics 0.5",
-        HALF,
-        size={"shortest_edge": 256},
-        crop_size={"height": 224, "width": 224},
-    ),
-}
+# protocol -> its words for results, and the image processor's options; both bilinear
+SSCD_PROTOCOLS: dict[str, tuple[str, dict[str, Any]]] = {
+    "320": ("320 square, ImageNet statistics", {
+        "size": {"height": 320, "width": 320}, "do_center_crop": False,
+        "image_mean": [0.485, 0.456, 0.406], "image_std": [0.229, 0.224, 0.225],
+    }),
+    "224": ("256, centre 224, statistics 0.5", {
+        "size": {"shortest_edge": 256}, "crop_size": {"height": 224, "width": 224},
+        "image_mean": [0.5, 0.5, 0.5], "image_std": [0.5, 0.5, 0.5],
+    }),
+}  # fmt: skip
 
 
 def sscd(
@@ -149,9 +130,9 @@ def sscd(
     """
     check_choice("protocol", protocol, tuple(SSCD_PROTOCOLS))
     script, name, digest = load_script(path, sha256, device)
-    chosen = SSCD_PROTOCOLS[protocol]
-    prepare = processor(**chosen.options)
-    return Embedder(name, chosen.words, lambda x: _run(script, prepare(x), device), sha256=digest)
+    words, options = SSCD_PROTOCOLS[protocol]
+    prepare = processor(resample=2, **options)
+    return Embedder(name, words, lambda x: _run(script, prepare(x), device), sha256=digest)
 
 
 def inception(path: str | Path, sha256: str | None = None, device: str = "cpu") -> Embedder:
@@ -174,12 +155,12 @@ def inception(path: str | Path, sha256: str | None = None, device: str = "cpu") 
     def look(images: np.ndarray) -> Any:
         import torch
 
-        return _run(script, torch.from_numpy(in_float(images, 299)), device, options)
+        return _run(script, torch.from_numpy(_in_float(images, 299)), device, options)
 
     return Embedder(name, "299 square, bicubic by Pillow in float", look, "Inception", digest)
 
 
-def in_float(images: np.ndarray, side: int) -> np.ndarray:
+def _in_float(images: np.ndarray, side: int) -> np.ndarray:
     """Pictures resized by bicubic interpolation, unrounded: float32 [N, 3, side, side], 0 … 255."""
     from PIL import Image
 
@@ -221,7 +202,11 @@ def processor(**options: Any) -> Callable[[np.ndarray], Any]:
     from transformers import CLIPImageProcessorPil
 
     prepare = CLIPImageProcessorPil(do_convert_rgb=False, **options)
-    return lambda images: prepare(images=list(images), return_tensors="pt").pixel_values
+    known = {
+        "input_data_format": "channels_last",
+        "return_tensors": "pt",
+    }
+    return lambda images: prepare(images=list(images), **known).pixel_values
 
 
 def _run(script: Any, pixels: Any, device: str, options: Mapping[str, Any] | None = None) -> Any:

@@ -113,7 +113,7 @@ def alignment(
     prompts: str | Sequence[str],
     model: Any,
     tokenizer: Any,
-    preprocess: Callable[[np.ndarray], Any] | None = None,
+    preprocess: Callable[[np.ndarray], Any],
 ) -> np.ndarray:
     """Cosine of CLIP embeddings of images and prompts; its median is A_CLIP.
 
@@ -121,7 +121,7 @@ def alignment(
 
     Parameters: `images`, uint8 [N, H, W, 3]; `prompts`, one for all images or one for each;
     `model`, a transformers CLIPModel; `tokenizer`, its tokenizer; `preprocess`, images -> pixel
-    values, by default CLIP's own (`clip_pixels`).
+    values. `lab.clip()` gives the three, and so do `Clip.parts`.
     Raises ValueError for wrong shapes or dtypes, or another number of prompts than images.
     Source: paper, section 4, A_CLIP. Which CLIP gave the number must be said beside it.
     """
@@ -130,64 +130,22 @@ def alignment(
         raise ValueError(
             f"prompts must be one text or one for each image, got {len(texts)} for {len(images)}"
         )
-    seen, words = clip_embeddings(images, texts, model, tokenizer, preprocess)
-    return np.sum(seen * words, axis=1)
-
-
-def clip_embeddings(
-    images: np.ndarray,
-    prompts: Sequence[str],
-    model: Any,
-    tokenizer: Any,
-    preprocess: Callable[[np.ndarray], Any] | None = None,
-) -> tuple[np.ndarray, np.ndarray]:
-    """Unit CLIP embeddings of images and of texts, each distinct text embedded once.
-
-    Returns float64 ([N, D], [M, D]) for N images and M prompts.
-
-    Parameters and errors as `alignment`, but the numbers of images and prompts may differ.
-    """
     import torch
 
     images = check_images("images", images)
-    order = {prompt: place for place, prompt in enumerate(dict.fromkeys(prompts))}
+    order = {prompt: place for place, prompt in enumerate(dict.fromkeys(texts))}
     tokens = tokenizer(list(order), padding=True, truncation=True, return_tensors="pt")
-    see = preprocess or (lambda part: clip_pixels(part, model))
     with torch.inference_mode():
         words = model.text_projection(model.text_model(**tokens.to(model.device)).pooler_output)
-        seen = [
-            clip_features(model, see(part)) for part in np.split(images, range(64, len(images), 64))
-        ]
-    texts = unit(array(words))[[order[prompt] for prompt in prompts]]
-    return unit(np.concatenate(seen)), texts
+        parts = np.split(images, range(64, len(images), 64))
+        seen = np.concatenate([clip_features(model, preprocess(part)) for part in parts])
+    return np.sum(unit(seen) * unit(array(words))[[order[text] for text in texts]], axis=1)
 
 
 def clip_features(model: Any, pixels: Any) -> np.ndarray:
     """Projected image features of a CLIP, not scaled: float64 [N, D]."""
     out = model.vision_model(pixel_values=pixels.to(model.device, model.dtype))
     return array(model.visual_projection(out.pooler_output))
-
-
-CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
-CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
-
-
-def clip_pixels(images: np.ndarray, model: Any) -> Any:
-    """Images as a CLIP's pixel values: bicubic resize to its size, then its mean and deviation.
-
-    Returns a float32 tensor [N, 3, size, size].
-
-    Parameters: `images`, uint8 [N, H, W, 3]; `model`, the CLIPModel, for its image size.
-    Source: the preprocessing that the public CLIP ViT-B/32 is published with.
-    """
-    import torch
-    from PIL import Image
-
-    size = model.config.vision_config.image_size
-    resized = [Image.fromarray(i).resize((size, size), Image.Resampling.BICUBIC) for i in images]
-    scaled = np.stack([np.asarray(i, dtype=np.float32) for i in resized]) / 255
-    normal = (scaled - np.float32(CLIP_MEAN)) / np.float32(CLIP_STD)
-    return torch.from_numpy(normal.transpose(0, 3, 1, 2).copy())
 
 
 def _embed(images: np.ndarray, embedder: Look) -> np.ndarray:

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from nemo_kit.checks import check_columns
 from nemo_kit.metrics._checks import check_level, finite
 from nemo_kit.neurons import NeuronSet
 
@@ -62,8 +63,7 @@ def summary(
     Source: paper, table 1.
     """
     keys, names = list(by), list(measures)
-    if missing := {"prompt", *names, *keys} - set(frame):
-        raise ValueError(f"frame lacks {', '.join(sorted(missing))}; it has {list(frame)}")
+    check_columns("frame", frame, "prompt", *names, *keys)
     single = frame.groupby([*keys, "prompt"], sort=False, as_index=False)[names].mean()
     found = [
         dict(zip(keys, key, strict=True)) | {"measure": name} | summarize(known, level)

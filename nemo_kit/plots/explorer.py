@@ -16,7 +16,7 @@ from matplotlib.colors import Normalize
 from matplotlib.figure import Figure
 
 from nemo_kit.neurons import NeuronSet
-from nemo_kit.plots.style import ACCENT, GROUPS, PALETTE, canvas, legend, require, styled
+from nemo_kit.plots.style import ACCENT, PALETTE, canvas, legend, require, styled
 
 LIMIT = 8.0  # |z| at which the colours of the map end
 _NAMED = 3  # selected neurons named in each layer
@@ -76,20 +76,20 @@ def _densities(axes: Axes, frame: pd.DataFrame) -> None:
 
 
 def _bands(axes: Axes, mean: float, std: float) -> None:
-    look = GROUPS["hold-out"]
+    colour = PALETTE["hold-out"]
     for deviations, alpha in ((2, 0.15), (1, 0.25)):
         axes.axvspan(
-            mean - deviations * std, mean + deviations * std, 0, 0.77, color=look.colour,
+            mean - deviations * std, mean + deviations * std, 0, 0.77, color=colour,
             alpha=alpha, lw=0,
         )  # fmt: skip
-    axes.plot([mean, mean], [0, 1], color=look.colour, lw=1.2)
+    axes.plot([mean, mean], [0, 1], color=colour, lw=1.2)
     text = "hold-out prompts:\nmean, ± σ, ± 2σ"
     axes.text(mean - 2.2 * std, 0.8, text, ha="right", va="center", fontsize=6.5, color="#444444")
 
 
 def _dots(axes: Axes, score: float, left: float | None, threshold: float | None) -> None:
     above = threshold is None or score > threshold
-    colour = GROUPS["VM"].colour if above else GROUPS["non-memorized"].colour
+    colour = PALETTE["VM"] if above else PALETTE["non-memorized"]
     if left is not None:
         arrow = {"arrowstyle": "->", "color": "#444444", "shrinkA": 7, "shrinkB": 7}
         axes.annotate("", (left, 0.32), (score, 0.32), arrowprops=arrow)

@@ -8,7 +8,6 @@ matplotlib's settings alone.
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass
 from functools import wraps
 from io import BytesIO
 from typing import Any, ParamSpec
@@ -20,26 +19,18 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.font_manager import FontProperties, findfont, get_font
 
+from nemo_kit.checks import check_columns
+
 COLUMN, TEXT = 3.3, 6.9  # widths in inches
 
 
-@dataclass(frozen=True)
-class Look:
-    """How one group of prompts is drawn."""
-
-    colour: str
-    line: str
-    marker: str
-
-
-GROUPS = {
-    "VM": Look("#D55E00", "-", "o"),
-    "TM": Look("#0072B2", "--", "s"),
-    "non-memorized": Look("#949494", ":", "^"),
-    "hold-out": Look("#CC79A7", "-.", "v"),
+PALETTE = {  # for hue="group"
+    "VM": "#D55E00",
+    "TM": "#0072B2",
+    "non-memorized": "#949494",
+    "hold-out": "#CC79A7",
 }
-PALETTE = {name: look.colour for name, look in GROUPS.items()}  # for hue="group"
-MARKERS = {name: look.marker for name, look in GROUPS.items()}  # for style="group"
+MARKERS = dict(zip(PALETTE, "os^v", strict=True))  # for style="group"
 ACCENT = "#009E73"  # what the method found
 PALE = "#B8B8B8"
 
@@ -140,35 +131,19 @@ def canvas(width: float, height: float, rows: int = 1, columns: int = 1, **kwarg
     return figure, figure.subplots(rows, columns, **kwargs)
 
 
-def require(frame: pd.DataFrame, *columns: str, rows: bool = True) -> pd.DataFrame:
+def require(frame: pd.DataFrame, *columns: str) -> pd.DataFrame:
     """The frame, if it has these columns, rows, and only known groups; else ValueError."""
-    missing = [column for column in columns if column not in frame.columns]
-    if missing:
-        raise ValueError(
-            f"frame lacks {', '.join(missing)}; needed are {', '.join(columns)}, "
-            f"got {', '.join(map(str, frame.columns)) or 'no column'}"
-        )
-    if rows and not len(frame):
+    check_columns("frame", frame, *columns)
+    if not len(frame):
         raise ValueError(f"frame has no rows; needed are {', '.join(columns)}")
-    unknown = set(frame["group"]) - set(GROUPS) if "group" in columns else set()
+    unknown = set(frame["group"]) - set(PALETTE) if "group" in columns else set()
     if unknown:
         named = sorted(map(str, unknown))
-        raise ValueError(f"group must be one of {', '.join(GROUPS)}, got {named}")
+        raise ValueError(f"group must be one of {', '.join(PALETTE)}, got {named}")
     return frame
 
 
 # ------------------------------------------------------------------------------ pictures
-
-
-def strips(name: str, images: Any) -> np.ndarray:
-    """Images as an array [..., H, W, 3] of uint8; ValueError for anything else."""
-    images = np.asarray(images)
-    if images.dtype != np.uint8 or images.ndim < 3 or images.shape[-1] != 3:
-        raise ValueError(
-            f"{name} must be uint8 with shape [..., H, W, 3], "
-            f"got {images.dtype} {list(images.shape)}"
-        )
-    return images
 
 
 def row_of(images: np.ndarray, gap: int | None = None) -> np.ndarray:

@@ -12,7 +12,7 @@ from matplotlib import pyplot as plt
 from matplotlib.figure import Figure
 
 from nemo_kit.metrics.measures import MEASURES
-from nemo_kit.plots.style import GROUPS, TEXT, plain, require
+from nemo_kit.plots.style import PALETTE, TEXT, plain, require
 
 ARROWS = {"lower": "↓", "higher": "↑", "": ""}
 ROW, HEAD = 0.27, 0.62  # inches
@@ -85,7 +85,7 @@ def results(frame: pd.DataFrame, note: str = "", rules: Sequence[str] = ()) -> F
     texts = frame.assign(text=[_cell(row) for row in frame.itertuples()])
     wide = texts.pivot(index="setting", columns=["group", "measure"], values="text")
     order = ["neurons", *MEASURES, *sorted(set(frame["measure"]) - {"neurons", *MEASURES})]
-    columns = [(g, m) for g in GROUPS for m in order if (g, m) in wide.columns]
+    columns = [(g, m) for g in PALETTE for m in order if (g, m) in wide.columns]
     wide = wide.reindex(frame["setting"].unique())[columns].fillna("–")
     wide.columns = pd.MultiIndex.from_tuples((heads[g], _heading(m)) for g, m in columns)
     return table(wide, note, rules)
