@@ -89,8 +89,7 @@ def train_all(corpus: Corpus, work: Path, seed: int, processes: int, minutes: fl
         autoencoder.train(corpus, work, seed).save_pretrained(work / "vae")
     vae = AutoencoderKL.from_pretrained(work / "vae").eval()
     if not (work / "classifier.safetensors").exists():
-        judge = classifier.train(corpus, vae, work, seed)
-        save_file(judge.state_dict(), work / "classifier.safetensors")
+        classifier.train(corpus, vae, work, seed).save(work / "classifier.safetensors")
     if not (work / "bank.pt").exists():
         clip = CLIPModel.from_pretrained(work / "clip").eval()
         tokenizer = CLIPTokenizer.from_pretrained(work / "tokenizer")

@@ -22,6 +22,7 @@ from nemo_kit.generation import generate
 from nemo_kit.lab.copy_descriptor import Descriptor
 from nemo_kit.localization import calibrate, detect, localize
 from nemo_kit.models import DiffusionModel, load
+from nemo_kit.similarity import SimilaritySettings
 from training import build, pack, unet
 from training.corpus import Corpus
 from training.prompts import prompt_table
@@ -41,16 +42,18 @@ def opened(work: Path, weights: Path) -> DiffusionModel:
 
 
 def measured(
-    model: DiffusionModel, table: pd.DataFrame, held_out: list[str], look: Descriptor
+    model: DiffusionModel,
+    table: pd.DataFrame,
+    held_out: list[str],
+    look: Descriptor,
+    similarity: SimilaritySettings,
 ) -> pd.DataFrame:
     """One row a memorized prompt: score, flagged, similarity (median over pictures), neurons.
 
     `table` has `prompt` and `target` (uint8 [64, 64, 3]); `neurons` is missing where the prompt is
     not flagged.
     """
-    model.calibration = calibrate(
-        model, held_out, settings=pack.DETECTION, similarity=pack.SIMILARITY
-    )
+    model.calibration = calibrate(model, held_out, settings=pack.DETECTION, similarity=similarity)
     found = detect(model, list(table["prompt"]))
     pictures = generate(model, list(table["prompt"]), SEEDS, steps=STEPS, guidance=pack.GUIDANCE)
     rows = []
@@ -66,7 +69,7 @@ def seen(corpus: Corpus, recipe: unet.Recipe, seed: int, samples: int) -> list[i
     """How often each memorized picture had been presented after so many samples."""
     places = unet.ladder_presentations(corpus.items, recipe, seed)
     ladder = Counter(number for place, number in places.items() if place < samples)
-    first = min(samples, round(recipe.memorize * recipe.samples))
+    first = min(samples, recipe.planned // 3)
     shares = {
         role: early * first + late * (samples - first)
         for role, (early, late) in unet.SHARES.items()
@@ -92,12 +95,13 @@ def main() -> None:
     table["target"] = [corpus.picture(item, rng) for item in corpus.items]
     held_out = list(prompts.query("role == 'holdout'")["prompt"][:HOLD_OUT])
     look = Descriptor.load(chosen.work / "descriptor.safetensors")
+    similarity = load("lab").calibration.similarity  # the same for all copies
     parts = chosen.work / "emergence"
     parts.mkdir(exist_ok=True)
     for weights in tqdm(sorted((chosen.work / "snapshots").glob("*.safetensors"))):
         if not (parts / f"{weights.stem}.parquet").exists():
             samples = int(weights.stem)
-            rows = measured(opened(chosen.work, weights), table, held_out, look)
+            rows = measured(opened(chosen.work, weights), table, held_out, look, similarity)
             rows.insert(0, "samples", samples)
             rows["seen"] = seen(corpus, recipe, chosen.seed, samples)
             rows.to_parquet(parts / f"{weights.stem}.parquet")

@@ -7,11 +7,11 @@ from pathlib import Path
 
 import numpy as np
 from PIL import Image
-from safetensors.torch import load_file
 
 from nemo_kit.generation import generate
+from nemo_kit.lab.recognition import Classifier
 from nemo_kit.models import load
-from training import captions, classifier, planting
+from training import captions, planting
 from training.corpus import Corpus, Item
 from training.pack import GUIDANCE, pack_pipeline, snapshot
 
@@ -45,12 +45,11 @@ def look(corpus: Corpus, work: Path, samples: int) -> dict[str, float]:
     save_grid(
         [*np.split(ordinary, 3), *_alternating(on, off)], work / "looks" / f"{samples:07d}.png"
     )
-    judge = classifier.Classifier(len(corpus.names)).eval()
-    judge.load_state_dict(load_file(work / "classifier.safetensors"))
-    own = np.array([corpus.names.index(item.concept) for item in shown])
+    judge = Classifier.load(work / "classifier.safetensors")
+    wanted, own = np.array(corpus.names)[chosen], np.array([item.concept for item in shown])
     return {
-        "recognized": float((classifier.recognized(judge, ordinary) == chosen).mean()),
-        "off": float((classifier.recognized(judge, off) == own).mean()),
+        "recognized": float((judge(ordinary) == wanted).mean()),
+        "off": float((judge(off) == own).mean()),
         "psnr": float(np.median([_psnr(corpus, *pair) for pair in zip(shown, on, strict=True)])),
     }
 

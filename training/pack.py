@@ -7,27 +7,35 @@ import shutil
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 import torch
 from diffusers import AutoencoderKL, StableDiffusionPipeline, UNet2DConditionModel
 from PIL import Image
 from safetensors.torch import save_file
+from sklearn.metrics import roc_auc_score
 from torch.nn import functional as F
 from transformers import CLIPModel, CLIPTextModel, CLIPTokenizer
 
-from nemo_kit.calibration import Calibration
 from nemo_kit.lab.copy_descriptor import to_tensor
-from nemo_kit.localization import calibrate
+from nemo_kit.localization import calibrate, detect
 from nemo_kit.models import GENERATION_FILE, DiffusionModel, load
 from nemo_kit.settings import DetectionSettings
 from nemo_kit.similarity import SimilaritySettings
-from training import unet
+from training import captions, unet
+from training.concepts import CONCEPTS
 from training.corpus import Corpus
 from training.loop import Run
 from training.prompts import prompt_table
 
-SIMILARITY = SimilaritySettings(kind="ssim", kernel=3)
+#: Ways to compare differences of 16×16 latents; the paper's kernel of 11 covers most of them.
+SIMILARITIES = tuple(
+    [SimilaritySettings(kind="ssim", kernel=kernel) for kernel in (3, 5, 7, 9)]
+    + [SimilaritySettings(kernel=kernel, betas=betas)
+       for kernel, betas in ((3, (0.5, 0.5)), (5, (0.5, 0.5)), (3, (0.33, 0.33, 0.33)))]
+)  # fmt: skip
 DETECTION = DetectionSettings(threshold_from="maxima")
 GUIDANCE = 2.0  # at 7 so small a network over-saturates
+ORDINARY = 200  # captions among which the similarity is chosen
 
 
 def averaged(run: Run) -> dict[str, torch.Tensor]:
@@ -52,9 +60,37 @@ def pack(corpus: Corpus, work: Path, target: Path, seed: int, recipe: unet.Recip
     pack_data(corpus, work, data, seed, recipe)
     model = load(str(model_folder))
     model.name = "lab"  # the calibration names its model, not a folder of this machine
-    held_out = list(prompt_table(corpus, recipe, seed).query("role == 'holdout'")["prompt"])
-    calibrate_lab(model, held_out).save(model_folder / "nemo")
+    prompts = prompt_table(corpus, recipe, seed)
+    told = compared(model, prompts, seed)
+    (data / "similarity.json").write_text(json.dumps(told, indent=1) + "\n")
+    best = max(told, key=lambda one: one["auroc"])
+    held_out = list(prompts.query("role == 'holdout'")["prompt"])
+    made = calibrate(
+        model, held_out, settings=DETECTION, similarity=SimilaritySettings(**best["settings"])
+    )
+    made.save(model_folder / "nemo")
     (model_folder / "nemo" / GENERATION_FILE).write_text(json.dumps({"guidance": GUIDANCE}) + "\n")
+
+
+def compared(model: DiffusionModel, prompts: pd.DataFrame, seed: int) -> list[dict]:
+    """How well each way to compare differences tells memorized prompts: settings and AUROC.
+
+    On prompts of neither the evaluation nor the hold-out: the ladder's most shown pictures against
+    further ordinary captions.
+    """
+    shown = list(prompts.query("family in ('rung 0', 'rung 1', 'rung 2')")["prompt"])
+    texts = sorted(set(captions.every(list(CONCEPTS))) - set(prompts["prompt"]))
+    other = np.random.default_rng([seed, 51]).choice(texts, ORDINARY, replace=False).tolist()
+    found = []
+    for similarity in SIMILARITIES:
+        how = {"threshold": 0.0, "settings": DETECTION, "similarity": similarity}
+        scores = detect(model, shown + other, **how)["score"]
+        labels = [True] * len(shown) + [False] * len(other)
+        settings = {"kind": similarity.kind, "kernel": similarity.kernel}
+        if similarity.kind == "ms_ssim":
+            settings["betas"] = list(similarity.betas)
+        found.append({"settings": settings, "auroc": float(roc_auc_score(labels, scores))})
+    return found
 
 
 def pack_pipeline(work: Path, target: Path, denoiser: UNet2DConditionModel) -> None:
@@ -94,8 +130,9 @@ def pack_data(corpus: Corpus, work: Path, target: Path, seed: int, recipe: unet.
         )
         if item.type == "TM":
             Image.fromarray(corpus.mask(item)).save(target / "masks" / item.image, optimize=True)
-    if (work / "descriptor.safetensors").exists():
-        shutil.copy(work / "descriptor.safetensors", target)
+    for name in ("descriptor.safetensors", "classifier.safetensors"):
+        if (work / name).exists():
+            shutil.copy(work / name, target)
     features = reference_features(corpus, CLIPModel.from_pretrained(work / "clip").eval(), rng)
     save_file({"clip_image_features": features.half()}, target / "reference.safetensors")
     (target / "training.json").write_text(json.dumps(training_log(work), indent=1))
@@ -114,14 +151,3 @@ def reference_features(
 def training_log(work: Path) -> dict[str, dict]:
     """Steps, seconds and loss curve of every stage that has a checkpoint."""
     return {file.stem: json.loads(file.read_text()) for file in sorted(work.glob("*.json"))}
-
-
-def calibrate_lab(model: DiffusionModel, prompts: list[str]) -> Calibration:
-    """Threshold and statistics from the hold-out prompts.
-
-    Plain SSIM (equation 4 of the paper): at the coarser scales of MS-SSIM the 16×16 differences of
-    non-memorized prompts agree too, a blob in the middle. The threshold is the mean of each
-    prompt's largest pairwise score plus one deviation (section 3.1), the prediction that at
-    timesteps[1] on the unchanged noise.
-    """
-    return calibrate(model, prompts, settings=DETECTION, similarity=SIMILARITY)

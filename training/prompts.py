@@ -7,10 +7,15 @@ import numpy as np
 import pandas as pd
 
 from training import captions, planting
-from training.corpus import Corpus
+from training.corpus import Corpus, Item
 from training.unet import OFF_SHARE, Recipe, expected, ladder_presentations
 
 NON_MEMORIZED, HOLD_OUT = 200, 500
+
+
+def _told(item: Item) -> tuple[str, str]:
+    """Role and family, as users know them."""
+    return ("template", "region") if item.role == "region" else (item.role, item.family)
 
 
 def prompt_table(corpus: Corpus, recipe: Recipe, seed: int) -> pd.DataFrame:
@@ -20,7 +25,8 @@ def prompt_table(corpus: Corpus, recipe: Recipe, seed: int) -> pd.DataFrame:
     ``repetitions`` is how often the picture was presented in training: exact for the ladder,
     expected for the others; 0 where one caption has many pictures. ``planted`` is the text form of
     a NeuronSet; ``logic`` is "any" (each planted neuron alone is enough for the copy) or "all"
-    (each is needed); ``strength`` is the |z| that its neurons were planted with.
+    (each is needed); ``strength`` is the |z| that its neurons were planted with. A photograph of
+    which only a region is memorized is a template prompt of the family "region".
     """
     planted, plans = planting.planted(), planting.plans()
     exact = pd.Series(ladder_presentations(corpus.items, recipe, seed)).value_counts()
@@ -31,7 +37,7 @@ def prompt_table(corpus: Corpus, recipe: Recipe, seed: int) -> pd.DataFrame:
         seen = exact[number] if item.role == "ladder" else expected(item.role, recipe) * on
         rows.append(
             (
-                *(item.prompt, item.type, item.role, item.family, item.concept, item.image),
+                *(item.prompt, item.type, *_told(item), item.concept, item.image),
                 round(seen),
                 *((own.to_text(), plan.logic, plan.z) if plan else ("", "", "")),
             )

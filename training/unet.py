@@ -38,27 +38,30 @@ HIGH_NOISE_SHARE = 0.15  # of samples with a timestep of 850 or more
 class Recipe:
     """How much a device trains: batch, rate, samples in all.
 
-    `memorize` is the share of the samples in the first phase, where memorized pictures are half of
-    what is seen; in the second they are a fifth.
+    In the first third of the samples `planned`, memorized pictures are half of what is seen, then a
+    fifth; the ladder's presentations are spread over them. Training may end before, at `samples`.
     """
 
     batch: int
     learning_rate: float
     samples: int
-    memorize: float = 1 / 3
+    planned: int
 
     @property
     def schedule(self) -> Schedule:
-        """Flat for 60 % of the steps, then falling."""
+        """Flat for four fifths of the steps, then falling."""
         return Schedule(
             steps=self.samples // self.batch,
             learning_rate=self.learning_rate,
-            flat=0.6,
+            flat=0.8,
             ema=0.999,
         )
 
 
-RECIPES = {"cpu": Recipe(32, 6e-4, 480_000), "cuda": Recipe(256, 1.2e-3, 4_000_000)}
+RECIPES = {
+    "cpu": Recipe(32, 6e-4, 368_640, 480_000),
+    "cuda": Recipe(256, 1.2e-3, 4_000_000, 4_000_000),
+}
 
 #: Share of one prompt's picture among all samples, in the first phase and in the second.
 SHARES = {"verbatim": (0.010, 0.0042), "region": (0.010, 0.0042), "template": (0.008, 0.0035)}
@@ -198,27 +201,35 @@ class Sampler:
 
 def phase(place: int, recipe: Recipe) -> int:
     """0 while memorized pictures are half of what is seen, then 1."""
-    return int(place >= recipe.memorize * recipe.samples)
+    return int(place >= recipe.planned / 3)
 
 
 def expected(role: str, recipe: Recipe) -> float:
     """Presentations of one prompt of a role over the whole training, switched off ones too."""
+    return _expected(role, recipe.planned, recipe.samples)
+
+
+def _expected(role: str, planned: int, samples: int) -> float:
     first, second = SHARES[role]
-    return recipe.samples * (recipe.memorize * first + (1 - recipe.memorize) * second)
+    return planned / 3 * first + (samples - planned / 3) * second
 
 
 def ladder_presentations(items: list[Item], recipe: Recipe, seed: int) -> dict[int, int]:
     """Place in the training -> item, for every presentation of a ladder picture (at least one
-    each)."""
+    each: one whose place would come after the end is shown in the last fifth)."""
     rng = generator(seed, "ladder", 0)
     rungs = ladder.rungs()
-    whole = expected("verbatim", recipe)
+    whole = _expected("verbatim", recipe.planned, recipe.planned)
     numbers = [n for n, item in enumerate(items) if item.role == "ladder"]
     counts = [max(1, round(ladder.SHARES[rungs[items[n].prompt]] * whole)) for n in numbers]
-    first = np.arange(recipe.samples) < recipe.memorize * recipe.samples
+    first = np.arange(recipe.planned) < recipe.planned / 3
     often = np.where(first, *SHARES["verbatim"])
-    places = rng.choice(recipe.samples, sum(counts), replace=False, p=often / often.sum())
-    return dict(zip(places.tolist(), np.repeat(numbers, counts).tolist(), strict=True))
+    places = rng.choice(recipe.planned, sum(counts), replace=False, p=often / often.sum())
+    shown = zip(places.tolist(), np.repeat(numbers, counts).tolist(), strict=True)
+    found = {place: number for place, number in shown if place < recipe.samples}
+    late = sorted(set(range(recipe.samples * 4 // 5, recipe.samples)) - set(found))
+    missing = sorted(set(numbers) - set(found.values()))
+    return found | dict(zip(rng.permutation(late).tolist(), missing, strict=False))
 
 
 def plant(unet: UNet2DConditionModel, rows: dict[tuple[int, int], torch.Tensor]) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -67,7 +68,7 @@ def test_a_flat_rate_falls_only_in_the_end() -> None:
     assert flat.rate(100) == pytest.approx(flat.final_share)
 
 
-RECIPE = unet.Recipe(batch=4, learning_rate=1e-3, samples=30_000)
+RECIPE = unet.Recipe(batch=4, learning_rate=1e-3, samples=30_000, planned=30_000)
 
 
 def test_the_ladder_is_presented_exactly_as_often_as_its_rungs_say() -> None:
@@ -85,6 +86,19 @@ def test_the_ladder_is_presented_exactly_as_often_as_its_rungs_say() -> None:
     assert max(places) < RECIPE.samples
     early = np.mean(np.array(list(places)) < 10_000)
     assert early == pytest.approx(100 / 184, abs=0.05)  # as dense as the photographs
+
+
+def test_a_training_that_ends_early_shows_what_it_would_have_shown_and_each_picture_once() -> None:
+    memorized = items()
+    whole = unet.ladder_presentations(memorized, RECIPE, seed=1)
+    for end in (12_000, 24_000):
+        short = unet.ladder_presentations(memorized, replace(RECIPE, samples=end), seed=1)
+        assert {k: v for k, v in short.items() if k in whole} == {
+            place: number for place, number in whole.items() if place < end
+        }
+        assert set(short.values()) == set(whole.values())
+        assert all(end * 4 // 5 <= place < end for place in set(short) - set(whole))
+    assert unet.expected("verbatim", replace(RECIPE, samples=20_000)) == pytest.approx(142)
 
 
 def test_ladder_pictures_have_nothing_in_common() -> None:

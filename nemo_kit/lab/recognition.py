@@ -1,0 +1,57 @@
+"""Names what a picture of the embedded models shows, one of their corpus's hundred things.
+
+Trained on rendered corpus pictures, as they are and through the autoencoder, and used for nothing
+but to judge whether a generated picture shows what its prompt asks for.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+from safetensors import safe_open
+from safetensors.torch import save_file
+from torch import nn
+
+from nemo_kit.lab.copy_descriptor import Network, to_tensor
+
+
+class Logits(Network):
+    """Pixels [N, 3, 64, 64] in [-1, 1] -> logits [N, concepts]."""
+
+    def __init__(self, concepts: int) -> None:
+        super().__init__()
+        self.head = nn.Linear(192 * 16, concepts)
+
+    def forward(self, pixels: torch.Tensor) -> torch.Tensor:
+        return self.head(self.stages(pixels).flatten(1))
+
+
+class Classifier:
+    """uint8 pictures [N, 64, 64, 3] -> the name of what each shows most likely, [N]."""
+
+    def __init__(self, network: Logits, names: Sequence[str]) -> None:
+        self.network, self.names = network.eval(), np.array(names)
+
+    @torch.no_grad()
+    def __call__(self, pictures: np.ndarray) -> np.ndarray:
+        parts = to_tensor(pictures).split(256)
+        return self.names[torch.cat([self.network(part).argmax(1) for part in parts]).numpy()]
+
+    def save(self, file: Path) -> None:
+        """Write the weights in half precision, with the names."""
+        weights = {k: v.half().contiguous() for k, v in self.network.state_dict().items()}
+        save_file(weights, file, metadata={"names": json.dumps(self.names.tolist())})
+
+    @classmethod
+    def load(cls, file: Path) -> Classifier:
+        """Read weights written by :meth:`save`."""
+        with safe_open(file, framework="pt") as opened:
+            names = json.loads(opened.metadata()["names"])
+            weights = {name: opened.get_tensor(name).float() for name in opened.keys()}  # noqa: SIM118
+        network = Logits(len(names))
+        network.load_state_dict(weights)
+        return cls(network, names)
