@@ -189,7 +189,7 @@ def test_anisotropy_has_the_published_weights_for_each_kind_of_prediction(
 def test_noise_optimisation_weighs_sd_2_otherwise(
     toy_model: DiffusionModel, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("nemo_kit.mitigation.gap.SD2_WIDTH", 16)  # the toy's
+    monkeypatch.setattr("nemo_kit.mitigation.noise.SD2_WIDTH", 16)  # the toy's
     assert NoiseOptimisation()._weight(toy_model) == 0.01
 
 
