@@ -101,7 +101,7 @@ def _warm_up(model: DiffusionModel, seeds: list[int], compiled: bool) -> None:
     most = fitting(model).size
     prompt_differences(model, "warm-up", seeds)
     if compiled:
-        draw = Differences(model, resolve(model)[0], compile=True)
+        draw = Differences(model, resolve(model.calibration)[0], compile=True)
         noise, text = model.noise(range(most)), model.embed("warm-up")
         for power in range(most.bit_length()):  # larger batches may have code of their own
             count = 2**power

@@ -57,7 +57,7 @@ class _Released:
 
     def __init__(self, model: DiffusionModel, prompt: str, seeds: list[int]) -> None:
         self.model, self.prompt, self.seeds = model, prompt, seeds
-        self.detection, self.similarity = resolve(model, None, None)
+        self.detection, self.similarity = resolve(model.calibration)
         self.settings = LocalizationSettings(detection=self.detection, similarity=self.similarity)
         self.threshold = check_threshold(model, None, self.detection, self.similarity)
         self.limit, self.nearest = self.threshold, math.inf

@@ -262,12 +262,11 @@ class Calibrated(Protocol):
 
 
 def resolve(
-    model: Calibrated,
+    own: Calibration | None,
     detection: DetectionSettings | None = None,
     similarity: SimilaritySettings | None = None,
 ) -> tuple[DetectionSettings, SimilaritySettings]:
-    """What was given, else what the model was calibrated with, else the defaults."""
-    own = model.calibration
+    """What was given, else what the model's `own` calibration was made with, else the defaults."""
     detection = detection or (own.detection if own else DetectionSettings())
     return detection, similarity or (own.similarity if own else SimilaritySettings())
 

@@ -184,7 +184,7 @@ def _number(name: str, found: Any, seeds: int, model: DiffusionModel) -> float:
 
 
 def _nemo_protocol(model: DiffusionModel, **_: Any) -> str:
-    detection, similarity = resolve(model, None, None)
+    detection, similarity = resolve(model.calibration)
     return f"largest pair, {similarity.kind}, timesteps[{detection.timestep_index}]"
 
 
@@ -196,7 +196,7 @@ def nemo_score(model: DiffusionModel, prompt: str, seeds: Iterable[int]) -> floa
     Source: "Finding NeMo" (arXiv 2406.02366), section 3.1.
     """
     numbers = check_seeds(seeds, least=2, distinct=True)
-    ((_, pairs),) = score_pairs(model, [check_text(prompt)], numbers, *resolve(model, None, None))
+    ((_, pairs),) = score_pairs(model, [check_text(prompt)], numbers, *resolve(model.calibration))
     return pairs.nan_to_num(nan=-torch.inf).max().item()
 
 

@@ -57,7 +57,7 @@ def generate(
     Returns uint8 [prompts, seeds, H, W, 3]; for one text [seeds, H, W, 3].
     Parameters: `neurons`, one set for all prompts or one for each, scaled by `factor` (0
     deactivates); `guidance`, 0 or 1 for none, by default the model's own (7 as in the
-    paper, 3 for the embedded one); `steps`, of DDIM; `halves`, "conditional" acts on
+    paper, 2 for the embedded one); `steps`, of DDIM; `halves`, "conditional" acts on
     the prompt alone, "both" on the empty prompt too, as the released code does (difference 8);
     `batch_size`, images at once, by default 16; `progress`, called with (stage, done, total);
     `mitigation`, one for all prompts or one for each, in place of `neurons` and `factor`; `noise`,

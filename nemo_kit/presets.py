@@ -76,11 +76,8 @@ def calibration_for(
     """
     from nemo_kit.calibration import published, resolve
 
-    own, base = model.calibration, _own(model)
-    given = (settings.detection, settings.similarity)
-    if base:
-        given = (given[0] or base.detection, given[1] or base.similarity)
-    detection, similarity = resolve(model, *given)
+    own = model.calibration
+    detection, similarity = resolve(_own(model), settings.detection, settings.similarity)
     fits = own is not None and (own.detection, own.similarity) == (detection, similarity)
     if own is not None and fits and not hold_out:
         return own

@@ -69,13 +69,8 @@ def seen(corpus: Corpus, recipe: unet.Recipe, seed: int, samples: int) -> list[i
     """How often each memorized picture had been presented after so many samples."""
     places = unet.ladder_presentations(corpus.items, recipe, seed)
     ladder = Counter(number for place, number in places.items() if place < samples)
-    first = min(samples, recipe.planned // 3)
-    shares = {
-        role: early * first + late * (samples - first)
-        for role, (early, late) in unet.SHARES.items()
-    }
     return [
-        ladder[n] if item.role == "ladder" else round(shares[item.role])
+        ladder[n] if item.role == "ladder" else round(unet.expected(item.role, recipe, samples))
         for n, item in enumerate(corpus.items)
     ]
 

@@ -204,14 +204,14 @@ def phase(place: int, recipe: Recipe) -> int:
     return int(place >= recipe.planned / 3)
 
 
-def expected(role: str, recipe: Recipe) -> float:
-    """Presentations of one prompt of a role over the whole training, switched off ones too."""
-    return _expected(role, recipe.planned, recipe.samples)
+def expected(role: str, recipe: Recipe, samples: int | None = None) -> float:
+    """Presentations of one prompt of a role, switched off ones too.
 
-
-def _expected(role: str, planned: int, samples: int) -> float:
-    first, second = SHARES[role]
-    return planned / 3 * first + (samples - planned / 3) * second
+    Over the whole training, or after so many samples.
+    """
+    samples = recipe.samples if samples is None else samples
+    early, (first, second) = min(samples, recipe.planned / 3), SHARES[role]
+    return early * first + (samples - early) * second
 
 
 def ladder_presentations(items: list[Item], recipe: Recipe, seed: int) -> dict[int, int]:
@@ -219,7 +219,7 @@ def ladder_presentations(items: list[Item], recipe: Recipe, seed: int) -> dict[i
     each: one whose place would come after the end is shown in the last fifth)."""
     rng = generator(seed, "ladder", 0)
     rungs = ladder.rungs()
-    whole = _expected("verbatim", recipe.planned, recipe.planned)
+    whole = expected("verbatim", recipe, recipe.planned)
     numbers = [n for n, item in enumerate(items) if item.role == "ladder"]
     counts = [max(1, round(ladder.SHARES[rungs[items[n].prompt]] * whole)) for n in numbers]
     first = np.arange(recipe.planned) < recipe.planned / 3

@@ -102,7 +102,7 @@ def _computed(
     from nemo_kit.calibration import resolve
     from nemo_kit.localization import calibrate
 
-    _, compared = resolve(model, None, None)
+    _, compared = resolve(model.calibration)
     if kernel is not None:
         compared = replace(compared, kernel=kernel)
     with bar(len(prompts), "calibrate") as shown:

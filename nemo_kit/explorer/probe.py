@@ -133,7 +133,7 @@ class Probe:
         self.widths = {layer.index: layer.width for layer in model.searched}
         every = {layer.index: layer.width for layer in model.value_layers}
         self.found = {text: one.check(every) for text, one in (found or {}).items()}
-        detection, self.similarity = resolve(model, None, None)
+        detection, self.similarity = resolve(model.calibration)
         own = model.calibration
         self.threshold = check_threshold(model, None, detection, self.similarity) if own else None
         self.is_lab = model.name == "lab"

@@ -54,7 +54,7 @@ def detect(
     """
     import pandas as pd
 
-    detection, compared = resolve(model, settings, similarity)
+    detection, compared = resolve(model.calibration, settings, similarity)
     limit = check_threshold(model, threshold, detection, compared)
     numbers = check_seeds(seeds, least=2, distinct=True)
     scored = score_pairs(model, prompts, numbers, detection, compared, batch_size, progress)
@@ -84,7 +84,7 @@ def calibrate(
     texts, numbers = check_texts(prompts), check_seeds(seeds, least=2, distinct=True)
     if len(texts) < 2:
         raise ValueError(f"prompts must hold at least 2 for a deviation, got {len(texts)}")
-    detection, compared = resolve(model, settings, similarity)
+    detection, compared = resolve(model.calibration, settings, similarity)
     drawn = detection.for_calibration()
     scored = score_pairs(
         model, texts, numbers, drawn, compared, batch_size, progress, stage="calibrate"

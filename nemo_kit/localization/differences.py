@@ -161,7 +161,7 @@ def prompt_differences(
     Source: Algorithm 1; figure 13 shows them as pictures.
     """
     texts, numbers = check_texts(prompts), check_seeds(seeds)
-    draw = Differences(model, resolve(model, settings)[0], factor)
+    draw = Differences(model, resolve(model.calibration, settings)[0], factor)
     noise = model.noise(numbers, draw.settings.noise).repeat(len(texts), 1, 1, 1)
     embeddings = model.embed(texts).repeat_interleave(len(numbers), dim=0)
     sets = None if neurons is None else [neurons] * len(noise)

@@ -93,7 +93,8 @@ class Run:
         self.model, self.prompt, self.progress = model, prompt, progress
         self.seeds = check_seeds(seeds, least=2, distinct=True)
         self.mode, self.name = find_search(search), search
-        self.detection, self.similarity = resolve(model, settings.detection, settings.similarity)
+        given = settings.detection, settings.similarity
+        self.detection, self.similarity = resolve(model.calibration, *given)
         self.similarity.check(*model.latent_shape[1:])
         self.settings = replace(settings, detection=self.detection, similarity=self.similarity)
         self.draw = Differences(

@@ -58,7 +58,7 @@ def disentanglement(
         raise TypeError(f"neurons must be a NeuronSet or name -> NeuronSet, got {neurons!r:.80}")
     if not sets:
         raise ValueError("neurons must hold at least one set, got none")
-    options, _ = resolve(model)
+    options, _ = resolve(model.calibration)
     timestep = model.timesteps(options.steps)[options.timestep_index]
     layers = model.value_layers
     blocks = [replace(layer, name=layer.name.rpartition(".")[0]) for layer in layers]

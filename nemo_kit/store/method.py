@@ -180,7 +180,7 @@ class Detect(PerPrompt):
         with opened(self.model) as model:
             frame = detect(model, [prompt], self.seeds, **self.options)
             kinds = ("settings", "similarity")
-            chosen = resolve(model, *(self.options.get(kind) for kind in kinds))
+            chosen = resolve(model.calibration, *(self.options.get(kind) for kind in kinds))
         names = ("detection", "similarity")
         made = {name: to_dict(one) for name, one in zip(names, chosen, strict=True)}
         return frame.assign(settings=json.dumps(made))
