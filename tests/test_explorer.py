@@ -258,6 +258,7 @@ def session(toy_model: DiffusionModel) -> Iterator[Session]:
     made.seeds, made.steps = (101, 102), 2
     yield made
     made.close()
+    made.worker.wait(LONG)  # what still ran would be counted as the next test's samples
 
 
 def chosen(session: Session, prompt: str = "cat 0") -> Session:
@@ -570,6 +571,7 @@ def test_a_model_without_calibration_is_explored_too(sd2_model: DiffusionModel) 
     with pytest.raises(ValueError, match="similarity: kernel 11 with 3 scales needs larger"):
         bare.wait(LONG)
     bare.close()
+    bare.worker.wait(LONG)
 
 
 # two prompts, training images, pictures of one's own
@@ -805,6 +807,7 @@ def shown(toy_model: DiffusionModel, sizes: list[int]) -> Iterator[Any]:
     session = explore(toy_model, prompts=TOY_PROMPTS, seeds=range(1, 5)).wait(LONG)
     yield session.widget
     session.close()
+    session.worker.wait(LONG)
 
 
 def test_the_widget_shows_what_was_asked_for(shown: Any, sizes: list[int]) -> None:
@@ -903,6 +906,7 @@ def test_the_benchmark_reports_every_request(
     with pytest.raises(ValueError, match="press Localize"):
         bench.measure(broken, lambda: broken.take_refined())
     broken.close()
+    broken.worker.wait(LONG)
     monkeypatch.setattr("sys.argv", ["bench", "--repeats", "0"])
     with pytest.raises(SystemExit):
         bench.main()
