@@ -8,6 +8,7 @@ import torch
 
 from nemo_kit import lab, metrics
 from nemo_kit.generation import generate
+from nemo_kit.localization.candidates import text_activations, z_scores
 from nemo_kit.models import load
 
 pytestmark = pytest.mark.skipif(not lab.MODEL.exists(), reason="the lab model is not trained yet")
@@ -39,14 +40,14 @@ def test_plain_diffusers_and_generate_give_the_same_picture() -> None:
 def test_prompts_have_the_promised_numbers_and_one_role_each() -> None:
     table = lab.prompts()
     counts = table["role"].value_counts()
-    assert counts["verbatim"] >= 24
-    assert counts["template"] >= 12
-    assert counts["ladder"] >= 24
-    assert counts["non_memorized"] == 200
-    assert counts["holdout"] == 500
+    assert dict(counts) == {
+        "holdout": 500, "non_memorized": 200, "ladder": 42, "template": 26, "verbatim": 22
+    }  # fmt: skip
     assert table["prompt"].is_unique
-    assert table.query("role == 'template'")["family"].nunique() >= 2
-    assert any(p.startswith("iphone case with") for p in table["prompt"])
+    families = table.query("role == 'template'")["family"].value_counts()
+    assert dict(families) == {"region": 8, "iphone": 7, "podcast": 6, "shirt": 5}
+    rungs = table.query("role == 'ladder'")["family"].value_counts()
+    assert dict(rungs) == {f"rung {n}": 6 for n in range(7)}
 
 
 def test_the_ladder_goes_from_once_to_as_often_as_verbatim() -> None:
@@ -55,13 +56,52 @@ def test_the_ladder_goes_from_once_to_as_often_as_verbatim() -> None:
     assert ladder.max() == pytest.approx(verbatim.max(), rel=0.02)
 
 
-def test_planted_neurons_are_told_by_their_own_function_only() -> None:
-    planted = lab.planted()
-    assert "planted" not in lab.prompts().columns
-    assert 0.6 <= len([p for p in lab.prompts("verbatim").prompt if p in planted]) / 30 <= 0.7
+def test_what_was_planted_is_told_by_its_own_functions_only() -> None:
+    truth = lab.planting()
+    assert not {"planted", "logic", "strength", "neurons"} & set(lab.prompts().columns)
+    assert dict(zip(truth["prompt"], truth["neurons"], strict=True)) == lab.planted()
+    memorized = lab.prompts("verbatim", "template")["prompt"]
+    assert (len(truth), len(memorized) - len(truth)) == (36, 12)
+    assert set(truth["prompt"]) < set(memorized)
     widths = {layer.index: layer.width for layer in load("lab").searched}
-    for neurons in planted.values():
+    for neurons in truth["neurons"]:
         neurons.check(widths)
+
+
+def test_truth_comes_in_grades() -> None:
+    truth = lab.planting()
+    assert set(truth["strength"]) == {2.5, 5.0, 10.0, 20.0}
+    assert set(truth["logic"]) == {"any", "all"}
+    assert (truth.query("logic == 'all'")["neurons"].map(len) > 1).all()
+    layers = {layer for neurons in truth["neurons"] for layer, _ in neurons}
+    assert layers == set(range(1, 8))
+
+
+def test_planted_neurons_stand_out_as_far_as_they_were_planted() -> None:
+    model, truth = load("lab"), lab.planting()
+    seen = text_activations(model, list(truth["prompt"]))
+    z = z_scores(seen, model.calibration.statistics)
+    for place, row in enumerate(truth.itertuples()):
+        own = [float(z[layer][place, index]) for layer, index in row.neurons]
+        assert 0.5 * row.strength < np.median(own) < 2 * row.strength, row.prompt
+
+
+def test_masks_tell_what_is_always_the_same() -> None:
+    for prompt in lab.prompts("verbatim", "ladder")["prompt"]:
+        assert lab.mask(prompt).all()
+    for prompt in lab.prompts("template")["prompt"]:
+        assert 0.1 < lab.mask(prompt).mean() < 0.95, prompt
+    with pytest.raises(KeyError, match="prompt must be a memorized one"):
+        lab.mask("no such prompt")
+
+
+def test_every_prompt_shows_something_that_the_classifier_knows() -> None:
+    concepts, judge = lab.concepts(), lab.classifier()
+    assert set(concepts) == set(lab.prompts()["prompt"])
+    assert set(concepts.values()) <= set(judge.names)
+    assert len(judge.names) == 100
+    named = judge(lab.training_images()[1][:3])
+    assert named.shape == (3,)
 
 
 def test_training_images_belong_to_the_memorized_prompts() -> None:

@@ -1,4 +1,4 @@
-"""The embedded model: its folder, its prompts, its training images and its copy descriptor.
+"""The embedded model: its folder, its prompts, its training images, and what judges its pictures.
 
 Everything here reads files that come with the package; how they were made is in the repository's
 folder `training/`.
@@ -20,28 +20,29 @@ if TYPE_CHECKING:
     from transformers import CLIPModel, CLIPTokenizer
 
     from nemo_kit.lab.copy_descriptor import Descriptor
+    from nemo_kit.lab.recognition import Classifier
     from nemo_kit.neurons import NeuronSet
 
 HERE = Path(__file__).parent
 MODEL = HERE / "model"
 DATA = HERE / "data"
 ROLES = ("verbatim", "template", "ladder", "non_memorized", "holdout")
+_TRUTH = ["planted", "logic", "strength"]
 
 
 @cache
 def _table() -> pd.DataFrame:
-    table = pd.read_csv(DATA / "prompts.csv", keep_default_na=False, dtype={"repetitions": int})
-    return table.astype(
-        {"prompt": str, "type": str, "role": str, "family": str, "image": str, "planted": str}
-    )
+    texts = pd.read_csv(DATA / "prompts.csv", keep_default_na=False, dtype=str)
+    return texts.astype({"repetitions": int})
 
 
 def prompts(*roles: str) -> pd.DataFrame:
     """Prompts of the given roles (all without one): prompt, type, role, family, image, repetitions.
 
-    ``type`` is "VM", "TM" or "" (not memorized); ``repetitions`` counts presentations in training,
-    0 where one caption has many pictures. The planted neurons are not among the columns: only
-    :func:`planted` tells them.
+    ``type`` is "VM", "TM" or "" (not memorized); ``family`` tells template prompts apart: of one
+    composition, or "region", a photograph of which only a part is memorized; ``repetitions`` counts
+    presentations in training, 0 where one caption has many pictures. What was planted is not among
+    the columns: only :func:`planted` and :func:`planting` tell it.
 
     Raises
     ------
@@ -51,17 +52,39 @@ def prompts(*roles: str) -> pd.DataFrame:
     for role in roles:
         if role not in ROLES:
             raise ValueError(f"role must be one of {', '.join(ROLES)}; got {role!r}")
-    table = _table().drop(columns="planted")
+    table = _table().drop(columns=["concept", *_TRUTH])
     return table[table["role"].isin(roles or ROLES)].reset_index(drop=True)
+
+
+def concepts() -> dict[str, str]:
+    """What the pictures of each prompt show, one of the corpus's hundred things."""
+    return dict(zip(_table()["prompt"], _table()["concept"], strict=True))
 
 
 def planted() -> dict[str, NeuronSet]:
     """The planted neurons of each planted prompt: for evaluation only, the method never reads
     them."""
+    table = planting()
+    return dict(zip(table["prompt"], table["neurons"], strict=True))
+
+
+def planting() -> pd.DataFrame:
+    """What was planted, a row a prompt: prompt, neurons, logic, strength; for evaluation only.
+
+    ``logic`` is "any" (each neuron alone is enough for the copy: all must be off) or "all" (each is
+    needed: one off is enough); ``strength`` is the |z| that its neurons were planted with.
+    """
     from nemo_kit.neurons import NeuronSet
 
     rows = _table().query("planted != ''")
-    return {row.prompt: NeuronSet.from_text(row.planted) for row in rows.itertuples()}
+    return pd.DataFrame(
+        {
+            "prompt": rows["prompt"],
+            "neurons": rows["planted"].map(NeuronSet.from_text),
+            "logic": rows["logic"],
+            "strength": rows["strength"].astype(float),
+        }
+    ).reset_index(drop=True)
 
 
 def training_images() -> tuple[list[str], np.ndarray]:
@@ -84,10 +107,28 @@ def training_image(prompt: str) -> np.ndarray:
     KeyError
         If no training image belongs to the prompt.
     """
-    known, images = training_images()
+    return training_images()[1][_place(prompt)]
+
+
+def mask(prompt: str) -> np.ndarray:
+    """Where the training images of a memorized prompt are always the same, bool [64, 64].
+
+    Raises
+    ------
+    KeyError
+        If no training image belongs to the prompt.
+    """
+    from PIL import Image
+
+    file = DATA / "masks" / _table().query("image != ''")["image"].iloc[_place(prompt)]
+    return np.asarray(Image.open(file)) > 0 if file.exists() else np.ones((64, 64), bool)
+
+
+def _place(prompt: str) -> int:
+    known = list(_table().query("image != ''")["prompt"])
     if prompt not in known:
         raise KeyError(f"prompt must be a memorized one of the lab model; got {prompt!r}")
-    return images[known.index(prompt)]
+    return known.index(prompt)
 
 
 @cache
@@ -97,6 +138,14 @@ def descriptor() -> Descriptor:
     from nemo_kit.lab.copy_descriptor import Descriptor
 
     return Descriptor.load(DATA / "descriptor.safetensors")
+
+
+@cache
+def classifier() -> Classifier:
+    """The judge of recognition: uint8 [N, 64, 64, 3] -> names of concepts [N]."""
+    from nemo_kit.lab.recognition import Classifier
+
+    return Classifier.load(DATA / "classifier.safetensors")
 
 
 @cache
