@@ -46,8 +46,8 @@ def bench(
     stopped.
     """
     from benchmarks import compare, quality
+    from nemo_kit import lab
     from nemo_kit.groups import choose
-    from nemo_kit.lab.truth import known_neurons
     from nemo_kit.localization.search import find_search
     from nemo_kit.store import prompt_table
 
@@ -65,8 +65,8 @@ def bench(
     with kept.running():
         done = compare.measure(loaded, chosen, ways, detection, store=store, retry_failed=retry)
     frame = done
-    if known := known_neurons(model.model):
-        frame = quality.with_known(frame, known)
+    if model.model == "lab":
+        frame = quality.with_known(frame, lab.planted())
     if pictures:
         frame = quality.with_pictures(loaded, frame, pictures, detection, store=store)
     report(frame, len(done.attrs.get("failed", {})), out)

@@ -24,7 +24,6 @@ from benchmarks.quality import with_known, with_pictures
 from benchmarks.released import localize_released
 from benchmarks.throughput import throughput
 from nemo_kit import cli
-from nemo_kit.lab.truth import known_neurons
 from nemo_kit.localization import localize
 from nemo_kit.memory import BatchSize
 from nemo_kit.models import DiffusionModel
@@ -306,13 +305,6 @@ def test_what_the_baseline_flags_counts_whatever_another_precision_flags() -> No
     assert found["prompts"].tolist() == [2, 2]
     assert found.loc["speculative@bfloat16", "same"] == 0.5  # it misses c, and b does not count
     assert found["verified"].isna().all()
-
-
-def test_only_the_embedded_model_has_known_neurons() -> None:
-    assert known_neurons("some/model") is None
-    known = known_neurons("lab")
-    assert known
-    assert all(len(neurons) for neurons in known.values())
 
 
 def test_one_line_when_all_prompts_fail(

@@ -332,10 +332,9 @@ class Explorer(widgets.VBox):
         """The planted neurons, once they were asked for."""
         if not (self.at.reveal.value and self.session.probe.is_lab):
             return None
-        from nemo_kit.lab.truth import known_neurons
+        from nemo_kit import lab
 
-        known = known_neurons("lab") or {}
-        return known.get(self.session.prompt, NeuronSet())  # a natural prompt has none
+        return lab.planted().get(self.session.prompt, NeuronSet())  # a natural prompt has none
 
 
 def _short(text: str, most: int = 90) -> str:

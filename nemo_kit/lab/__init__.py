@@ -160,6 +160,16 @@ def clip() -> tuple[CLIPModel, CLIPTokenizer, Callable[[np.ndarray], torch.Tenso
     return model, CLIPTokenizer.from_pretrained(MODEL / "tokenizer"), to_tensor
 
 
+def emergence() -> pd.DataFrame:
+    """What was memorized along the training, a row a memorized prompt and copy of the weights.
+
+    Columns: samples (seen by then), prompt, seen (presentations of its picture by then), score,
+    flagged (above a threshold of that copy's own), similarity (to the training image, median over
+    pictures), neurons (refined ones; missing where it is not flagged).
+    """
+    return pd.read_parquet(DATA / "emergence.parquet")
+
+
 def reference_features() -> torch.Tensor:
     """CLIP image features of 1,000 background pictures, [1000, 128]: the real side of CLIP-FID and
     KID."""
