@@ -53,7 +53,7 @@ def measure(
     """Localize each prompt by the released algorithm and in each way, in alternation.
 
     Returns a frame, one row a prompt and way: prompt, group, way, seconds, samples, neurons,
-    memorized, initial and refined (JSON), limit (the fewest samples a search could take),
+    flagged, initial and refined (JSON), limit (the fewest samples a search could take),
     verified (1 or 0; NaN for modes that don't verify), fell_back (count), nearest (of the
     baseline: smallest distance to a threshold), peak (MiB). What the store holds is not run again.
     Prompts that failed are named in a warning and in `attrs["failed"]`, and have no row.
@@ -125,7 +125,7 @@ def _row(
         "way": way,
         "seconds": found.seconds,
         "samples": found.samples_evaluated,
-        "memorized": found.memorized,
+        "flagged": found.flagged,
         "neurons": len(found.refined),
         "initial": found.initial.to_json(),
         "refined": found.refined.to_json(),
@@ -142,7 +142,7 @@ def fewest_samples(found: Localization, seeds: int) -> int:
 
     Detection, one sample for each kept neuron (a seed above the threshold), one final check.
     """
-    if not found.memorized:
+    if not found.flagged:
         return seeds
     return seeds + len(found.refined) + len(found.kept_seeds)
 
@@ -160,7 +160,7 @@ def summary(frame: pd.DataFrame) -> pd.DataFrame:
     """
     flagged = flagged_by_baseline(frame)
     if flagged.empty:
-        raise ValueError("frame holds no prompt that detection flags as memorized")
+        raise ValueError("frame holds no prompt that detection flags")
     parts = [(name, part) for name, part in flagged.groupby("group", sort=False)]
     if len(parts) > 1:
         parts.append(("all", flagged))
@@ -173,7 +173,7 @@ def flagged_by_baseline(frame: pd.DataFrame) -> pd.DataFrame:
 
     In another precision detection may flag others: such a way's row then has no neurons.
     """
-    base = frame[(frame["way"] == BASELINE) & frame["memorized"]]
+    base = frame[(frame["way"] == BASELINE) & frame["flagged"]]
     return frame[frame["prompt"].isin(base["prompt"])]
 
 

@@ -26,7 +26,7 @@ def with_known(frame: pd.DataFrame, truth: Mapping[str, NeuronSet]) -> pd.DataFr
     """
     from nemo_kit.metrics import localization_quality
 
-    judged = frame["memorized"] & frame["prompt"].isin(list(truth))
+    judged = frame["flagged"] & frame["prompt"].isin(list(truth))
     scores = pd.DataFrame(
         [
             localization_quality(NeuronSet.from_json(row.refined), truth[row.prompt])
@@ -59,7 +59,7 @@ def with_pictures(
     from nemo_kit.study import study
 
     check_whole("pictures", pictures, 1)
-    used, flagged = list(detection), frame[frame["memorized"]]
+    used, flagged = list(detection), frame[frame["flagged"]]
     rows = flagged[["prompt", "group"]].drop_duplicates(ignore_index=True)
     settings = {str(way): _sets(part) for way, part in flagged.groupby("way")}
     seeds = range(max(used) + 1, max(used) + 1 + pictures)

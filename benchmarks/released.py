@@ -138,7 +138,7 @@ class _Released:
         numbers = zip(self.seeds, self.mask.tolist(), strict=True)
         detected = Localization(
             prompt=self.prompt,
-            memorized=False,
+            flagged=False,
             score=score,
             kept_seeds=tuple(seed for seed, keep in numbers if keep),
             threshold=self.threshold,

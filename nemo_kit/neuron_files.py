@@ -36,7 +36,7 @@ def write_released(path: str | Path, found: pd.DataFrame, rows: pd.DataFrame | N
 
     Parameters: `found`, with prompt, initial, refined (NeuronSet or its JSON), initial_score,
     refined_score; `rows`, the prompt files' rows (`prompts.prompt_rows`) for order and URLs, by
-    default one a prompt without URL. A prompt that is not memorized has SSIM 0, as there; one that
+    default one a prompt without URL. A prompt that is not flagged has SSIM 0, as there; one that
     failed has no row. A caption that a spreadsheet would run as a formula is guarded, see
     `files.spreadsheet_safe`.
     Raises ValueError for a missing column.
@@ -58,7 +58,7 @@ def write_released(path: str | Path, found: pd.DataFrame, rows: pd.DataFrame | N
 def read_released(path: str | Path) -> pd.DataFrame:
     """A released result CSV in the form of `localize_all`.
 
-    Returns one row a row: prompt, url, memorized (a skipped prompt, with SSIM 0 and no neurons, was
+    Returns one row a row: prompt, url, flagged (a skipped prompt, with SSIM 0 and no neurons, was
     not), initial, refined (NeuronSet), n_initial, n_refined, initial_score, refined_score (NaN
     where skipped). What the file doesn't hold (score, threshold, settings) has no column.
     Raises ValueError that names the file and, where a cell is bad, its row.
@@ -76,7 +76,7 @@ def read_released(path: str | Path) -> pd.DataFrame:
     for column in _SCORES:
         frame[column] = frame[column].mask(skipped, np.nan)
     counts = {f"n_{name}": frame[name].map(len).astype(int) for name in _SETS}
-    return frame.assign(memorized=~skipped, **counts)
+    return frame.assign(flagged=~skipped, **counts)
 
 
 def _as_set(value: NeuronSet | str) -> NeuronSet:

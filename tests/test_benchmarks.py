@@ -44,7 +44,7 @@ def easy(toy_model: DiffusionModel, monkeypatch: pytest.MonkeyPatch) -> Diffusio
 def test_the_baseline_costs_what_the_released_code_does(easy: DiffusionModel) -> None:
     found, nearest = localize_released(easy, "a red cup", SEEDS)
     plain = localize(easy, "a red cup", SEEDS, "sequential")
-    assert found.memorized
+    assert found.flagged
     assert (found.initial, found.refined) == (plain.initial, plain.refined)
     assert (found.theta, found.k, found.kept_seeds) == (plain.theta, plain.k, plain.kept_seeds)
     assert found.samples["detect"] == 2 * 3
@@ -57,13 +57,13 @@ def test_the_baseline_costs_what_the_released_code_does(easy: DiffusionModel) ->
     assert 0 < nearest < 0.5
 
 
-def test_a_prompt_that_is_not_memorized_ends_with_detection(
+def test_a_prompt_that_is_not_flagged_ends_with_detection(
     toy_model: DiffusionModel, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     high = replace(toy_model.calibration, threshold=0.99)
     monkeypatch.setattr(toy_model, "calibration", high)
     found, _ = localize_released(toy_model, "a", SEEDS)
-    assert not found.memorized
+    assert not found.flagged
     assert found.samples == {"detect": 6, "activations": 0, "select": 0, "refine": 0}
 
 
@@ -178,7 +178,7 @@ def rows() -> pd.DataFrame:
         ("b", "TM", "speculative", 1.0, 15, two, 2, float("nan")),
     ]
     names = ["prompt", "group", "way", "seconds", "samples", "refined", "neurons", "nearest"]
-    more = {"memorized": True, "limit": 20, "verified": False, "fell_back": 0, "peak": 100.0}
+    more = {"flagged": True, "limit": 20, "verified": False, "fell_back": 0, "peak": 100.0}
     return pd.DataFrame(cells, columns=names).assign(**more)
 
 
@@ -194,7 +194,7 @@ def test_ratios_by_hand() -> None:
 
 
 def test_known_neurons_row_by_row() -> None:
-    frame = rows().assign(memorized=[True, True, True, False])
+    frame = rows().assign(flagged=[True, True, True, False])
     found = with_known(frame, {"b": NeuronSet({1: [0, 7]})})
     assert found["precision"].fillna(-1).tolist() == [-1, -1, 1, -1]
     assert found["recall"].fillna(-1).tolist() == [-1, -1, 0.5, -1]
@@ -248,7 +248,7 @@ def test_bad_arguments(easy: DiffusionModel, tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"prompts lacks the columns \['group'\]"):
         measure(easy, one[["prompt"]], store=tmp_path)
     with pytest.raises(ValueError, match="no prompt that detection flags"):
-        summary(rows().assign(memorized=False))
+        summary(rows().assign(flagged=False))
     with pytest.raises(TypeError, match="prompt must be one text, got 3"):
         localize_released(easy, 3)  # type: ignore[arg-type]
     easy.calibration = None
@@ -298,7 +298,7 @@ def test_what_the_baseline_flags_counts_whatever_another_precision_flags() -> No
         for way, flagged in (("released", base), ("speculative@bfloat16", other)):
             rows.append(
                 {"prompt": prompt, "group": "VM", "way": way, "seconds": 1.0, "samples": 10,
-                 "memorized": flagged, "refined": some if flagged else none, "limit": 5,
+                 "flagged": flagged, "refined": some if flagged else none, "limit": 5,
                  "neurons": int(flagged), "peak": 1.0, "verified": math.nan, "fell_back": 0}
             )  # fmt: skip
     found = summary(pd.DataFrame(rows)).set_index("way")

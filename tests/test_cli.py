@@ -312,12 +312,12 @@ def test_detect_prints_a_table_json_and_writes_files(
     words = ["a cat", "--prompts", str(tmp_path / "p.txt"), "--seeds", "3"]
     assert call(monkeypatch, "detect", *words, "--out", str(tmp_path / "t.csv")) == 0
     table = capsys.readouterr().out
-    assert table.split()[:3] == ["memorized", "score", "prompt"]
+    assert table.split()[:3] == ["flagged", "score", "prompt"]
     assert list(pd.read_csv(tmp_path / "t.csv")["prompt"]) == ["a cat", "a dog"]
     assert call(monkeypatch, "detect", *words, "--json", "--threshold", "0") == 0
     rows = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
     assert [row["prompt"] for row in rows] == ["a cat", "a dog"]
-    assert all(row["memorized"] and row["kept_seeds"] for row in rows)
+    assert all(row["flagged"] and row["kept_seeds"] for row in rows)
 
 
 @pytest.mark.usefixtures("toy")

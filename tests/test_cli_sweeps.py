@@ -105,7 +105,7 @@ def test_compilation_is_chosen_and_recorded(
     words = ["localize", "a cat", "--seeds", "2", "--threshold", "1", "--json"]
     assert call(monkeypatch, *words, *given) == 0  # above every score: nothing is compiled
     [row] = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
-    assert not row["memorized"]
+    assert not row["flagged"]
     assert row["settings"]["compile"] == bool(given)
 
 
@@ -215,7 +215,7 @@ def test_results_go_to_the_released_form_and_back(
     write_released(tmp_path / "t.csv", frame)
     back = read_released(tmp_path / "t.csv")
     sets = {name: [one.to_json() for one in back[name]] for name in ("initial", "refined")}
-    shared = ["prompt", "memorized", "initial", "refined", "n_initial", "n_refined",
+    shared = ["prompt", "flagged", "initial", "refined", "n_initial", "n_refined",
               "initial_score", "refined_score"]  # fmt: skip
     pd.testing.assert_frame_equal(back.assign(**sets)[shared], frame[shared], check_dtype=False)
 

@@ -328,7 +328,7 @@ def test_choosing_a_prompt_scores_it_as_detect_does(session: Session) -> None:
     row = detect(model, "cat 0", range(1, 5)).iloc[0]
     look = chosen(session).case.look
     assert look.score == pytest.approx(row.score, abs=1e-6)
-    assert look.flagged == row.memorized
+    assert look.flagged == row.flagged
     assert session.progress is None
     before = model.samples_evaluated
     chosen(session, "cat 1")

@@ -374,7 +374,7 @@ RIGHT: dict[str, tuple[Call, Callable[[Any], bool]]] = {
     ),
     "a threshold of 1": (
         lambda m, _: detect(m, _CAT, [1, 2], threshold=1.0),
-        lambda f: not f["memorized"][0],
+        lambda f: not f["flagged"][0],
     ),
     "no neurons": (
         lambda m, _: [generate(m, _CAT, [11], n, steps=2) for n in (None, NeuronSet())],

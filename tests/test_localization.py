@@ -85,7 +85,7 @@ def test_differences_with_neurons_deactivated(toy_model: DiffusionModel) -> None
 def test_detection_by_hand(toy_model: DiffusionModel) -> None:
     frame = detect(toy_model, ["a", "bb", "ccc"], SEEDS, threshold=0.45)
     assert list(frame) == [
-        "prompt", "score", "memorized", "kept_seeds", "mean_score", "threshold", "pairwise",
+        "prompt", "score", "flagged", "kept_seeds", "mean_score", "threshold", "pairwise",
     ]  # fmt: skip
     for (_, row), drawn in zip(
         frame.iterrows(), prompt_differences(toy_model, ["a", "bb", "ccc"], SEEDS), strict=True
@@ -97,7 +97,7 @@ def test_detection_by_hand(toy_model: DiffusionModel) -> None:
         assert row["mean_score"] == pytest.approx(sum(scores) / 3, abs=1e-5)
         best = [max(scores[0], scores[1]), max(scores[0], scores[2]), max(scores[1:])]
         assert row["kept_seeds"] == [s for s, b in zip(SEEDS, best, strict=True) if b > 0.45]
-        assert row["memorized"] == (max(scores) > 0.45)
+        assert row["flagged"] == (max(scores) > 0.45)
 
 
 def test_detection_uses_the_models_calibration(toy_model: DiffusionModel) -> None:
@@ -182,7 +182,7 @@ def found(toy_model: DiffusionModel) -> Localization:
 
 
 def test_what_localize_returns(found: Localization, toy_model: DiffusionModel) -> None:
-    assert found.memorized
+    assert found.flagged
     assert found.kept_seeds == (1, 2, 3)
     assert found.score > LOW
     assert found.refined
@@ -216,9 +216,9 @@ def test_only_kept_seeds_are_evaluated(toy_model: DiffusionModel) -> None:
     assert found.samples["select"] % 2 == found.samples["refine"] % 2 == 0
 
 
-def test_a_prompt_that_is_not_memorized(toy_model: DiffusionModel) -> None:
+def test_a_prompt_that_is_not_flagged(toy_model: DiffusionModel) -> None:
     found = localize(toy_model, "a", SEEDS, threshold=0.99)
-    assert not found.memorized
+    assert not found.flagged
     assert found.kept_seeds == ()
     assert not found.initial
     assert not found.refined
@@ -378,7 +378,7 @@ def test_results_in_the_released_form(
     back = read_released(path)
     assert back["refined"].tolist() == [found.refined, NeuronSet()]
     assert back["initial_score"][0] == pytest.approx(found.initial_score)
-    assert back["memorized"].tolist() == [True, False]
+    assert back["flagged"].tolist() == [True, False]
 
 
 def test_another_search_mode_can_be_added(toy_model: DiffusionModel, monkeypatch: Any) -> None:
@@ -400,7 +400,7 @@ def test_sd2_models_are_localized_too(sd2_model: DiffusionModel) -> None:
     found = localize(
         sd2_model, "a", SEEDS, statistics=own.statistics, threshold=-1.0, settings=settings
     )
-    assert found.memorized
+    assert found.flagged
     assert found.initial
 
 

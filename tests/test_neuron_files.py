@@ -18,7 +18,7 @@ from nemo_kit.prompts import prompt_rows
 ONE, OTHER = NeuronSet({1: [3], 4: [7, 9]}), NeuronSet({9: [1]})
 SETS = [NeuronSet({1: [3, 5], 7: [0]}), NeuronSet()]
 FOUND = pd.DataFrame(
-    {"prompt": ["a; \"b\"", "=c"], "memorized": [True, False], "initial": SETS, "refined": SETS,
+    {"prompt": ["a; \"b\"", "=c"], "flagged": [True, False], "initial": SETS, "refined": SETS,
      "initial_score": [0.25, np.nan], "refined_score": [0.375, np.nan]}
 )  # fmt: skip
 FILE = ''';Caption;URL;type

@@ -275,7 +275,7 @@ SETS = [A, B, B, NeuronSet({2: [0, 1]})]  # 3: 7 three times, 1: 4, 2: 0, 2: 1
 def blocked(counts: list[int], widths: dict[int, int], seeds: list[int]) -> dict[str, Any]:
     """The names after the cells of notebook 07 that choose the neurons to block."""
     searched = [SimpleNamespace(index=layer, width=width) for layer, width in widths.items()]
-    rows = pd.DataFrame({"group": "VM", "memorized": True, "refined": SETS})
+    rows = pd.DataFrame({"group": "VM", "flagged": True, "refined": SETS})
     names = house(localized=rows, counts=counts, picture_seeds=seeds, random_neurons=random_neurons,
                   net=SimpleNamespace(searched=searched), Markdown=str)  # fmt: skip
     sources = [cell("07_quality", text) for text in ("sizes = counts or", '"blocked"', "moved = {")]

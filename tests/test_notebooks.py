@@ -209,7 +209,7 @@ def test_the_ladder_s_numbers(book: Callable[[str], Path]) -> None:
     assert dose["repetitions"].is_monotonic_increasing
     assert dose["repetitions"].is_unique  # one prompt a rate
     assert dose["copies"].isin([0, 0.5, 1]).all()
-    assert (dose["neurons"].isna() == ~dose["memorized"]).all()
+    assert (dose["neurons"].isna() == ~dose["flagged"]).all()
 
 
 @needs_lab

@@ -36,7 +36,7 @@ def test_hours_disk_and_cost_follow_from_the_measurement(sample: list[str]) -> N
     made, each = found["plan"], found["detected"]["seconds"].mean()
     assert len(found["detected"]) == 2  # each prompt once
     assert len(found["localized"]) == 1  # the time is over, but one is timed
-    assert made["share memorized"] == 1.0
+    assert made["share flagged"] == 1.0
     assert made["hours of detection"] == pytest.approx(each / 2)
     longer = found["localized"]["seconds"].mean() - each  # it contains its own detection
     assert made["hours of localization"] == pytest.approx(longer / 2)
@@ -53,7 +53,7 @@ def test_hours_disk_and_cost_follow_from_the_measurement(sample: list[str]) -> N
 
 
 def test_an_expected_share_takes_the_place_of_the_sample_s(sample: list[str]) -> None:
-    made = plan(prompt_files=sample, memorized_share=0.0, minutes=1.0, localizations=1)["plan"]
+    made = plan(prompt_files=sample, flagged_share=0.0, minutes=1.0, localizations=1)["plan"]
     assert made["hours of localization"] == 0
     assert made["hours together, low"] <= made["hours together"] <= made["hours together, high"]
     assert made["hours together"] == pytest.approx(made["hours of detection"])
@@ -71,11 +71,11 @@ def test_prompts_given_as_memorized_count_only_where_detection_flags_them(
     found = plan(prompt_files=low, memorized_files=both, threshold=middle)
     assert (found["hits"], len(found["localized"])) == (0, 1)
     none = found["plan"]
-    assert none["share memorized"] == 0
+    assert none["share flagged"] == 0
     assert none["hours together, high"] > none["hours together"]  # 0 of 1 leaves room for some
     with pytest.raises(ValueError, match="memorized_files: detection flags none of the 2 prompts"):
         plan(prompt_files=low, memorized_files=both, threshold=2.0)
-    with pytest.raises(ValueError, match="none of the 1 prompts of the sample is memorized"):
+    with pytest.raises(ValueError, match="none of the 1 prompts of the sample is flagged"):
         plan(prompt_files=low, threshold=2.0)
 
 
@@ -84,8 +84,8 @@ def test_prompts_given_as_memorized_count_only_where_detection_flags_them(
     [
         ({"prompts": 0}, "prompts must be an integer of at least 1, got 0"),
         ({"devices": 0}, "devices must be an integer of at least 1, got 0"),
-        ({"memorized_share": 1.5}, "memorized_share must be from 0 to 1, got 1.5"),
-        ({"memorized_share": -1}, "memorized_share must be from 0 to 1, got -1"),
+        ({"flagged_share": 1.5}, "flagged_share must be from 0 to 1, got 1.5"),
+        ({"flagged_share": -1}, "flagged_share must be from 0 to 1, got -1"),
     ],
 )
 def test_bad_numbers_are_refused(options: dict[str, Any], message: str) -> None:

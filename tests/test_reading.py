@@ -192,7 +192,7 @@ def compare(model: DiffusionModel, prompt: str, seeds: list[int], threshold: flo
     assert list(found.kept_seeds) == kept
     assert found.score == pytest.approx(score, abs=1e-4)
     if not kept:
-        assert not found.memorized
+        assert not found.flagged
         return found
     blocked, theta, k, initial_score, limit = plain.algorithm_3(text, kept)
     assert (found.theta, found.k) == (theta, k)
@@ -219,7 +219,7 @@ def test_the_random_model_reads_the_same(
     toy_model: DiffusionModel, prompt: str, threshold: float
 ) -> None:
     found = compare(toy_model, prompt, [1, 2, 3], threshold)
-    assert found.memorized == (threshold < 0.9)
+    assert found.flagged == (threshold < 0.9)
 
 
 def test_a_model_that_predicts_v_reads_the_same(
@@ -228,7 +228,7 @@ def test_a_model_that_predicts_v_reads_the_same(
     own = calibrate(sd2_model, TOY_PROMPTS[:4], [1, 2, 3], similarity=TOY_SIMILARITY)
     monkeypatch.setattr(sd2_model, "calibration", own)
     threshold = min(detect(sd2_model, "a red cup", [1, 2, 3])["pairwise"][0]) - 0.05
-    assert compare(sd2_model, "a red cup", [1, 2, 3], threshold).memorized
+    assert compare(sd2_model, "a red cup", [1, 2, 3], threshold).flagged
 
 
 def lab_prompts() -> list[str]:
@@ -248,7 +248,7 @@ def test_the_embedded_model_reads_the_same() -> None:
         pytest.skip(f"the embedded model is not here yet: {error}")
     assert model.calibration is not None
     verdicts = [
-        compare(model, prompt, [1, 2, 3, 4], model.calibration.threshold).memorized
+        compare(model, prompt, [1, 2, 3, 4], model.calibration.threshold).flagged
         for prompt in prompts
     ]
     assert np.any(verdicts)

@@ -355,14 +355,14 @@ def test_a_shard_whose_footer_tells_of_other_rows_is_refused(tmp_path: Path) -> 
     pd.testing.assert_frame_equal(again.frame, whole)
 
 
-def test_thresholds_all_keeps_what_is_memorized(
+def test_thresholds_all_keeps_what_is_flagged(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     calls, first, second = [], NeuronSet({1: [4], 3: [7]}), NeuronSet({3: [7]})
 
     def one(model: None, prompt: str, steps: list[float], seeds: list[int]) -> Any:
         calls.append((prompt, steps, seeds))
-        row = {"prompt": prompt, "memorized": prompt != "no", "score": 0.9, "samples": 3}
+        row = {"prompt": prompt, "flagged": prompt != "no", "score": 0.9, "samples": 3}
         if prompt != "no":
             row |= {"initial": first.to_json(), "refined": second.to_json()}
         return pd.DataFrame([row])
@@ -374,7 +374,7 @@ def test_thresholds_all_keeps_what_is_memorized(
         assert found["prompt"].tolist() == ["a"]
         assert (found["initial"][0], found["refined"][0]) == (first, second)
     assert calls == [("a", [0.0, 1.0], [1, 2]), ("no", [0.0, 1.0], [1, 2])]
-    with pytest.raises(RuntimeError, match="none of them counts as memorized"):
+    with pytest.raises(RuntimeError, match="none of them is flagged"):
         thresholds_all(None, ["no"], [1, 2], (0, 1), store=tmp_path)
 
 

@@ -24,7 +24,7 @@ from nemo_kit import files, localize
 from nemo_kit.models import DiffusionModel, load
 from nemo_kit.store import Sweep, run
 
-SAME = ["prompt", "memorized", "score", "initial", "refined", "samples_evaluated", "settings"]
+SAME = ["prompt", "flagged", "score", "initial", "refined", "samples_evaluated", "settings"]
 
 
 @pytest.fixture(scope="module")

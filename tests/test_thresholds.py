@@ -68,7 +68,7 @@ def test_each_pair_is_what_localization_by_itself_finds(model: DiffusionModel) -
 def test_rows_hold_each_pair(model: DiffusionModel) -> None:
     grid = localize_thresholds(model, "a red cup", (1.0,), SEEDS, replace(QUICK, refine=False))
     [row] = grid.to_dict("records")
-    assert row["memorized"]
+    assert row["flagged"]
     assert row["initial"] == row["refined"]
     assert row["n_initial"] == row["n_refined"] == len(NeuronSet.from_json(row["initial"])) > 0
     assert (row["initial_deviations"], row["refinement_deviations"]) == (1.0, 1.0)
@@ -79,7 +79,7 @@ def test_a_prompt_below_the_threshold_has_no_pair(model: DiffusionModel) -> None
     grid = localize_thresholds(model, "cat 0", (0.0,), range(1, 4))
     [row] = grid.to_dict("records")
     assert 0 < row.pop("score") < 0.999
-    assert row == {"prompt": "cat 0", "memorized": False, "samples": 3}
+    assert row == {"prompt": "cat 0", "flagged": False, "samples": 3}
 
 
 def test_bad_input_is_named(toy_model: DiffusionModel) -> None:

@@ -107,7 +107,7 @@ def detect(*, prompts: Prompts, model: Model, method: Method, place: Place, show
 
     frame = _rows("detect", prompts, model, method, place, shown, options)
     frame = frame.drop(columns=["pairwise"], errors="ignore")
-    shown.show(frame, ["memorized", "score", "prompt"])
+    shown.show(frame, ["flagged", "score", "prompt"])
     write(frame)
     end(frame)
 
@@ -133,7 +133,7 @@ def localize(
     """Find the neurons by which a model memorizes the image of a prompt.
 
     Prints layer and index of each neuron; layers are numbered from 1 as in the paper. A prompt
-    that is not memorized has none. Hard prompts take minutes. Prompts of --prompts files go
+    that is not flagged has none. Hard prompts take minutes. Prompts of --prompts files go
     through --store: run the same command again and it goes on where it stopped.
     """
     from nemo_kit.calibration import ActivationStatistics
@@ -153,7 +153,7 @@ def localize(
     texts = {name: [one if isinstance(one, str) else one.to_json() for one in frame[name]]
              for name in ("initial", "refined")}  # fmt: skip
     frame = frame.assign(**texts)
-    shown.show(frame, ["memorized", "score", "n_initial", "n_refined", "refined", "prompt"])
+    shown.show(frame, ["flagged", "score", "n_initial", "n_refined", "refined", "prompt"])
     write(frame)
     end(frame)
 

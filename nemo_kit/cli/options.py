@@ -156,8 +156,8 @@ class Method:
     """How detection decides."""
 
     seeds: Seeds = 10
-    threshold: Annotated[float | None, Option(metavar="X", help="Score above which a prompt counts "
-        "as memorized; by default the one that came with the model.")] = None
+    threshold: Annotated[float | None, Option(metavar="X", help="Score above which a prompt is "
+        "flagged; by default the one that came with the model.")] = None
     settings: Annotated[Preset, Option(help='"released" follows the released code in all ten '
         'points where it differs from the paper, "paper" the text; recorded in the '
         "results.")] = "default"

@@ -275,7 +275,7 @@ class Probe:
     def localize(self, prompt: str, search: str) -> Localization:
         """Algorithms 1 to 4; the neurons found are kept for the facts of neurons."""
         result = localize(self.model, prompt, self.seeds, search=search, progress=self.tick)
-        if result.memorized:
+        if result.flagged:
             self.found[prompt] = result.refined
         return result
 

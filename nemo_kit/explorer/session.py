@@ -412,7 +412,7 @@ class Session(HasTraits):
 
     def _localized(self, result: Localization) -> None:
         self.localization = result
-        if not result.memorized:
+        if not result.flagged:
             self.note = "Not flagged: the score is not above τ, there is nothing to localize."
             self._refresh()
             return

@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
     from nemo_kit.models import DiffusionModel
 
-VERSION = 1  # raised where results change (see nemo_kit.keys)
+VERSION = 2  # raised where results change (see nemo_kit.keys)
 
 
 def detect(
@@ -43,7 +43,7 @@ def detect(
     """Tell which prompts the model memorizes, from one prediction a seed.
 
     Returns a frame, one row a prompt: prompt, score (the largest pairwise similarity, in [0, 1]
-    for MS-SSIM), memorized (score above the threshold), kept_seeds (list: seeds whose own best
+    for MS-SSIM), flagged (score above the threshold), kept_seeds (list: seeds whose own best
     pair is above it), mean_score (mean over pairs), threshold, pairwise (list: every pair i < j).
     Parameters: `threshold`, `settings`, `similarity`, by default the model's calibration's;
     `batch_size`, denoiser samples a call; `progress`, called with (stage, done, total).
@@ -141,7 +141,7 @@ def _row(prompt: str, pairs: Tensor, seeds: Sequence[int], threshold: float) -> 
     return {
         "prompt": prompt,
         "score": scores.max().item(),
-        "memorized": bool(mask.any()),
+        "flagged": bool(mask.any()),
         "kept_seeds": [seed for seed, keep in zip(seeds, mask.tolist(), strict=True) if keep],
         "mean_score": scores.mean().item(),
         "threshold": threshold,

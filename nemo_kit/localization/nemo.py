@@ -38,7 +38,7 @@ from nemo_kit.similarity import pairwise
 if TYPE_CHECKING:
     from nemo_kit.models import DiffusionModel
 
-VERSION = 1  # raised where results change (see nemo_kit.keys)
+VERSION = 2  # raised where results change (see nemo_kit.keys)
 
 
 def localize(
@@ -53,7 +53,7 @@ def localize(
 ) -> Localization:
     """Find the neurons by which the model memorizes a prompt's image.
 
-    Returns a `Localization`; `.refined` holds the neurons, empty where nothing is memorized.
+    Returns a `Localization`; `.refined` holds the neurons, empty where it is not flagged.
     Parameters: `seeds`, for detection (evaluate with others); `search`, a name in `SEARCHES`:
     "sequential" (the paper, call by call), "speculative" (the same sets, batched), "bisect" and
     "attributed" (cheaper, verified, see there when their sets may differ);
@@ -191,7 +191,7 @@ class Run:
         """What was found, as a value."""
         detected = Localization(
             prompt=self.prompt,
-            memorized=False,
+            flagged=False,
             score=score,
             kept_seeds=self.kept_seeds,
             threshold=threshold,

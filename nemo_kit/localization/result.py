@@ -31,7 +31,7 @@ class Localization:
 
     `score` is the memorization score; `initial_score` and `refined_score` are the scores left
     with those neurons deactivated; `refinement_threshold` is what refinement compared with. For a
-    prompt that is not memorized the sets are empty, θ, k and these three are None.
+    prompt that is not flagged the sets are empty, θ, k and these three are None.
     `search` names the mode that ran. Modes that verify their result (`bisect`, `attributed`) set
     `verified`, and `fell_back`: neurons that failed the verification and were dropped in the
     paper's way.
@@ -41,7 +41,7 @@ class Localization:
     """
 
     prompt: str
-    memorized: bool
+    flagged: bool
     score: float
     kept_seeds: tuple[int, ...]
     threshold: float
@@ -63,7 +63,7 @@ class Localization:
         """The same with what the search found."""
         return replace(
             self,
-            memorized=True,
+            flagged=True,
             initial=selection.candidates,
             refined=refinement.neurons,
             theta=selection.theta,
@@ -89,7 +89,7 @@ class Localization:
         """Plain values for one row of a table; sets and settings as JSON, None as NaN."""
         row: dict[str, Any] = {
             "prompt": self.prompt,
-            "memorized": self.memorized,
+            "flagged": self.flagged,
             "score": self.score,
             "threshold": self.threshold,
             "kept_seeds": json.dumps(list(self.kept_seeds)),

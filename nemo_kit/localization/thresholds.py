@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
     from nemo_kit.models import DiffusionModel
 
-VERSION = 1  # raised where results change (see nemo_kit.keys)
+VERSION = 2  # raised where results change (see nemo_kit.keys)
 Memory = dict[tuple[NeuronSet, int], float]  # (set, seed) -> score
 MODES = ("speculative", "sequential", "bisect")  # those that ask nothing but scores
 DEVIATIONS = (-1.0, 0.0, 1.0)  # figures 14 and 15: μ − σ, μ, μ + σ
@@ -69,10 +69,10 @@ def localize_thresholds(
 ) -> pd.DataFrame:
     """Localize one prompt for every sensible pair of an initial and a refinement threshold.
 
-    Returns a frame, a row for each pair: prompt, memorized, score (of detection), samples (denoiser
+    Returns a frame, a row for each pair: prompt, flagged, score (of detection), samples (denoiser
     samples of all pairs together), initial_deviations, refinement_deviations, theta, initial_score,
     refined_score, initial and refined (sets as JSON), n_initial, n_refined, samples_alone (of this
-    pair by itself). A prompt that does not count as memorized has one row, without a pair.
+    pair by itself). A prompt that is not flagged has one row, without a pair.
     A pair makes sense where the refinement threshold is not below the
     initial one: selection stops at the first score that is not above its own threshold; under a
     lower one refinement would ask for less memorization than selection has reached, and where it
@@ -96,7 +96,7 @@ def localize_thresholds(
     if run.kept_seeds:
         known = model.calibration
         rows = list(_pairs(run, statistics, {d: known.mean + d * known.std for d in steps}))  # type: ignore[union-attr]
-    about = {"prompt": text, "memorized": bool(run.kept_seeds), "score": score}
+    about = {"prompt": text, "flagged": bool(run.kept_seeds), "score": score}
     samples = model.samples_evaluated - before
     return pd.DataFrame([about | {"samples": samples} | row for row in rows])
 

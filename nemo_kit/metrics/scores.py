@@ -141,7 +141,7 @@ def detection_metrics(
     above (Ren et al., Jeon et al.).
 
     Parameters: `scores`, higher means memorized; `labels`, True for memorized; `threshold`, a
-    score above it counts as memorized; `level`, `resamples` and `seed` of the interval.
+    score above it is flagged; `level`, `resamples` and `seed` of the interval.
     Raises ValueError as `roc_curve`, or for a level outside (0, 1).
     Source: paper, section 4 (detection from the score alone).
     """

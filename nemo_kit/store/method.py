@@ -87,10 +87,10 @@ def thresholds_all(
     """``localize_thresholds`` for many prompts, resumable: a row for each prompt and pair.
 
     Returns the columns of ``localize_thresholds``, ``initial`` and ``refined`` as ``NeuronSet``;
-    prompts that do not count as memorized have none.
+    prompts that are not flagged have none.
     Parameters: ``deviations``, thresholds as multiples of σ from μ of the model's calibration, by
     default −1, 0 and 1.
-    Raises RuntimeError when no prompt counts as memorized.
+    Raises RuntimeError when no prompt is flagged.
     """
     from nemo_kit.localization.thresholds import DEVIATIONS
 
@@ -98,9 +98,9 @@ def thresholds_all(
     frame = Thresholds(model, list(seeds), {"deviations": steps}).over(
         prompts, store, executor, workers, retry_failed=retry_failed, progress=progress
     )
-    rows = frame[frame["memorized"]].reset_index(drop=True)
+    rows = frame[frame["flagged"]].reset_index(drop=True)
     if rows.empty:
-        raise RuntimeError("prompts: none of them counts as memorized, so there is nothing to vary")
+        raise RuntimeError("prompts: none of them is flagged, so there is nothing to vary")
     return _with_sets(rows)
 
 
