@@ -129,7 +129,8 @@ def test_bars_hold_whole_numbers() -> None:
 
 
 def test_figures_without_rows_say_so() -> None:
-    none = pd.DataFrame(columns=["prompt", "group", "maximum", "hit", "missed", "extra"])
+    columns = ["prompt", "group", "maximum", "hit", "missed", "extra", "logic", "strength"]
+    none = pd.DataFrame(columns=columns)
     told = SimpleNamespace(told=lambda: "0 of 3 prompts have a training image; …")
     given = house(closest=none, threshold=0.6, training=told)
     types = run([cell("06_memorization_types", '"F6"')], given)["ax"]
