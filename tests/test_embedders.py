@@ -192,12 +192,12 @@ def test_a_clip_from_a_folder(tmp_path: Path) -> None:
     from transformers import CLIPImageProcessorPil
 
     model, tokenizer, _ = lab.clip()
-    folder = tmp_path / "pipeline" / "clip"
+    folder = tmp_path / "clip"
     model.save_pretrained(folder)
-    tokenizer.save_pretrained(tmp_path / "pipeline" / "tokenizer")
-    clip = metrics.load_clip(tmp_path / "pipeline")
+    tokenizer.save_pretrained(folder)
+    clip = metrics.load_clip(folder)
     images = pictures(64, 64)
-    assert clip.name == str(tmp_path / "pipeline")
+    assert clip.name == str(folder)
     usual = embedders.processor(size={"height": 64, "width": 64}, do_center_crop=False)
     wanted = metrics.alignment(images, "a cat", model, tokenizer, usual)
     assert clip.align(images, "a cat") == pytest.approx(wanted, abs=1e-5)
@@ -211,7 +211,6 @@ def test_a_clip_from_a_folder(tmp_path: Path) -> None:
         size={"shortest_edge": 64}, crop_size={"height": 64, "width": 64},
         image_mean=[0.5] * 3, image_std=[0.5] * 3,
     ).save_pretrained(folder)  # fmt: skip
-    tokenizer.save_pretrained(folder)
     own = metrics.load_clip(folder)
     pixels = own.preprocess(images)
     assert pixels.numpy() == pytest.approx(images.transpose(0, 3, 1, 2) / 127.5 - 1, abs=1e-5)

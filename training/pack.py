@@ -94,8 +94,7 @@ def compared(model: DiffusionModel, prompts: pd.DataFrame, seed: int) -> list[di
 
 
 def pack_pipeline(work: Path, target: Path, denoiser: UNet2DConditionModel) -> None:
-    """Write the diffusers folder in half precision, with the full CLIP beside the pipeline's
-    parts."""
+    """Write the diffusers folder in half precision."""
     clip = CLIPModel.from_pretrained(work / "clip")
     text = CLIPTextModel(clip.config.text_config)
     text.load_state_dict(clip.text_model.state_dict())
@@ -114,7 +113,6 @@ def pack_pipeline(work: Path, target: Path, denoiser: UNet2DConditionModel) -> N
     shutil.rmtree(target, ignore_errors=True)
     pipe.vae.register_to_config(_name_or_path="")  # not a folder of this machine
     pipe.save_pretrained(target)
-    clip.half().save_pretrained(target / "clip")
 
 
 def pack_data(corpus: Corpus, work: Path, target: Path, seed: int, recipe: unet.Recipe) -> None:
@@ -133,8 +131,11 @@ def pack_data(corpus: Corpus, work: Path, target: Path, seed: int, recipe: unet.
     for name in ("descriptor.safetensors", "classifier.safetensors"):
         if (work / name).exists():
             shutil.copy(work / name, target)
-    features = reference_features(corpus, CLIPModel.from_pretrained(work / "clip").eval(), rng)
+    clip = CLIPModel.from_pretrained(work / "clip").eval()
+    features = reference_features(corpus, clip, rng)
     save_file({"clip_image_features": features.half()}, target / "reference.safetensors")
+    own = {k: v.half() for k, v in clip.state_dict().items() if not k.startswith("text_model.")}
+    save_file(own, target / "clip.safetensors", metadata={"config": clip.config.to_json_string()})
     (target / "training.json").write_text(json.dumps(training_log(work), indent=1))
 
 

@@ -6,6 +6,7 @@ folder `training/`.
 
 from __future__ import annotations
 
+import json
 from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -152,12 +153,18 @@ def classifier() -> Classifier:
 def clip() -> tuple[CLIPModel, CLIPTokenizer, Callable[[np.ndarray], torch.Tensor]]:
     """The lab's CLIP, its tokenizer and its preprocessing: what the metrics of alignment and CLIP-
     FID take."""
-    from transformers import CLIPModel, CLIPTokenizer
+    from safetensors import safe_open
+    from safetensors.torch import load_file
+    from transformers import CLIPConfig, CLIPModel, CLIPTokenizer
 
     from nemo_kit.lab.copy_descriptor import to_tensor
 
-    model = CLIPModel.from_pretrained(MODEL / "clip").float().eval()
-    return model, CLIPTokenizer.from_pretrained(MODEL / "tokenizer"), to_tensor
+    text = load_file(MODEL / "text_encoder" / "model.safetensors")  # the half that conditions
+    with safe_open(DATA / "clip.safetensors", framework="pt") as opened:
+        model = CLIPModel(CLIPConfig.from_dict(json.loads(opened.metadata()["config"])))
+        seen = {name: opened.get_tensor(name) for name in opened.keys()}  # noqa: SIM118
+    model.load_state_dict(seen | {f"text_model.{name}": value for name, value in text.items()})
+    return model.eval(), CLIPTokenizer.from_pretrained(MODEL / "tokenizer"), to_tensor
 
 
 def emergence() -> pd.DataFrame:

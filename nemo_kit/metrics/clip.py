@@ -63,9 +63,8 @@ def load_clip(name: str | Path = "lab", revision: str | None = None, device: str
 
     Returns a `Clip`, named after what was asked for.
 
-    Parameters: `name`, "lab" (the embedded model's own), a folder (of a CLIP, or of a pipeline
-    with a CLIP in its subfolder `clip`), or a hub id such as `PAPER_CLIP`; `revision`, of a hub id;
-    `device`.
+    Parameters: `name`, "lab" (the embedded model's own), a folder, or a hub id such as
+    `PAPER_CLIP`; `revision`, of a hub id; `device`.
     Raises ValueError for a name that can't be opened.
     Source: paper, section 4.
     """
@@ -76,13 +75,10 @@ def load_clip(name: str | Path = "lab", revision: str | None = None, device: str
         return Clip("lab CLIP", own, tokenizer, lambda x: to_pixels(squares(x, 64)), scaled=True)
     from transformers import AutoTokenizer, CLIPModel
 
-    place = tokens = str(name)
-    if (inner := Path(name) / "clip").is_dir():  # in a pipeline, the tokenizer beside it
-        beside, place = inner.with_name("tokenizer"), str(inner)
-        tokens = str(beside) if beside.is_dir() else place
+    place = str(name)
     try:
         model = CLIPModel.from_pretrained(place, revision=revision).float().eval().to(device)
-        tokenizer = AutoTokenizer.from_pretrained(tokens, revision=revision)
+        tokenizer = AutoTokenizer.from_pretrained(place, revision=revision)
     except (OSError, ValueError, TypeError) as error:
         raise ValueError(
             f'name must be "lab", a folder with a CLIP, or a hub id; {str(name)!r} could not be '

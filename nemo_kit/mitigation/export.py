@@ -139,7 +139,7 @@ def _copy_parts(model: DiffusionModel, source: Path, part: Path) -> None:
         for file in files_of(source, name):
             if name != "unet" or file.name == "config.json":
                 _copy(file, part / name)
-    for name in {*names, "clip"} - {*model.parts}:
+    for name in set(names) - set(model.parts):
         for file in sorted((source / name).rglob("*")):
             if file.is_file() and file.suffix in _KEPT:
                 _copy(file, part / file.parent.relative_to(source))

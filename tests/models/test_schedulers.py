@@ -95,7 +95,7 @@ def test_the_class_that_the_index_names_counts_too() -> None:
 def with_scheduler(folder: Path, kind: str, **changes: Any) -> str:
     """The embedded model, as if it had been saved with this scheduler."""
     source = Path(load("lab", "cpu").denoiser.config._name_or_path).parent
-    shutil.copytree(source, folder, ignore=shutil.ignore_patterns("clip", "nemo"))
+    shutil.copytree(source, folder, ignore=shutil.ignore_patterns("nemo"))
     config = fresh(kind, prediction_type="v_prediction", **changes) | {"_class_name": kind}
     (folder / "scheduler" / "scheduler_config.json").write_text(json.dumps(config))
     index = json.loads((folder / "model_index.json").read_text())
