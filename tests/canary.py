@@ -7,6 +7,7 @@ new: what isn't raised keeps the results that users have stored.
 
 from __future__ import annotations
 
+import hashlib
 import json
 import sys
 import warnings
@@ -235,14 +236,21 @@ def noted() -> dict[str, Any]:
     return json.loads(FILE.read_text()) if FILE.is_file() else {}
 
 
+def weights() -> str:
+    """Which edition of the embedded model the numbers are of."""
+    told = sorted(lab.MODEL.rglob("*.safetensors"))
+    return hashlib.sha256(b"".join(file.read_bytes() for file in told)).hexdigest()[:16]
+
+
 def main() -> None:
-    """Note what is new or has another version; the rest stays as it was noted."""
+    """Note what is new, has another version, or is of other weights; the rest stays as it was."""
     before, now = noted(), {}
     for name, found in numbers().items():
         old = before.get(name, {})
-        same = old.get("version") == versions()[name]
+        here = {"version": versions()[name], "weights": weights()}
+        same = here.items() <= old.items()
         kept = {label: [round(one, 6) for one in values] for label, values in found.items()}
-        now[name] = old if same else {"version": versions()[name], "numbers": kept}
+        now[name] = old if same else here | {"numbers": kept}
     lines = [f"{json.dumps(name)}: {json.dumps(one)}" for name, one in now.items()]
     FILE.write_text("{" + ",\n".join(lines) + "}\n")
 
