@@ -15,6 +15,7 @@ import pickle
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from statistics import NormalDist
 from typing import TYPE_CHECKING, Protocol
 
 import torch
@@ -197,6 +198,18 @@ class Calibration:
             mean, std, threshold, statistics, similarity, detection, len(pairs), source,
             tuple(seeds),
         )  # fmt: skip
+
+    def false_alarms(self, threshold: float | None = None) -> float | None:
+        """Expected share of prompts like the hold-out ones whose score is above τ, in [0, 1].
+
+        From mean and deviation, as if scores were normal; None where these are of pairs of seeds: a
+        prompt's score is the largest of its pairs.
+        Parameters: `threshold`, another one than its own.
+        """
+        if self.detection.threshold_from != "maxima" or not self.std:
+            return None
+        limit = self.threshold if threshold is None else threshold
+        return 1 - NormalDist(self.mean, self.std).cdf(limit)
 
     def save(self, folder: str | Path) -> None:
         """Write `calibration.json` and, where there are any, `statistics.safetensors`.

@@ -211,3 +211,10 @@ def test_a_damaged_calibration(tmp_path: Path, change: dict) -> None:
 def test_a_threshold_that_is_no_number() -> None:
     with pytest.raises(ValueError, match="threshold must be a finite number, got nan"):
         Calibration(0.3, 0.1, float("nan"), None)
+
+
+def test_false_alarms_are_the_share_of_a_normal_above_the_threshold() -> None:
+    assert CALIBRATION.false_alarms() == pytest.approx(0.1587, abs=1e-4)  # one deviation above
+    assert CALIBRATION.false_alarms(0.3) == pytest.approx(0.5)
+    of_pairs = replace(CALIBRATION, detection=DetectionSettings(threshold_from="pairs"))
+    assert of_pairs.false_alarms() is None  # a prompt's score is the largest of many

@@ -321,6 +321,21 @@ def test_detect_prints_a_table_json_and_writes_files(
 
 
 @pytest.mark.usefixtures("toy")
+def test_detect_says_what_share_is_expected_to_be_flagged_by_chance(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], toy_model: DiffusionModel
+) -> None:
+    own = replace(toy_model.calibration, mean=0.5, std=0.1, threshold=0.6)
+    for which, words in (("maxima", "above 0.600; of prompts that are not memorized 16%"),
+                         ("pairs", "")):  # fmt: skip
+        kind = replace(own.detection, threshold_from=which)
+        monkeypatch.setattr(toy_model, "calibration", replace(own, detection=kind))
+        assert call(monkeypatch, "detect", "a cat", "--seeds", "3") == 0
+        told = capsys.readouterr().err
+        assert words in told
+        assert ("memorized" in told) == bool(words)
+
+
+@pytest.mark.usefixtures("toy")
 def test_localize_prints_neurons_as_text_and_json(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:

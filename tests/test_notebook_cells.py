@@ -237,25 +237,33 @@ def test_quality_s_curves_stand_beside_what_nothing_blocked_gives(seeds: int) ->
     assert lines["none blocked"][0][1] == 10
 
 
-def test_scaling_s_lines_are_medians_of_prompts() -> None:
-    values = {"a": 0.1, "b": 0.2, "c": 0.9}
+@pytest.mark.parametrize("origins", [{"": "abc"}, {"planted": "abc", "natural": "d"}])
+def test_scaling_s_lines_are_medians_of_prompts(origins: dict[str, str]) -> None:
+    values = {"a": 0.1, "b": 0.2, "c": 0.9, "d": 0.5}
     measured = pd.DataFrame(
-        [(name, p, "VM", v, 1 - v) for name in ("× 0.5", "NeMo", "default", "τ = μ")
-         for p, v in values.items()],
-        columns=["setting", "prompt", "group", "orig", "gen"],
+        [(name, p, "VM", origin, values[p], 1 - values[p])
+         for name in ("× 0.5", "NeMo", "default", "τ = μ")
+         for origin, prompts in origins.items() for p in prompts],
+        columns=["setting", "prompt", "group", "origin", "orig", "gen"],
     )  # fmt: skip
     naming = cell("08_ablation", "def factor_name").split("\n\n\n")[0]
     names = run([naming], house(measured=measured, factors=[0.5]))
     assert names["factor_name"](-1.0) == "× −1"
     names = run([cell("08_ablation", '"F5b"')], names)
-    assert names["scaling"]["factor"].tolist() == [0] * 3 + [0.5] * 3 + [1] * 3
-    left, right = names["axes"]
+    count = sum(map(len, origins.values()))
+    assert names["scaling"]["factor"].tolist() == [f for f in (0, 0.5, 1) for _ in range(count)]
+    assert len(names["axes"]) == len(origins)
+    (left, right), *more = names["axes"]
+    for (one, _), origin in zip(names["axes"], origins, strict=True):
+        assert one.get_title(loc="left").startswith(origin)
+    for ax in more and more[0][:1]:
+        assert ax.lines[0].get_xydata().tolist() == [[0, 0.5], [0.5, 0.5], [1, 0.5]]
     assert left.lines[0].get_xydata().tolist() == [[0, 0.2], [0.5, 0.2], [1, 0.2]]
     assert right.lines[0].get_xydata().tolist() == [[0, 0.8], [0.5, 0.8], [1, 0.8]]
 
 
 def test_table_4_puts_neurons_first_and_keeps_the_order_of_settings() -> None:
-    rows = pd.DataFrame({"prompt": ["a", "b", "c"], "group": ["VM", "TM", "TM"]})
+    rows = pd.DataFrame({"prompt": ["a", "b", "c"], "group": ["VM", "TM", "TM"], "origin": ""})
     settings = dict.fromkeys(["default", "NeMo", "no top-k"])
     both = [rows.assign(setting=name, orig=0.5, gen=0.4, diversity=0.3, alignment=0.2)
             for name in settings]  # fmt: skip
@@ -268,6 +276,43 @@ def test_table_4_puts_neurons_first_and_keeps_the_order_of_settings() -> None:
     first = table[(table["setting"] == "NeMo") & (table["group"] == "TM")]
     assert first["measure"].tolist() == ["neurons", "orig", "gen", "diversity", "alignment"]
     assert first["prompts"].tolist() == [1, 2, 2, 2, 2]
+
+
+def test_flags_stand_beside_the_share_expected_by_chance() -> None:
+    rows = [("a", "VM", "planted", True), ("b", "VM", "natural", False),
+            ("c", "VM", "planted", True), ("d", "non-memorized", "", True),
+            ("e", "non-memorized", "", False)]  # fmt: skip
+    detected = pd.DataFrame(rows, columns=["prompt", "group", "origin", "flagged"])
+    told = SimpleNamespace(false_alarms=lambda: 0.16)
+    flags = run([cell("01_detection", '"flagged"')], house(detected=detected, known=told))["flags"]
+    assert flags["flagged"].tolist() == [2, 0, 1]
+    assert flags["share"].tolist() == [1, 0, 0.5]
+    assert set(flags["false_alarms"]) == {0.16}
+    told = SimpleNamespace(false_alarms=lambda: None)  # a threshold from pairs of seeds
+    flags = run([cell("01_detection", '"flagged"')], house(detected=detected, known=told))["flags"]
+    assert flags["false_alarms"].isna().all()
+
+
+@pytest.mark.parametrize("known", [True, False])
+def test_grid_has_as_many_planted_as_natural_prompts_and_their_similarity(known: bool) -> None:
+    image, names = np.full((2, 8, 8, 3), 9, np.uint8), list("abcdef")
+    origins = ["planted"] * 3 + ["natural"] * 3 if known else [""] * 6
+    localized = pd.DataFrame({"prompt": names, "group": "VM", "origin": origins, "flagged": True,
+                              "refined": [B] * 6})  # fmt: skip
+    sides = [localized[["prompt", "group"]].assign(setting=name, orig=value)
+             for name, value in (("default", 0.9), ("NeMo", 0.25))]  # fmt: skip
+    drawn = pd.DataFrame({"prompt": np.repeat(names, 2), "image": [image[0]] * 12})
+    given = {"localized": localized, "grid": 4, "images": 2, "picture_seeds": [1, 2], "net": None}
+    given |= {"refined": dict.fromkeys(names, B), "training": {"a": image[0]}, "results": ""}
+    given |= {"measured": pd.concat(sides), "steps": 1, "guidance": None}
+    given |= {"generate_all": lambda *_, **__: drawn}
+    sources = [cell("05_mitigation", "kinds = "), cell("05_mitigation", '"F3"')]
+    got = run(sources, house(**given))
+    assert got["shown"] == (list("abde") if known else list("abcd"))
+    first, second = got["axes"][0], got["axes"][1]
+    assert first[1].get_title(loc="left") == ("a, planted" if known else "a")
+    assert first[3].get_title(loc="right") == "0.90 → 0.25"
+    assert second[3].get_title(loc="right") == ""  # without a training image
 
 
 SETS = [A, B, B, NeuronSet({2: [0, 1]})]  # 3: 7 three times, 1: 4, 2: 0, 2: 1

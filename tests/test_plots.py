@@ -180,3 +180,20 @@ def test_a_table_writes_every_cell_under_its_heading() -> None:
     assert got.count("seconds") == 2
     with pytest.raises(ValueError, match="pairs as columns"):
         plots.table(cells.droplevel(0, axis=1))
+
+
+def test_results_give_planted_and_natural_prompts_rows_of_their_own() -> None:
+    columns = ["setting", "origin", "group", "measure", "prompts", "median"]
+    rows = [(name, origin, "VM", "orig", count, value)
+            for name in ("default", "NeMo")
+            for origin, count, value in (("planted", 20, 0.9), ("natural", 10, 0.8))]  # fmt: skip
+    figure = plots.results(pd.DataFrame(rows, columns=columns), rules=["default"])
+    texts = [text.get_text() for text in figure.axes[0].texts]
+    assert "VM (n = 20 planted, 10 natural)" in texts
+    assert [t for t in texts if "planted" in t or "natural" in t][1:] == [
+        "default, planted", "default, natural", "NeMo, planted", "NeMo, natural"
+    ]  # fmt: skip
+    thin = [line for line in figure.axes[0].lines if line.get_color() == "#999999"]
+    assert len(thin) == 1  # below both rows of the setting
+    plain = plots.results(pd.DataFrame(rows[::2], columns=columns).drop(columns="origin"))
+    assert "VM (n = 20)" in {text.get_text() for text in plain.axes[0].texts}

@@ -6,6 +6,7 @@ other processes, so that a long run can be stopped, killed and gone on with.
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Annotated, Any
@@ -26,6 +27,8 @@ from nemo_kit.cli.options import (
 
 if TYPE_CHECKING:
     import pandas as pd
+
+    from nemo_kit.calibration import Calibration
 
 
 # fmt: off
@@ -175,13 +178,28 @@ def _rows(
     place.check(prompts, method, model)
     texts = prompts.texts(model.model)
     loaded = place.open(model)
-    given = options(method.prepare(loaded, place.store)) | {"threshold": method.threshold}
+    chosen = method.prepare(loaded, place.store)
+    _tell_false_alarms(loaded.calibration, chosen, method.threshold)
+    given = options(chosen) | {"threshold": method.threshold}
     seeds = range(1, method.seeds + 1)
     if prompts.here:
         return _one_by_one(command, work(loaded, list(seeds), given), texts, shown.as_json)
     return place.sweep(
         sweeper, loaded, model.device, texts, seeds, progress=not shown.as_json, **given
     )
+
+
+def _tell_false_alarms(own: Calibration | None, chosen: Any, threshold: float | None) -> None:
+    """Say what share is expected to be flagged of prompts that are not memorized, where known."""
+    from nemo_kit.calibration import resolve
+
+    asked = resolve(own, chosen.detection, chosen.similarity)
+    if own is None or asked != (own.detection, own.similarity):
+        return
+    share, limit = own.false_alarms(threshold), own.threshold if threshold is None else threshold
+    if share is not None:
+        print(f"nemo-kit: flagged is what scores above {limit:.3f}; of prompts that are not "
+              f"memorized {share:.0%} are expected to", file=sys.stderr)  # fmt: skip
 
 
 def _one_by_one(command: str, work: Any, texts: list[str], quiet: bool) -> pd.DataFrame:

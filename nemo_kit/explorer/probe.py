@@ -9,7 +9,6 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
-from statistics import NormalDist
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -165,15 +164,9 @@ class Probe:
 
     @property
     def false_alarms(self) -> float | None:
-        """Expected share of prompts like the hold-out ones whose score is above τ, in [0, 1].
-
-        From the calibration's mean and deviation, as if scores were normal; None without one, and
-        where these are of pairs of seeds: a prompt's score is the largest of its pairs.
-        """
+        """`Calibration.false_alarms`; None without a calibration."""
         own = self.model.calibration
-        if own is None or own.detection.threshold_from != "maxima" or not own.std:
-            return None
-        return 1 - NormalDist(own.mean, own.std).cdf(own.threshold)
+        return own.false_alarms() if own else None
 
     def look(self, prompt: str) -> Look:
         """Detection and activations of a prompt; raises as `detect` for a bad one."""

@@ -75,13 +75,19 @@ def results(frame: pd.DataFrame, note: str = "", rules: Sequence[str] = ()) -> F
     Arrows say which direction is less memorization or better alignment.
 
     Parameters: `frame`, with `setting`, `group`, `measure`, `median`, and if there are any `mad`,
-    `low`, `high` (95 % interval), `prompts`; `note` and `rules`, as in `table`.
+    `low`, `high` (95 % interval), `prompts`, and `origin`, each of which has a row of its own where
+    it isn't empty; `note` and `rules`, as in `table`.
     Raises ValueError for a missing column, no rows, or an unknown group.
     Source: paper, tables 1 and 4.
     """
     require(frame, "setting", "group", "measure", "median")
-    counts = frame.groupby("group")["prompts"].max() if "prompts" in frame else {}
-    heads = {g: f"{g} (n = {counts[g]:.0f})" if g in counts else g for g in frame["group"].unique()}
+    frame = frame if "origin" in frame else frame.assign(origin="")
+    heads = {group: _head(group, rows) for group, rows in frame.groupby("group")}
+    told = frame["origin"].map(lambda origin: f", {origin}" if origin else "")
+    rows = frame["setting"] + told
+    last = dict(zip(frame["setting"], rows, strict=True))  # of a setting's rows
+    rules = [last[name] for name in rules if name in last]
+    frame = frame.assign(setting=rows)
     texts = frame.assign(text=[_cell(row) for row in frame.itertuples()])
     wide = texts.pivot(index="setting", columns=["group", "measure"], values="text")
     order = ["neurons", *MEASURES, *sorted(set(frame["measure"]) - {"neurons", *MEASURES})]
@@ -89,6 +95,15 @@ def results(frame: pd.DataFrame, note: str = "", rules: Sequence[str] = ()) -> F
     wide = wide.reindex(frame["setting"].unique())[columns].fillna("–")
     wide.columns = pd.MultiIndex.from_tuples((heads[g], _heading(m)) for g, m in columns)
     return table(wide, note, rules)
+
+
+def _head(group: str, rows: pd.DataFrame) -> str:
+    """The group with its numbers of prompts, such as `VM (n = 20 planted, 10 natural)`."""
+    if "prompts" not in rows:
+        return group
+    counts = rows.groupby("origin", sort=False)["prompts"].max()
+    told = ", ".join(f"{count:.0f} {origin}".strip() for origin, count in counts.items())
+    return f"{group} (n = {told})"
 
 
 def _heading(measure: str) -> str:
