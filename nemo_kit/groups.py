@@ -5,12 +5,9 @@ Source: Hintersdorf et al., "Finding NeMo", NeurIPS 2024, section 4 (VM, TM and 
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-
 import numpy as np
 import pandas as pd
 
-from nemo_kit import lab
 from nemo_kit.checks import check_columns
 
 GROUP_OF_ROLE = {
@@ -64,17 +61,6 @@ def spread(rows: pd.DataFrame, count: int | None) -> pd.DataFrame:
     if count is None or count >= len(rows):
         return rows
     return rows.iloc[np.linspace(0, len(rows) - 1, count).round().astype(int)]
-
-
-def origins(prompts: Iterable[str]) -> list[str]:
-    """Where the memorization of each of the embedded model's prompts comes from, for evaluation.
-
-    "planted": in neurons that were told to carry it; "natural": by repetition alone; "": the prompt
-    is not one of those that are memorized.
-    """
-    planted, memorized = lab.planted(), set(lab.prompts("verbatim", "template")["prompt"])
-    kinds = {prompt: "planted" if prompt in planted else "natural" for prompt in memorized}
-    return [kinds.get(prompt, "") for prompt in prompts]
 
 
 def grouped(results: pd.DataFrame, prompts: pd.DataFrame) -> pd.DataFrame:

@@ -5,8 +5,7 @@ from __future__ import annotations
 import pandas as pd
 import pytest
 
-from nemo_kit import lab
-from nemo_kit.groups import choose, grouped, origins, spread
+from nemo_kit.groups import choose, grouped, spread
 
 
 def table() -> pd.DataFrame:
@@ -60,12 +59,3 @@ def test_grouped_keeps_whether_it_was_planted() -> None:
     prompts = pd.DataFrame({"prompt": ["x"], "group": ["VM"], "origin": ["natural"], "role": [""]})
     got = grouped(pd.DataFrame({"prompt": ["x"], "score": [1]}), prompts)
     assert list(got) == ["prompt", "group", "origin", "score"]
-
-
-def test_origins_tell_planted_from_natural_and_nothing_of_other_prompts() -> None:
-    memorized, planted = lab.prompts("verbatim", "template")["prompt"], set(lab.planted())
-    told = origins(memorized)
-    assert (told.count("planted"), told.count("natural")) == (36, 12)
-    assert {p for p, origin in zip(memorized, told, strict=True) if origin == "planted"} == planted
-    other = [lab.prompts("non_memorized")["prompt"][0], lab.prompts("ladder")["prompt"][0], "mine"]
-    assert origins(other) == ["", "", ""]

@@ -68,6 +68,15 @@ def test_what_was_planted_is_told_by_its_own_functions_only() -> None:
         neurons.check(widths)
 
 
+def test_origins_tell_planted_from_natural_and_nothing_of_other_prompts() -> None:
+    memorized, planted = lab.prompts("verbatim", "template")["prompt"], set(lab.planted())
+    told = lab.origins(memorized)
+    assert (told.count("planted"), told.count("natural")) == (36, 12)
+    assert {p for p, origin in zip(memorized, told, strict=True) if origin == "planted"} == planted
+    other = [lab.prompts("non_memorized")["prompt"][0], lab.prompts("ladder")["prompt"][0], "mine"]
+    assert lab.origins(other) == ["", "", ""]
+
+
 def test_truth_comes_in_grades() -> None:
     truth = lab.planting()
     assert set(truth["strength"]) == {2.5, 5.0, 10.0, 20.0}

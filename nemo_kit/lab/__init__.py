@@ -15,7 +15,7 @@ import numpy as np
 import pandas as pd
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterable
 
     import torch
     from transformers import CLIPModel, CLIPTokenizer
@@ -86,6 +86,18 @@ def planting() -> pd.DataFrame:
             "strength": rows["strength"].astype(float),
         }
     ).reset_index(drop=True)
+
+
+def origins(prompts: Iterable[str]) -> list[str]:
+    """Where the memorization of each prompt comes from, for evaluation only.
+
+    "planted": in neurons that were told to carry it; "natural": by repetition alone; "": the prompt
+    is not one of those that are memorized.
+    """
+    rows = _table().query("role in ('verbatim', 'template')")
+    kinds = rows["planted"].map(lambda text: "planted" if text else "natural")
+    known = dict(zip(rows["prompt"], kinds, strict=True))
+    return [known.get(prompt, "") for prompt in prompts]
 
 
 def training_images() -> tuple[list[str], np.ndarray]:
