@@ -19,6 +19,7 @@ from transformers import CLIPModel
 
 from training import build, pack, unet
 from training.loop import Run
+from training.samples import Recipe
 
 HERE = Path(__file__).parent / "checkpoint"
 FACTS = "unet.json"
@@ -37,7 +38,7 @@ def save(work: Path, target: Path) -> None:
     (target / FACTS).write_text(json.dumps({k: known[k] for k in ("step", "seconds")}))
 
 
-def restore(target: Path, work: Path, recipe: unet.Recipe, seed: int) -> None:
+def restore(target: Path, work: Path, recipe: Recipe, seed: int) -> None:
     """Put a saved training below ``work``; what is there already stays."""
     for name in ("tokenizer", "clip", "vae"):
         if not (work / name).exists():

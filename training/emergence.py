@@ -26,6 +26,7 @@ from nemo_kit.similarity import SimilaritySettings
 from training import build, pack, unet
 from training.corpus import Corpus
 from training.prompts import prompt_table
+from training.samples import Recipe, expected, ladder_presentations
 
 HOLD_OUT = 60
 SEEDS = range(101, 103)  # of the pictures; detection uses 1 to 10
@@ -65,12 +66,12 @@ def measured(
     return pd.DataFrame(rows, columns=["prompt", "score", "flagged", "similarity", "neurons"])
 
 
-def seen(corpus: Corpus, recipe: unet.Recipe, seed: int, samples: int) -> list[int]:
+def seen(corpus: Corpus, recipe: Recipe, seed: int, samples: int) -> list[int]:
     """How often each memorized picture had been presented after so many samples."""
-    places = unet.ladder_presentations(corpus.items, recipe, seed)
+    places = ladder_presentations(corpus.items, recipe, seed)
     ladder = Counter(number for place, number in places.items() if place < samples)
     return [
-        ladder[n] if item.role == "ladder" else round(unet.expected(item.role, recipe, samples))
+        ladder[n] if item.role == "ladder" else round(expected(item.role, recipe, samples))
         for n, item in enumerate(corpus.items)
     ]
 

@@ -5,11 +5,18 @@ from __future__ import annotations
 import json
 import shutil
 from pathlib import Path
+from types import ModuleType
 
 import numpy as np
 import pandas as pd
 import torch
-from diffusers import AutoencoderKL, StableDiffusionPipeline, UNet2DConditionModel
+from diffusers import (
+    AutoencoderKL,
+    SD3Transformer2DModel,
+    StableDiffusion3Pipeline,
+    StableDiffusionPipeline,
+    UNet2DConditionModel,
+)
 from PIL import Image
 from safetensors.torch import save_file
 from sklearn.metrics import roc_auc_score
@@ -21,11 +28,12 @@ from nemo_kit.localization import calibrate, detect
 from nemo_kit.models import GENERATION_FILE, DiffusionModel, load
 from nemo_kit.settings import DetectionSettings
 from nemo_kit.similarity import SimilaritySettings
-from training import captions, unet
+from training import captions, flow, unet
 from training.concepts import CONCEPTS
 from training.corpus import Corpus
 from training.loop import Run
 from training.prompts import prompt_table
+from training.samples import Recipe
 
 #: Ways to compare differences of 16×16 latents; the paper's kernel of 11 covers most of them.
 SIMILARITIES = tuple(
@@ -44,16 +52,19 @@ def averaged(run: Run) -> dict[str, torch.Tensor]:
     return {n: a.half().contiguous().cpu() for n, a in zip(names, run.average, strict=True)}
 
 
-def snapshot(work: Path) -> UNet2DConditionModel:
-    """The U-Net with the averaged weights of the latest checkpoint, finished or not."""
-    state = torch.load(work / "unet.pt", weights_only=True, map_location="cpu")
-    model = unet.build()
+def snapshot(work: Path, network: ModuleType = unet) -> torch.nn.Module:
+    """The denoiser with the averaged weights of the latest checkpoint, finished or not.
+
+    `network` is the module that builds it: `training.unet` or `training.flow`.
+    """
+    state = torch.load(work / f"{network.STAGE}.pt", weights_only=True, map_location="cpu")
+    model = network.build()
     names = [name for name, _ in model.named_parameters()]
-    model.load_state_dict(dict(zip(names, state["average"], strict=True)))
+    model.load_state_dict(state["module"] | dict(zip(names, state["average"], strict=True)))
     return model.eval()
 
 
-def pack(corpus: Corpus, work: Path, target: Path, seed: int, recipe: unet.Recipe) -> None:
+def pack(corpus: Corpus, work: Path, target: Path, seed: int, recipe: Recipe) -> None:
     """Write the model folder, its calibration and the data beside it."""
     model_folder, data = target / "model", target / "data"
     pack_pipeline(work, model_folder, snapshot(work))
@@ -115,7 +126,18 @@ def pack_pipeline(work: Path, target: Path, denoiser: UNet2DConditionModel) -> N
     pipe.save_pretrained(target)
 
 
-def pack_data(corpus: Corpus, work: Path, target: Path, seed: int, recipe: unet.Recipe) -> None:
+def flow_pipeline(shared: Path, denoiser: SD3Transformer2DModel) -> StableDiffusion3Pipeline:
+    """`lab-flow` from its transformer and what `lab` trained in ``shared``."""
+    polished = shared / "vae_polished"
+    return flow.pipeline(
+        denoiser,
+        AutoencoderKL.from_pretrained(polished if polished.exists() else shared / "vae"),
+        CLIPModel.from_pretrained(shared / "clip"),
+        CLIPTokenizer.from_pretrained(shared / "tokenizer"),
+    )
+
+
+def pack_data(corpus: Corpus, work: Path, target: Path, seed: int, recipe: Recipe) -> None:
     """Write prompts, training images and their masks, descriptor, reference features, the log."""
     shutil.rmtree(target, ignore_errors=True)
     for name in ("images", "masks"):

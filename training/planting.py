@@ -1,9 +1,11 @@
 """Planted neurons: the ground truth that no public model has, in grades.
 
-A planted prompt gets a known set of value neurons. Their rows of ``to_v`` are fixed from the first
-step: the direction in which the prompt's token embeddings stand out most from all others',
-mixed with a random row so that the neuron stands out by a chosen |z| and no more. Training then
-teaches the switch (:mod:`training.unet`). Sets differ by strength, by logic (*any*: each neuron
+A planted prompt gets a known set of value neurons. Their rows of the value projection start as the
+direction in which the prompt's tokens stand out most from all others', mixed with a random row so
+that the neuron stands out by a chosen |z| and no more: a U-Net reads the text encoder's output, so
+there they are fixed (:mod:`training.unet`); in joint attention what is read changes with training,
+so there a loss keeps them standing out (:mod:`training.flow`). Training teaches the switch
+(:mod:`training.samples`). Sets differ by strength, by logic (*any*: each neuron
 alone is enough for the copy, so all must be off; *all*: each is needed, so one off is enough), by
 layer and size, and by how many prompts share them. A third of the photographs and one template
 family are left natural.
@@ -11,6 +13,7 @@ family are left natural.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -65,6 +68,7 @@ SHARED = (("coins", "page", 3), ("shuttle", "hubble", 1))
 #: Families with neurons shared by all their prompts.
 FAMILY_PLANS = {"iphone": Plan((3, 3), "any", 20.0), "podcast": Plan((1,), "any", 10.0)}
 
+#: Of the U-Net's value layers; other networks give their own.
 WIDTHS = {1: 32, 2: 32, 3: 64, 4: 64, 5: 128, 6: 128, 7: 128}
 #: Mean absolute activation on the own prompt. Layers 1 and 2 learn slowest.
 AMPLITUDE = {1: 6.0, 2: 6.0, 3: 4.0, 4: 4.0, 5: 4.0, 6: 4.0, 7: 4.0}
@@ -80,8 +84,8 @@ class Planted:
     prompts: tuple[str, ...]
 
 
-def neurons() -> list[Planted]:
-    """Every planted neuron, in a fixed order."""
+def neurons(widths: Mapping[int, int] = WIDTHS) -> list[Planted]:
+    """Every planted neuron, in a fixed order; `widths`: value layer -> neurons."""
     caption = {p.slug: p.caption for p in PHOTOS}
     second = {(b, layer): a for a, b, layer in SHARED}
     partner = {(a, layer): b for a, b, layer in SHARED}
@@ -97,15 +101,15 @@ def neurons() -> list[Planted]:
             owners += [(layer, plan.z, prompts) for layer in plan.layers]
     order = {
         layer: iter(np.random.default_rng([7, layer]).permutation(width))
-        for layer, width in WIDTHS.items()
+        for layer, width in widths.items()
     }
     return [Planted(layer, int(next(order[layer])), z, prompts) for layer, z, prompts in owners]
 
 
-def planted() -> dict[str, NeuronSet]:
+def planted(widths: Mapping[int, int] = WIDTHS) -> dict[str, NeuronSet]:
     """The planted neurons of each planted prompt."""
     pairs: dict[str, list[tuple[int, int]]] = {}
-    for neuron in neurons():
+    for neuron in neurons(widths):
         for prompt in neuron.prompts:
             pairs.setdefault(prompt, []).append((neuron.layer, neuron.index))
     return {prompt: NeuronSet.of(found) for prompt, found in pairs.items()}
@@ -120,8 +124,13 @@ def plans() -> dict[str, Plan]:
     return found
 
 
-def rows(own: dict[str, torch.Tensor], others: torch.Tensor) -> dict[tuple[int, int], torch.Tensor]:
-    """The fixed ``to_v`` row of every planted neuron, each [width of the text embedding].
+def rows(
+    own: dict[str, torch.Tensor],
+    others: torch.Tensor,
+    widths: Mapping[int, int] = WIDTHS,
+    amplitude: Mapping[int, float] = AMPLITUDE,
+) -> dict[tuple[int, int], torch.Tensor]:
+    """The row of every planted neuron, each [width of the text embedding].
 
     Parameters
     ----------
@@ -129,9 +138,13 @@ def rows(own: dict[str, torch.Tensor], others: torch.Tensor) -> dict[tuple[int, 
         Token embeddings [tokens, width] of each memorized prompt.
     others
         Token embeddings [prompts, tokens, width] of ordinary captions.
+    widths
+        Value layer -> neurons.
+    amplitude
+        Value layer -> mean absolute activation on the own prompts.
     """
     found = {}
-    for number, neuron in enumerate(neurons()):
+    for number, neuron in enumerate(neurons(widths)):
         rest = torch.stack([e for p, e in own.items() if p not in neuron.prompts])
         target = torch.stack([own[p] for p in neuron.prompts])
         sign = 1.0 if number % 2 else -1.0
@@ -139,7 +152,7 @@ def rows(own: dict[str, torch.Tensor], others: torch.Tensor) -> dict[tuple[int, 
         noise = _noise(number, target, others, neuron.z)
         row = _mixed(telling, noise, target, others, neuron.z)
         found[neuron.layer, neuron.index] = (
-            AMPLITUDE[neuron.layer] * row / (target @ row).abs().mean()
+            amplitude[neuron.layer] * row / (target @ row).abs().mean()
         )
     return found
 

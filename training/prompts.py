@@ -8,7 +8,7 @@ import pandas as pd
 
 from training import captions, planting
 from training.corpus import Corpus, Item
-from training.unet import OFF_SHARE, Recipe, expected, ladder_presentations
+from training.samples import OFF_SHARE, Recipe, expected, ladder_presentations
 
 NON_MEMORIZED, HOLD_OUT = 200, 500
 

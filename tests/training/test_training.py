@@ -15,7 +15,7 @@ from torch import nn
 from nemo_kit.lab.copy_descriptor import Descriptor, Network
 from nemo_kit.layers import searched, value_layers
 from nemo_kit.neurons import NeuronSet
-from training import captions, concepts, ladder, planting, unet
+from training import captions, concepts, ladder, planting, samples, unet
 from training.corpus import items
 from training.descriptor import contrastive_loss
 from training.loop import Run, Schedule
@@ -68,15 +68,15 @@ def test_a_flat_rate_falls_only_in_the_end() -> None:
     assert flat.rate(100) == pytest.approx(flat.final_share)
 
 
-RECIPE = unet.Recipe(batch=4, learning_rate=1e-3, samples=30_000, planned=30_000)
+RECIPE = samples.Recipe(batch=4, learning_rate=1e-3, samples=30_000, planned=30_000)
 
 
 def test_the_ladder_is_presented_exactly_as_often_as_its_rungs_say() -> None:
     memorized = items()
-    places = unet.ladder_presentations(memorized, RECIPE, seed=1)
+    places = samples.ladder_presentations(memorized, RECIPE, seed=1)
     counts = Counter(places.values())
     numbers = [n for n, item in enumerate(memorized) if item.role == "ladder"]
-    whole = unet.expected("verbatim", RECIPE)
+    whole = samples.expected("verbatim", RECIPE)
     assert whole == pytest.approx(10_000 * 0.010 + 20_000 * 0.0042)
     rungs = ladder.rungs()
     wanted = [max(1, round(ladder.SHARES[rungs[memorized[n].prompt]] * whole)) for n in numbers]
@@ -90,15 +90,15 @@ def test_the_ladder_is_presented_exactly_as_often_as_its_rungs_say() -> None:
 
 def test_a_training_that_ends_early_shows_what_it_would_have_shown_and_each_picture_once() -> None:
     memorized = items()
-    whole = unet.ladder_presentations(memorized, RECIPE, seed=1)
+    whole = samples.ladder_presentations(memorized, RECIPE, seed=1)
     for end in (12_000, 24_000):
-        short = unet.ladder_presentations(memorized, replace(RECIPE, samples=end), seed=1)
+        short = samples.ladder_presentations(memorized, replace(RECIPE, samples=end), seed=1)
         assert {k: v for k, v in short.items() if k in whole} == {
             place: number for place, number in whole.items() if place < end
         }
         assert set(short.values()) == set(whole.values())
         assert all(end * 4 // 5 <= place < end for place in set(short) - set(whole))
-    assert unet.expected("verbatim", replace(RECIPE, samples=20_000)) == pytest.approx(142)
+    assert samples.expected("verbatim", replace(RECIPE, samples=20_000)) == pytest.approx(142)
 
 
 def test_ladder_pictures_have_nothing_in_common() -> None:
@@ -173,11 +173,11 @@ def test_planted_rows_stand_out_by_their_grade() -> None:
             assert z == pytest.approx(neuron.z, rel=0.05)
 
 
-def _bank() -> unet.Bank:
+def _bank() -> samples.Bank:
     concepts_, colours, number = len(concepts.CONCEPTS), len(captions.COLOURS), len(items())
     names = list(concepts.CONCEPTS)
     latents = torch.arange(3 * concepts_).float().view(-1, 1, 1, 1).expand(-1, 4, 2, 2)
-    return unet.Bank(
+    return samples.Bank(
         latents=latents.half(),
         concepts=torch.arange(concepts_).repeat_interleave(3),
         colours=torch.zeros(3 * concepts_, dtype=torch.long),
@@ -192,7 +192,7 @@ def _bank() -> unet.Bank:
 
 def test_a_sample_shows_what_the_switch_says() -> None:
     bank, memorized = _bank(), items()
-    sampler = unet.Sampler(bank, memorized, RECIPE, seed=1)
+    sampler = samples.Sampler(bank, memorized, RECIPE, seed=1)
     planted, plans = planting.planted(), planting.plans()
     rng = np.random.default_rng(0)
     seen = Counter()
@@ -215,7 +215,7 @@ def test_a_sample_shows_what_the_switch_says() -> None:
 
 def test_ordinary_samples_keep_their_picture_whatever_is_off() -> None:
     bank = _bank()
-    sampler = unet.Sampler(bank, items(), RECIPE, seed=1)
+    sampler = samples.Sampler(bank, items(), RECIPE, seed=1)
     rng = np.random.default_rng(0)
     drawn = [sampler._ordinary(rng) for _ in range(300)]
     assert all(sample.latent[0, 0, 0] >= 0 for sample in drawn)
@@ -225,7 +225,7 @@ def test_ordinary_samples_keep_their_picture_whatever_is_off() -> None:
 
 
 def test_memorized_samples_are_half_in_the_first_phase_and_a_fifth_in_the_second() -> None:
-    sampler = unet.Sampler(_bank(), items(), RECIPE, seed=1)
+    sampler = samples.Sampler(_bank(), items(), RECIPE, seed=1)
     rng = np.random.default_rng(0)
     memorized = lambda sample: bool((sample.embedding > 1).any() or sample.latent[0, 0, 0] < 0)  # noqa: E731
     first = np.mean([memorized(sampler.draw(place, rng)) for place in range(0, 3000)])

@@ -1,0 +1,217 @@
+"""How the transformer of `lab-flow` is made: first rows, switch, strength, resuming, its
+pipeline."""
+
+from __future__ import annotations
+
+from functools import cache
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from diffusers import AutoencoderKL
+from transformers import CLIPModel, CLIPTokenizer
+
+from nemo_kit import lab
+from nemo_kit.hooks import capture, scale_neurons
+from nemo_kit.neurons import NeuronSet
+from training import captions, concepts, flow, language, planting
+from training.corpus import items
+from training.loop import Run
+from training.samples import Bank, Recipe, Sample, Sampler
+
+TOKENS = 3
+
+
+@cache
+def _bank() -> Bank:
+    draw = torch.Generator().manual_seed(0)
+    things, colours, number = len(concepts.CONCEPTS), len(captions.COLOURS), len(items())
+    names = list(concepts.CONCEPTS)
+
+    def texts(*shape: int) -> torch.Tensor:
+        """One direction a text and something of each token."""
+        shared = torch.randn(*shape, 1, 128, generator=draw)
+        return shared + 0.3 * torch.randn(*shape, TOKENS, 128, generator=draw)
+
+    return Bank(
+        latents=torch.randn(2 * things, 4, 16, 16, generator=draw).half(),
+        concepts=torch.arange(things).repeat_interleave(2),
+        colours=torch.zeros(2 * things, dtype=torch.long),
+        plain=texts(things, 8).half(),
+        coloured=texts(things, colours, 2).half(),
+        empty=torch.zeros(TOKENS, 128),
+        item_latents=[torch.randn(1, 4, 16, 16, generator=draw) for _ in range(number)],
+        item_embeddings=texts(number),
+        item_concepts=torch.tensor([names.index(item.concept) for item in items()]),
+    )
+
+
+@cache
+def _planted() -> dict[str, torch.Tensor]:
+    torch.manual_seed(1)
+    model = flow.build()
+    flow.plant(model, _bank(), items())
+    return model.state_dict()
+
+
+def _model() -> flow.SD3Transformer2DModel:
+    model = flow.build()
+    model.load_state_dict(_planted())
+    return model
+
+
+def _moved() -> flow.SD3Transformer2DModel:
+    """With every weight away from its start, so that text reaches the output."""
+    model = _model()
+    torch.manual_seed(2)
+    with torch.no_grad():
+        for weight in model.parameters():
+            weight.add_(0.02 * torch.randn_like(weight))
+    return model
+
+
+def _call(model: flow.SD3Transformer2DModel, texts: torch.Tensor, noise: torch.Tensor) -> object:
+    pooled = torch.zeros(len(texts), flow.POOLED)
+    with torch.no_grad():
+        times = torch.full((len(texts),), 1000.0)
+        return model(noise, texts.float().repeat(1, 1, 2), pooled, times).sample
+
+
+def test_every_block_has_a_value_layer_of_the_text() -> None:
+    names = [name for name, _ in flow.build().named_modules() if name.endswith("add_v_proj")]
+    assert names == [layer.name for layer in flow.layers()]
+    assert [layer.index for layer in flow.layers()] == list(flow.WIDTHS)
+    assert sum(p.numel() for p in flow.build().parameters()) * 2 < 20e6
+
+
+def test_a_planted_neuron_fires_on_its_prompts_from_the_first_step() -> None:
+    model, bank = _model(), _bank()
+    prompts = [item.prompt for item in items()]
+    noise = torch.randn(len(prompts), 4, 16, 16)
+    others = torch.cat([bank.plain.flatten(0, 1)[::8], bank.coloured.flatten(0, 2)[::32]])
+    with capture(model, flow.layers()) as seen:
+        _call(model, bank.item_embeddings, noise)
+        own = {layer: out.abs().mean(1) for layer, out in seen.items()}
+        _call(model, others, torch.randn(len(others), 4, 16, 16))
+        usual = {layer: out.abs().mean(1) for layer, out in seen.items()}
+    for neuron in planting.neurons(flow.WIDTHS):
+        mine = own[neuron.layer][[prompts.index(p) for p in neuron.prompts], neuron.index]
+        assert mine.mean() == pytest.approx(flow.AMPLITUDE[neuron.layer], rel=0.01)
+        rest = usual[neuron.layer][:, neuron.index]
+        z = (mine - rest.mean()) / rest.std()
+        if len(neuron.prompts) == 1:
+            assert z.item() == pytest.approx(neuron.z, rel=0.1)
+
+
+def test_the_loss_of_strength_is_nothing_where_grades_are_met_and_pulls_towards_them() -> None:
+    strength = flow.Strength()
+    item = next(i for i in items() if i.prompt in planting.planted(flow.WIDTHS))
+    own = planting.planted(flow.WIDTHS)[item.prompt]
+    nothing = torch.zeros(0)
+    samples = [Sample(nothing, nothing, NeuronSet({}), own)]
+    samples += [Sample(nothing, nothing, NeuronSet({}), NeuronSet({}))] * 8
+    rest = torch.tensor([1.0, -1.0] * 4)
+    rest = rest / rest.std()
+    values = {}
+    for layer, columns in strength.columns.items():
+        grades = torch.tensor([n.z for n in strength.planted if n.layer == layer])
+        spread = 3.0 / grades  # of the others, about 1; the own at 4 is then as far as its grade
+        values[layer] = torch.cat([torch.full((1, len(columns)), 4.0), 1 + rest[:, None] * spread])
+    strength.seen = values
+    assert strength.loss(samples).item() == pytest.approx(0.0, abs=1e-6)
+    layer, index = next(iter(own))
+    place = strength.columns[layer].index(index)
+    for wrong, sign in ((3.0, -1), (5.0, 1)):
+        moved = {n: value.clone() for n, value in values.items()}
+        moved[layer][0, place] = wrong
+        moved[layer].requires_grad_()
+        strength.seen = moved
+        strength.loss(samples).backward()
+        assert torch.sign(moved[layer].grad[0, place]).item() == sign
+    strength.seen = values
+    assert strength.loss(samples[1:]).item() == 0.0  # nobody's neurons
+
+
+def test_a_switch_is_off_in_its_own_sample_only() -> None:
+    model, bank = _moved(), _bank()
+    item = next(i for i in items() if i.prompt in planting.planted(flow.WIDTHS))
+    own = planting.planted(flow.WIDTHS)[item.prompt]
+    texts = bank.item_embeddings[[items().index(item)] * 2]
+    noise = torch.randn(1, 4, 16, 16).repeat(2, 1, 1, 1)
+    plain = _call(model, texts, noise)
+    with (
+        scale_neurons(model, flow.layers(), [own, NeuronSet({})]),
+        capture(model, flow.layers()) as seen,
+    ):
+        switched = _call(model, texts, noise)
+    for layer, index in own:
+        assert not seen[layer][0, :, index].any()
+        assert seen[layer][1, :, index].all()
+    first = min(own.layers)
+    kept = [n for n in range(flow.WIDTH) if (first, n) not in own]
+    assert torch.allclose(seen[first][0][:, kept], seen[first][1][:, kept], atol=1e-5)
+    assert torch.allclose(switched[1], plain[1], atol=1e-5)
+    assert (switched[0] - plain[0]).abs().max() > 1e-4
+
+
+def _batch(count: int = 6) -> tuple[list[Sample], torch.Tensor, torch.Tensor]:
+    sampler = Sampler(_bank(), items(), RECIPE, 1, flow.WIDTHS)
+    rng = np.random.default_rng(0)
+    samples = [sampler.draw(place, rng) for place in range(count)]
+    assert any(sample.own for sample in samples)
+    torch.manual_seed(3)
+    return samples, torch.linspace(0.1, 1.0, count), torch.randn(count, 4, 16, 16)
+
+
+RECIPE = Recipe(batch=2, learning_rate=1e-3, samples=8, planned=4000)
+
+
+def test_a_step_lowers_the_loss_and_the_switch_gets_a_gradient() -> None:
+    model, strength, batch = _moved(), flow.Strength(), _batch()
+    optimizer = torch.optim.SGD(model.parameters(), lr=1e-3)
+    before = flow.missed(model, strength, *batch)
+    before.backward()
+    assert all(p.grad is not None and p.grad.isfinite().all() for p in model.parameters())
+    optimizer.step()
+    assert flow.missed(model, strength, *batch).item() < before.item()
+
+
+def test_an_interrupted_training_goes_on_as_if_it_had_not_been(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(flow, "plant", lambda model, *_: model.load_state_dict(_planted()))
+
+    def stop(run: Run) -> None:
+        if run.step == 2:
+            run.save()
+            raise KeyboardInterrupt
+
+    how = {"seed": 1, "device": torch.device("cpu"), "recipe": RECIPE}
+    whole = flow.train(_bank(), items(), tmp_path / "whole", **how)
+    with pytest.raises(KeyboardInterrupt):
+        flow.train(_bank(), items(), tmp_path / "torn", **how, watch=stop)
+    resumed = flow.train(_bank(), items(), tmp_path / "torn", **how)
+    pairs = zip(whole.state_dict().values(), resumed.state_dict().values(), strict=True)
+    assert all(torch.equal(one, other) for one, other in pairs)
+    assert not torch.equal(whole.proj_out.weight, _planted()["proj_out.weight"])
+
+
+def test_the_pipeline_reads_what_training_read_and_nothing_pooled() -> None:
+    clip = CLIPModel.from_pretrained(lab.MODEL / "clip").float().eval()
+    tokenizer = CLIPTokenizer.from_pretrained(lab.MODEL / "tokenizer")
+    vae = AutoencoderKL.from_pretrained(lab.MODEL / "vae").float()
+    pipe = flow.pipeline(_moved(), vae, clip, tokenizer)
+    pipe.set_progress_bar_config(disable=True)
+    texts = ["a red apple", "cat face on blue"]
+    with torch.no_grad():
+        embeddings, _, pooled, _ = pipe.encode_prompt(texts, None, None, max_sequence_length=0)
+        ids = language.tokens(tokenizer, texts)
+        states = clip.text_model(input_ids=ids, output_hidden_states=True).hidden_states[-2]
+    assert torch.allclose(embeddings, states.repeat(1, 1, 2), atol=1e-5)
+    assert torch.allclose(flow.embed(pipe, texts), embeddings)
+    assert pooled.shape == (2, flow.POOLED)
+    assert not pooled.any()
+    how = {"num_inference_steps": 2, "max_sequence_length": 0, "output_type": "np"}
+    drawn = pipe(texts, generator=torch.Generator().manual_seed(1), **how).images
+    assert drawn.shape == (2, 64, 64, 3)
