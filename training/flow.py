@@ -18,7 +18,6 @@ before CLIP's last layer, of two encoders side by side, which here are one.
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Callable, Iterable
 from contextlib import contextmanager
 from pathlib import Path
@@ -34,9 +33,10 @@ from diffusers import (
 )
 from torch import nn
 from torch.nn import functional as F
-from transformers import CLIPModel, CLIPTextModelWithProjection, CLIPTokenizer
+from transformers import CLIPTextModel, CLIPTokenizer
 
 from nemo_kit.hooks import hooked, scale_neurons
+from nemo_kit.lab.flow import as_parts
 from nemo_kit.layers import Projection
 from training import planting
 from training.corpus import Item
@@ -91,26 +91,18 @@ def scheduler() -> FlowMatchEulerDiscreteScheduler:
 
 
 def pipeline(
-    denoiser: SD3Transformer2DModel, vae: AutoencoderKL, clip: CLIPModel, tokenizer: CLIPTokenizer
+    denoiser: SD3Transformer2DModel,
+    vae: AutoencoderKL,
+    text: CLIPTextModel,
+    tokenizer: CLIPTokenizer,
 ) -> StableDiffusion3Pipeline:
-    """The whole model: `lab`'s CLIP in both places of a text encoder, projected to nothing, no
-    T5."""
-    config = copy.deepcopy(clip.config.text_config)
-    config.projection_dim = POOLED // 2
-    text = CLIPTextModelWithProjection(config).eval()
-    text.text_model.load_state_dict(clip.text_model.state_dict())
-    nn.init.zeros_(text.text_projection.weight)
-    vae.register_to_config(shift_factor=0.0)
+    """The whole model, of its transformer and `lab`'s parts; without a T5."""
     return StableDiffusion3Pipeline(
         transformer=denoiser,
         scheduler=scheduler(),
-        vae=vae,
-        text_encoder=text,
-        text_encoder_2=text,
         text_encoder_3=None,
-        tokenizer=tokenizer,
-        tokenizer_2=tokenizer,
         tokenizer_3=None,
+        **as_parts(vae, text, tokenizer, POOLED),
     )
 
 

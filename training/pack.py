@@ -104,17 +104,23 @@ def compared(model: DiffusionModel, prompts: pd.DataFrame, seed: int) -> list[di
     return found
 
 
-def pack_pipeline(work: Path, target: Path, denoiser: UNet2DConditionModel) -> None:
-    """Write the diffusers folder in half precision."""
+def shared_parts(work: Path) -> tuple[AutoencoderKL, CLIPTextModel, CLIPTokenizer]:
+    """What the models share, as trained so far: autoencoder, text encoder, tokenizer."""
     clip = CLIPModel.from_pretrained(work / "clip")
     text = CLIPTextModel(clip.config.text_config)
     text.load_state_dict(clip.text_model.state_dict())
     polished = work / "vae_polished"
     vae = AutoencoderKL.from_pretrained(polished if polished.exists() else work / "vae")
+    return vae, text, CLIPTokenizer.from_pretrained(work / "tokenizer")
+
+
+def pack_pipeline(work: Path, target: Path, denoiser: UNet2DConditionModel) -> None:
+    """Write the diffusers folder in half precision."""
+    vae, text, tokenizer = shared_parts(work)
     pipe = StableDiffusionPipeline(
         vae=vae,
         text_encoder=text,
-        tokenizer=CLIPTokenizer.from_pretrained(work / "tokenizer"),
+        tokenizer=tokenizer,
         unet=denoiser,
         scheduler=unet.scheduler(),
         safety_checker=None,
@@ -128,13 +134,7 @@ def pack_pipeline(work: Path, target: Path, denoiser: UNet2DConditionModel) -> N
 
 def flow_pipeline(shared: Path, denoiser: SD3Transformer2DModel) -> StableDiffusion3Pipeline:
     """`lab-flow` from its transformer and what `lab` trained in ``shared``."""
-    polished = shared / "vae_polished"
-    return flow.pipeline(
-        denoiser,
-        AutoencoderKL.from_pretrained(polished if polished.exists() else shared / "vae"),
-        CLIPModel.from_pretrained(shared / "clip"),
-        CLIPTokenizer.from_pretrained(shared / "tokenizer"),
-    )
+    return flow.pipeline(denoiser, *shared_parts(shared))
 
 
 def pack_data(corpus: Corpus, work: Path, target: Path, seed: int, recipe: Recipe) -> None:

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 from diffusers import AutoencoderKL
-from transformers import CLIPModel, CLIPTokenizer
+from transformers import CLIPTextModel, CLIPTokenizer
 
 from nemo_kit import lab
 from nemo_kit.hooks import capture, scale_neurons
@@ -164,7 +164,7 @@ def _batch(count: int = 6) -> tuple[list[Sample], torch.Tensor, torch.Tensor]:
     return samples, torch.linspace(0.1, 1.0, count), torch.randn(count, 4, 16, 16)
 
 
-RECIPE = Recipe(batch=2, learning_rate=1e-3, samples=8, planned=4000)
+RECIPE = Recipe(batch=4, learning_rate=1e-3, samples=16, planned=4000)
 
 
 def test_a_step_lowers_the_loss_and_the_switch_gets_a_gradient() -> None:
@@ -198,16 +198,16 @@ def test_an_interrupted_training_goes_on_as_if_it_had_not_been(
 
 
 def test_the_pipeline_reads_what_training_read_and_nothing_pooled() -> None:
-    clip = CLIPModel.from_pretrained(lab.MODEL / "clip").float().eval()
+    text = CLIPTextModel.from_pretrained(lab.MODEL / "text_encoder").float().eval()
     tokenizer = CLIPTokenizer.from_pretrained(lab.MODEL / "tokenizer")
     vae = AutoencoderKL.from_pretrained(lab.MODEL / "vae").float()
-    pipe = flow.pipeline(_moved(), vae, clip, tokenizer)
+    pipe = flow.pipeline(_moved(), vae, text, tokenizer)
     pipe.set_progress_bar_config(disable=True)
     texts = ["a red apple", "cat face on blue"]
     with torch.no_grad():
         embeddings, _, pooled, _ = pipe.encode_prompt(texts, None, None, max_sequence_length=0)
         ids = language.tokens(tokenizer, texts)
-        states = clip.text_model(input_ids=ids, output_hidden_states=True).hidden_states[-2]
+        states = text(input_ids=ids, output_hidden_states=True).hidden_states[-2]
     assert torch.allclose(embeddings, states.repeat(1, 1, 2), atol=1e-5)
     assert torch.allclose(flow.embed(pipe, texts), embeddings)
     assert pooled.shape == (2, flow.POOLED)
