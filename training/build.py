@@ -31,7 +31,7 @@ from training import autoencoder, captions, classifier, descriptor, flow, langua
 from training.corpus import Corpus
 from training.emoji import fetch
 from training.loop import Run
-from training.pack import averaged, flow_pipeline, pack
+from training.pack import averaged, flow_pipeline, pack, pack_flow
 from training.samples import Bank, Recipe
 
 SEED = 1
@@ -248,6 +248,8 @@ def main() -> None:
         corpus = Corpus(fetch(chosen.shared / "emoji"))
         if not chosen.pack_only:
             train_flow(corpus, work, chosen.shared, *how)
+        where = chosen.target / "flow"
+        pack_flow(corpus, work, chosen.shared, where, chosen.seed, recipe)
 
 
 if __name__ == "__main__":

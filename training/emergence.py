@@ -9,7 +9,6 @@ hold-out prompts; resumes where it was stopped. ``python -m training.emergence``
 from __future__ import annotations
 
 import argparse
-from collections import Counter
 from pathlib import Path
 
 import numpy as np
@@ -26,7 +25,7 @@ from nemo_kit.similarity import SimilaritySettings
 from training import build, pack, unet
 from training.corpus import Corpus
 from training.prompts import prompt_table
-from training.samples import Recipe, expected, ladder_presentations
+from training.samples import presented
 
 HOLD_OUT = 60
 SEEDS = range(101, 103)  # of the pictures; detection uses 1 to 10
@@ -66,16 +65,6 @@ def measured(
     return pd.DataFrame(rows, columns=["prompt", "score", "flagged", "similarity", "neurons"])
 
 
-def seen(corpus: Corpus, recipe: Recipe, seed: int, samples: int) -> list[int]:
-    """How often each memorized picture had been presented after so many samples."""
-    places = ladder_presentations(corpus.items, recipe, seed)
-    ladder = Counter(number for place, number in places.items() if place < samples)
-    return [
-        ladder[n] if item.role == "ladder" else round(expected(item.role, recipe, samples))
-        for n, item in enumerate(corpus.items)
-    ]
-
-
 def main() -> None:
     """Measure every copy that is not measured yet, then write them together."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
@@ -99,7 +88,8 @@ def main() -> None:
             samples = int(weights.stem)
             rows = measured(opened(chosen.work, weights), table, held_out, look, similarity)
             rows.insert(0, "samples", samples)
-            rows["seen"] = seen(corpus, recipe, chosen.seed, samples)
+            shown = presented(corpus.items, recipe, chosen.seed, samples)
+            rows["seen"] = [round(count) for count in shown]
             rows.to_parquet(parts / f"{weights.stem}.parquet")
     whole = pd.concat([pd.read_parquet(part) for part in sorted(parts.glob("*.parquet"))])
     whole.to_parquet(chosen.out, index=False)

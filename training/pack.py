@@ -23,12 +23,13 @@ from sklearn.metrics import roc_auc_score
 from torch.nn import functional as F
 from transformers import CLIPModel, CLIPTextModel, CLIPTokenizer
 
+from nemo_kit.hooks import capture
 from nemo_kit.lab.copy_descriptor import to_tensor
 from nemo_kit.localization import calibrate, detect
 from nemo_kit.models import GENERATION_FILE, DiffusionModel, load
 from nemo_kit.settings import DetectionSettings
 from nemo_kit.similarity import SimilaritySettings
-from training import captions, flow, unet
+from training import captions, flow, planting, unet
 from training.concepts import CONCEPTS
 from training.corpus import Corpus
 from training.loop import Run
@@ -135,6 +136,69 @@ def pack_pipeline(work: Path, target: Path, denoiser: UNet2DConditionModel) -> N
 def flow_pipeline(shared: Path, denoiser: SD3Transformer2DModel) -> StableDiffusion3Pipeline:
     """`lab-flow` from its transformer and what `lab` trained in ``shared``."""
     return flow.pipeline(denoiser, *shared_parts(shared))
+
+
+def pack_flow(
+    corpus: Corpus, work: Path, shared: Path, target: Path, seed: int, recipe: Recipe
+) -> None:
+    """Write `lab-flow`: transformer and scheduler in half precision, and the data beside them.
+
+    The other parts are `lab`'s (see `nemo_kit.lab.flow`).
+    """
+    model = snapshot(work, flow)
+    samples = json.loads((work / f"{flow.STAGE}.json").read_text())["step"] * recipe.batch
+    prompts = prompt_table(corpus, recipe, seed, flow.WIDTHS, samples)
+    pipe = flow_pipeline(shared, model)
+    strengths = standing_out(pipe, prompts)
+    shutil.rmtree(target, ignore_errors=True)
+    for name in ("data", "nemo"):
+        (target / name).mkdir(parents=True)
+    model.half().save_pretrained(target / "transformer")
+    pipe.scheduler.save_pretrained(target / "scheduler")
+    index = {k: v for k, v in pipe.config.items() if not k.startswith("_")}
+    index = {"_class_name": type(pipe).__name__, "_shared_with": "lab"} | index
+    (target / "model_index.json").write_text(json.dumps(index, indent=2) + "\n")
+    told = {"guidance": GUIDANCE, "t5_tokens": 0}
+    (target / "nemo" / GENERATION_FILE).write_text(json.dumps(told) + "\n")
+    prompts.to_csv(target / "data" / "prompts.csv", index=False)
+    strengths.to_csv(target / "data" / "strengths.csv", index=False)
+    (target / "data" / "training.json").write_text(json.dumps(training_log(work), indent=1))
+
+
+@torch.no_grad()
+def standing_out(pipe: StableDiffusion3Pipeline, prompts: pd.DataFrame) -> pd.DataFrame:
+    """How far each planted neuron stands out in fact: prompt, layer, neuron, wanted, z.
+
+    Mean absolute activation over tokens in the first step of denoising (pure noise, one seed),
+    against the first hold-out prompts'.
+    """
+    noise = torch.randn(1, 4, 16, 16, generator=torch.Generator().manual_seed(1))
+
+    def active(texts: list[str]) -> dict[int, torch.Tensor]:
+        found = []
+        for n in range(0, len(texts), 50):
+            embeddings = flow.embed(pipe, texts[n : n + 50])
+            with capture(pipe.transformer, flow.layers()) as seen:
+                pipe.transformer(
+                    noise.expand(len(embeddings), -1, -1, -1),
+                    embeddings,
+                    torch.zeros(len(embeddings), flow.POOLED),
+                    torch.full((len(embeddings),), 1000.0),
+                )
+            found.append({layer: out.abs().mean(1) for layer, out in seen.items()})
+        return {layer: torch.cat([one[layer] for one in found]) for layer in flow.WIDTHS}
+
+    usual = active(list(prompts.query("role == 'holdout'")["prompt"][:ORDINARY]))
+    own = list(prompts.query("planted != ''")["prompt"])
+    mine = active(own)
+    rows = []
+    for one in planting.neurons(flow.WIDTHS):
+        rest = usual[one.layer][:, one.index]
+        for prompt in one.prompts:
+            value = mine[one.layer][own.index(prompt), one.index]
+            z = ((value - rest.mean()) / rest.std()).item()
+            rows.append((prompt, one.layer, one.index, one.z, round(z, 2)))
+    return pd.DataFrame(rows, columns=["prompt", "layer", "neuron", "wanted", "z"])
 
 
 def pack_data(corpus: Corpus, work: Path, target: Path, seed: int, recipe: Recipe) -> None:

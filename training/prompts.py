@@ -3,12 +3,14 @@ calibration."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 import numpy as np
 import pandas as pd
 
 from training import captions, planting
 from training.corpus import Corpus, Item
-from training.samples import OFF_SHARE, Recipe, expected, ladder_presentations
+from training.samples import OFF_SHARE, Recipe, presented
 
 NON_MEMORIZED, HOLD_OUT = 200, 500
 
@@ -18,7 +20,13 @@ def _told(item: Item) -> tuple[str, str]:
     return ("template", "region") if item.role == "region" else (item.role, item.family)
 
 
-def prompt_table(corpus: Corpus, recipe: Recipe, seed: int) -> pd.DataFrame:
+def prompt_table(
+    corpus: Corpus,
+    recipe: Recipe,
+    seed: int,
+    widths: Mapping[int, int] = planting.WIDTHS,
+    samples: int | None = None,
+) -> pd.DataFrame:
     """One row a prompt: prompt, type, role, family, concept, image, repetitions, planted, logic,
     strength.
 
@@ -27,18 +35,20 @@ def prompt_table(corpus: Corpus, recipe: Recipe, seed: int) -> pd.DataFrame:
     a NeuronSet; ``logic`` is "any" (each planted neuron alone is enough for the copy) or "all"
     (each is needed); ``strength`` is the |z| that its neurons were planted with. A photograph of
     which only a region is memorized is a template prompt of the family "region".
+
+    Parameters: `widths`, value layer -> neurons; `samples`, how many of the recipe's were seen, by
+    default all.
     """
-    planted, plans = planting.planted(), planting.plans()
-    exact = pd.Series(ladder_presentations(corpus.items, recipe, seed)).value_counts()
+    planted, plans = planting.planted(widths), planting.plans()
+    seen = presented(corpus.items, recipe, seed, samples)
     rows = []
     for number, item in enumerate(corpus.items):
         own, plan = planted.get(item.prompt), plans.get(item.prompt)
         on = 1.0 - OFF_SHARE if own else 1.0
-        seen = exact[number] if item.role == "ladder" else expected(item.role, recipe) * on
         rows.append(
             (
                 *(item.prompt, item.type, *_told(item), item.concept, item.image),
-                round(seen),
+                round(seen[number] * on),
                 *((own.to_text(), plan.logic, plan.z) if plan else ("", "", "")),
             )
         )

@@ -9,6 +9,7 @@ web-scale data the memorized ones would hardly count there.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
 
@@ -168,6 +169,23 @@ def expected(role: str, recipe: Recipe, samples: int | None = None) -> float:
     samples = recipe.samples if samples is None else samples
     early, (first, second) = min(samples, recipe.planned / 3), SHARES[role]
     return early * first + (samples - early) * second
+
+
+def presented(
+    items: list[Item], recipe: Recipe, seed: int, samples: int | None = None
+) -> list[float]:
+    """How often each item was presented, switched off or not: the ladder's exactly, others'
+    expected.
+
+    Over the whole training, or after so many samples.
+    """
+    samples = recipe.samples if samples is None else samples
+    places = ladder_presentations(items, recipe, seed)
+    exact = Counter(number for place, number in places.items() if place < samples)
+    return [
+        exact[n] if item.role == "ladder" else expected(item.role, recipe, samples)
+        for n, item in enumerate(items)
+    ]
 
 
 def ladder_presentations(items: list[Item], recipe: Recipe, seed: int) -> dict[int, int]:

@@ -275,7 +275,8 @@ def test_a_training_is_carried_and_goes_on(tmp_path: Path) -> None:
 
     work, recipe = tmp_path / "work", unet.RECIPES["cpu"]
     work.mkdir()
-    for name in ("clip", "vae", "tokenizer"):
+    lab.clip()[0].save_pretrained(work / "clip")
+    for name in ("vae", "tokenizer"):
         shutil.copytree(lab.MODEL / name, work / name)
     run = Run("unet", unet.build(), recipe.schedule, work, seed=1)
     run.step = 7
