@@ -5,17 +5,20 @@ from __future__ import annotations
 
 from functools import cache
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
-from diffusers import AutoencoderKL
+from diffusers import AutoencoderKL, FlowMatchEulerDiscreteScheduler, StableDiffusion3Pipeline
 from transformers import CLIPTextModel, CLIPTokenizer
 
 from nemo_kit import lab
 from nemo_kit.hooks import capture, scale_neurons
+from nemo_kit.lab import flow as lab_flow
 from nemo_kit.neurons import NeuronSet
-from training import captions, concepts, flow, language, planting
+from training import captions, concepts, flow, language, pack, planting
 from training.corpus import items
 from training.loop import Run
 from training.samples import Bank, Recipe, Sample, Sampler
@@ -197,8 +200,12 @@ def test_an_interrupted_training_goes_on_as_if_it_had_not_been(
     assert not torch.equal(whole.proj_out.weight, _planted()["proj_out.weight"])
 
 
+def _text_encoder() -> CLIPTextModel:
+    return CLIPTextModel.from_pretrained(lab.MODEL / "text_encoder").float().eval()
+
+
 def test_the_pipeline_reads_what_training_read_and_nothing_pooled() -> None:
-    text = CLIPTextModel.from_pretrained(lab.MODEL / "text_encoder").float().eval()
+    text = _text_encoder()
     tokenizer = CLIPTokenizer.from_pretrained(lab.MODEL / "tokenizer")
     vae = AutoencoderKL.from_pretrained(lab.MODEL / "vae").float()
     pipe = flow.pipeline(_moved(), vae, text, tokenizer)
@@ -215,3 +222,42 @@ def test_the_pipeline_reads_what_training_read_and_nothing_pooled() -> None:
     how = {"num_inference_steps": 2, "max_sequence_length": 0, "output_type": "np"}
     drawn = pipe(texts, generator=torch.Generator().manual_seed(1), **how).images
     assert drawn.shape == (2, 64, 64, 3)
+
+
+def test_what_is_packed_is_the_transformer_alone_and_its_prompts(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = Run(flow.STAGE, _moved(), RECIPE.schedule, tmp_path / "work", seed=1)
+    run.step = 3
+    run.save()
+    parts = lab_flow.parts(flow.POOLED, torch.float32)
+    shared = parts["vae"], _text_encoder(), parts["tokenizer"]
+    monkeypatch.setattr(pack, "shared_parts", lambda _work: shared)
+    corpus = SimpleNamespace(items=items(), names=list(concepts.CONCEPTS))
+    target = tmp_path / "flow"
+    pack.pack_flow(corpus, tmp_path / "work", tmp_path, target, seed=1, recipe=RECIPE)
+    files = {str(f.relative_to(target)) for f in target.rglob("*") if f.is_file()}
+    assert files == {
+        "model_index.json", "transformer/config.json", "scheduler/scheduler_config.json",
+        "transformer/diffusion_pytorch_model.safetensors", "nemo/generation.json",
+        "data/prompts.csv", "data/strengths.csv", "data/training.json",
+    }  # fmt: skip
+    assert sum(f.stat().st_size for f in target.rglob("*")) < 20e6
+    table = pd.read_csv(target / "data" / "prompts.csv", keep_default_na=False)
+    known = table[table["planted"] != ""].set_index("prompt")["planted"]
+    assert known.map(NeuronSet.from_text).to_dict() == planting.planted(flow.WIDTHS)
+    once = table.query("role == 'ladder'")["repetitions"]
+    assert once.sum() <= 12  # of the samples seen so far
+    strengths = pd.read_csv(target / "data" / "strengths.csv")
+    assert len(strengths) == sum(len(n.prompts) for n in planting.neurons(flow.WIDTHS))
+    assert np.isfinite(strengths["z"]).all()
+    pipe = StableDiffusion3Pipeline(
+        transformer=flow.SD3Transformer2DModel.from_pretrained(target / "transformer"),
+        scheduler=FlowMatchEulerDiscreteScheduler.from_pretrained(target / "scheduler"),
+        text_encoder_3=None,
+        tokenizer_3=None,
+        **parts,
+    )
+    pipe.set_progress_bar_config(disable=True)
+    how = {"num_inference_steps": 1, "max_sequence_length": 0, "output_type": "np"}
+    assert pipe("a red apple", **how).images.shape == (1, 64, 64, 3)
