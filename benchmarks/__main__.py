@@ -27,8 +27,6 @@ def bench(
         "be repeated. By default speculative, bisect, attributed.")] = None,
     precision: Annotated[list[str] | None, Option(metavar="TYPE", help="Measure the first mode in "
         "this precision too: bfloat16, float16. May be repeated.")] = None,
-    compiled: Annotated[bool, Option("--compile", help="Measure each mode with torch.compile too; "
-        "compiling takes minutes and is not counted.")] = False,
     model: Model,
     seeds: Seeds = 10,
     kept: Kept,
@@ -55,8 +53,7 @@ def bench(
     for mode in ways:
         find_search(mode)
     writable(out, "--out")
-    compiled_ways = [f"{mode}@compile" for mode in ways if compiled]
-    ways += [*(f"{ways[0]}@{name}" for name in precision or ()), *compiled_ways]
+    ways += [f"{ways[0]}@{name}" for name in precision or ()]
     table = prompt_table(prompts or ())
     chosen = choose(table, memorized=count, non_memorized=0)
     loaded = model.open()

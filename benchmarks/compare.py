@@ -2,7 +2,7 @@
 
 Scope: `measure` runs them into a store, one shard a prompt, so that a run that was ended goes on;
 `summary` and `disagreements` make tables of it. Which way comes first changes from prompt to
-prompt. A way is a search mode, or a mode and a precision or "compile": "speculative@bfloat16".
+prompt. A way is a search mode, or a mode and a precision: "speculative@bfloat16".
 Source: "Finding NeMo" (arXiv 2406.02366), table 2; the ratios are ours.
 """
 
@@ -19,12 +19,10 @@ import pandas as pd
 
 from benchmarks import released
 from benchmarks.released import localize_released
-from nemo_kit.calibration import resolve
 from nemo_kit.checks import check_choice, check_seeds, check_texts
 from nemo_kit.keys import versions
 from nemo_kit.localization import SEARCHES, Localization, LocalizationSettings, localize
 from nemo_kit.localization.differences import (
-    Differences,
     prompt_differences,
 )
 from nemo_kit.memory import fitting, peak, start_watch
@@ -68,8 +66,7 @@ def measure(
     check_texts(prompts["prompt"])
     chosen = {BASELINE: None, **{way: _split(way) for way in ways}}
     numbers = check_seeds(seeds, least=2, distinct=True)
-    compiled = any(how and how[1].compile for how in chosen.values())
-    warm = cache(lambda: _warm_up(model, numbers, compiled))  # not where the store has all
+    warm = cache(lambda: _warm_up(model, numbers))  # not where the store has all
 
     def alternate(item: dict[str, str]) -> list[dict[str, Any]]:
         warm()
@@ -90,22 +87,14 @@ def _split(way: str) -> tuple[str, LocalizationSettings]:
     """Search mode and settings of a way; raises ValueError for unknown ones."""
     search, _, how = way.partition("@")
     check_choice("way", search, sorted(SEARCHES))
-    if how == "compile":
-        return search, LocalizationSettings(compile=True)
     check_choice("precision", how or "model", get_args(Precision))
     return search, LocalizationSettings(precision=how or "model")  # type: ignore[arg-type]
 
 
-def _warm_up(model: DiffusionModel, seeds: list[int], compiled: bool) -> None:
-    """The first calls of a process are slow, and compile; they are nobody's costs."""
-    most = fitting(model).size
+def _warm_up(model: DiffusionModel, seeds: list[int]) -> None:
+    """The first calls of a process are slow; they are nobody's costs."""
+    fitting(model)
     prompt_differences(model, "warm-up", seeds)
-    if compiled:
-        draw = Differences(model, resolve(model.calibration)[0], compile=True)
-        noise, text = model.noise(range(most)), model.embed("warm-up")
-        for power in range(most.bit_length()):  # larger batches may have code of their own
-            count = 2**power
-            draw(noise[:count], text.expand(count, -1, -1), [NeuronSet({1: [0]})] * count)
 
 
 def _row(

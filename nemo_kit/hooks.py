@@ -197,11 +197,9 @@ class Block:
             raise _idle(wrong, f"ran {times} times" if times else "did not run")
 
     @contextmanager
-    def open(self, by_hooks: bool = True) -> Iterator[None]:
+    def open(self) -> Iterator[None]:
         """Hooks are there inside the block.
 
-        Parameters: `by_hooks`, whether calls are noticed by hooks on the denoiser, beside
-        `calling`; else someone must tell `begin` and `end`.
         Raises ValueError where the denoiser lacks a module, InterventionError where one is
         compiled, did not run once, or only another denoiser was called.
         """
@@ -211,15 +209,13 @@ class Block:
             yield
             return
         try:
-            if by_hooks:
-                handles.append(root.register_forward_pre_hook(self.begin))
+            handles.append(root.register_forward_pre_hook(self.begin))
             for name, hook in self.before.items():
                 module = _module(root, name)
                 handles.append(module.register_forward_pre_hook(hook, with_kwargs=True))
             for name, hook in self.hooks.items():
                 handles.append(_module(root, name).register_forward_hook(hook))
-            if by_hooks:
-                handles.append(root.register_forward_hook(self.end))
+            handles.append(root.register_forward_hook(self.end))
             blocks.append(self)
             yield
         finally:
@@ -303,6 +299,6 @@ def _module(denoiser: nn.Module, name: str) -> nn.Module:
             raise InterventionError(
                 f"{name} lies in a compiled module, which runs no hook that comes later and keeps "
                 "those of its first call; use the denoiser as it was before torch.compile (its "
-                "_orig_mod), or let localize compile: LocalizationSettings(compile=True)"
+                "_orig_mod)"
             )
     return found

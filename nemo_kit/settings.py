@@ -86,7 +86,6 @@ class LocalizationSettings:
     halves: Halves = "conditional"  # difference 8: the code acts on both guidance halves
     batch_size: int | None = None  # denoiser samples a call; None: what memory allows, measured
     precision: Precision = "model"  # of denoiser operations; on most CPUs half is slower
-    compile: bool = False  # torch.compile of scored calls: minutes at first, then faster ones
     detection: DetectionSettings | None = None  # None: the model's calibration's, else default
     similarity: SimilaritySettings | None = None  # difference 2: None as above, else MS-SSIM
     name: str = field(default="default", compare=False)  # which preset this began as

@@ -7,14 +7,13 @@ from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
-from weakref import WeakKeyDictionary
 
 import pandas as pd
 import pytest
 import torch
 from conftest import TOY_SIMILARITY
 from test_cli import call as call_command
-from toys import TEXT_WIDTH, count_hooks, save_pipeline, unet
+from toys import TEXT_WIDTH, save_pipeline, unet
 
 from benchmarks import compare
 from benchmarks.__main__ import app
@@ -25,7 +24,6 @@ from benchmarks.released import localize_released
 from benchmarks.throughput import throughput
 from nemo_kit import cli
 from nemo_kit.localization import localize
-from nemo_kit.memory import BatchSize
 from nemo_kit.models import DiffusionModel
 from nemo_kit.neurons import NeuronSet
 
@@ -80,38 +78,6 @@ def test_a_run_goes_on_and_gives_ratios(easy: DiffusionModel, tmp_path: Path) ->
     assert ratios["group"].tolist() == ["VM", "VM"]
     assert ratios.loc[1, "samples"] < 0.5
     assert ratios.loc[1, "verified"] == 1
-
-
-@pytest.mark.slow
-def test_a_compiled_way_compiles_before_it_is_timed(
-    easy: DiffusionModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Traced as for compilation and run by torch, so that no C++ is compiled."""
-    torch.compiler.reset()
-    traced, timed = [], []
-
-    def counting(graph: Any, _inputs: Any) -> Any:
-        traced.append(len(timed))
-        return graph
-
-    def row(*given: Any) -> Any:
-        timed.append(given[2])
-        return real(*given)
-
-    real = compare._row
-    monkeypatch.setattr(compare, "_row", row)
-    monkeypatch.setattr(compare, "fitting", lambda _: BatchSize(2))  # two pieces of code are enough
-    monkeypatch.setattr(torch, "compile", partial(torch.compile, backend=counting))
-    monkeypatch.setattr("nemo_kit.compilation._compiled", WeakKeyDictionary())
-    prompts = pd.DataFrame({"prompt": ["a red cup"], "group": ["VM"]})
-    options: Any = {"seeds": SEEDS, "store": tmp_path, "progress": False}
-    frame = measure(easy, prompts, ["speculative", "speculative@compile"], **options)
-    assert sorted(timed) == ["released", "speculative", "speculative@compile"]
-    assert traced == [0, 0]  # one sample, and more of them; nothing in what is timed
-    found = frame.set_index("way")
-    assert found.loc["speculative@compile", "refined"] == found.loc["released", "refined"]
-    assert found.loc["speculative@compile", "samples"] == found.loc["speculative", "samples"]
-    assert count_hooks(easy.denoiser) == 0
 
 
 def test_a_prompt_that_fails_is_named_and_tried_again_when_asked(
@@ -244,7 +210,7 @@ def test_bad_arguments(easy: DiffusionModel, tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"precision must be one of .*got 'int8'"):
         measure(easy, one, ["bisect@int8"], store=tmp_path)
     with pytest.raises(ValueError, match=r"way must be one of .*got 'released'"):
-        measure(easy, one, ["bisect@compile", "released"], store=tmp_path)
+        measure(easy, one, ["bisect@bfloat16", "released"], store=tmp_path)
     with pytest.raises(ValueError, match=r"prompts lacks the columns \['group'\]"):
         measure(easy, one[["prompt"]], store=tmp_path)
     with pytest.raises(ValueError, match="no prompt that detection flags"):

@@ -98,17 +98,6 @@ def test_the_search_mode_is_chosen_and_recorded(
     assert len(held(tmp_path / "store")) == 2
 
 
-@pytest.mark.parametrize("given", [[], ["--compile"]])
-def test_compilation_is_chosen_and_recorded(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], given: list[str]
-) -> None:
-    words = ["localize", "a cat", "--seeds", "2", "--threshold", "1", "--json"]
-    assert call(monkeypatch, *words, *given) == 0  # above every score: nothing is compiled
-    [row] = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
-    assert not row["flagged"]
-    assert row["settings"]["compile"] == bool(given)
-
-
 def test_presets_are_chosen_and_recorded(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], words: list[str]
 ) -> None:

@@ -13,9 +13,8 @@ from diffusers.models.attention import BasicTransformerBlock
 from diffusers.models.attention_processor import AttnProcessor
 from torch import Tensor, nn
 from torch.nn import functional as F
-from toys import count_hooks, trace_only
+from toys import count_hooks
 
-from nemo_kit.compilation import scale_compiled
 from nemo_kit.detectors import attention_entropy, attention_entropy_late
 from nemo_kit.generation import generate
 from nemo_kit.hooks import InterventionError, scale_neurons
@@ -129,18 +128,3 @@ def test_a_denoiser_replaced_inside_the_block(own_model: DiffusionModel) -> None
             predicts_with(own_model, denoiser)
     with pytest.raises(InterventionError, match="compiled module"):
         generate(own_model, PROMPT, [1], found, steps=2)
-
-
-def test_compiled_scoring_notices_it_too(
-    own_model: DiffusionModel, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    trace_only(monkeypatch)
-    own_model.denoiser.fuse_qkv_projections()
-    noise, text = own_model.noise([1]), own_model.embed(PROMPT)
-    with (
-        pytest.raises(InterventionError, match=r"attn2\.to_v.* did not run"),
-        scale_compiled(own_model, [everything(own_model)]),
-    ):
-        own_model.predict(noise, 900, text)
-    assert own_model.compiled is None
-    assert count_hooks(own_model.denoiser) == 0

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Annotated, Any
 
 from typer import Option
@@ -124,8 +124,6 @@ def localize(
     search: Annotated[str, Option(metavar="MODE", help='How to search: "speculative" gives the '
         'paper\'s sets, batched; "sequential" is call by call; "bisect" and "attributed" are '
         "cheaper and verified.")] = "speculative",
-    compiled: Annotated[bool, Option("--compile", help="Score with torch.compile: minutes at the "
-        "first prompt, then less for each.")] = False,
     statistics: Statistics = None,
     place: Place,
     shown: Shown,
@@ -149,7 +147,6 @@ def localize(
     known = statistics and ActivationStatistics.load(statistics)
 
     def options(chosen: Any) -> dict[str, Any]:
-        chosen = replace(chosen, compile=compiled)
         return {"search": search, "statistics": known, "settings": chosen}
 
     frame = _rows("localize", prompts, model, method, place, shown, options)

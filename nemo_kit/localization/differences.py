@@ -15,7 +15,6 @@ from torch import Tensor
 
 from nemo_kit.calibration import resolve
 from nemo_kit.checks import check_choice, check_number, check_seeds, check_texts
-from nemo_kit.compilation import scale_compiled
 from nemo_kit.hooks import intervened, scale_neurons
 from nemo_kit.localization.information import check_informative
 from nemo_kit.memory import BatchSize
@@ -38,8 +37,7 @@ class Differences:
     raises UninformativeError where the model's prediction can't tell prompts apart.
     Parameters: `settings`, steps and guidance; `factor` and `halves`, how neurons are scaled and
     in which halves of a guided batch; `precision`, of the denoiser's operations (autocast; "model"
-    and "float32" leave them in the model's own); `compile`, whether calls with sets run as compiled
-    code.
+    and "float32" leave them in the model's own).
     Source: Algorithm 1; guidance is the ablation of table 4.
     """
 
@@ -50,14 +48,12 @@ class Differences:
         factor: float = 0.0,
         halves: Halves = "conditional",
         precision: Precision = "model",
-        compile: bool = False,
     ) -> None:
         check_choice("halves", halves, get_args(Halves))
         check_choice("precision", precision, get_args(Precision))
         check_number("factor", factor)
         self.model, self.settings = model, settings
         self.factor, self.halves, self.precision = factor, halves, precision
-        self.compile = compile
         self.timestep = model.timesteps(settings.steps)[settings.timestep_index]
         self._empty = model.embed("") if settings.guidance else None
 
@@ -101,13 +97,8 @@ class Differences:
     ) -> Tensor:
         if sets is None:
             return self.model.predict_noise(noise, self.timestep, embeddings)
-        with self._scaled(sets):
+        with scale_neurons(self.model.denoiser, self.model.value_layers, sets, self.factor):
             return self.model.predict_noise(noise, self.timestep, embeddings)
-
-    def _scaled(self, sets: Sequence[NeuronSet]) -> AbstractContextManager:
-        if self.compile:
-            return scale_compiled(self.model, sets, self.factor)
-        return scale_neurons(self.model.denoiser, self.model.value_layers, sets, self.factor)
 
     def _guided(
         self, noise: Tensor, embeddings: Tensor, sets: Sequence[NeuronSet] | None

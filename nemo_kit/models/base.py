@@ -7,7 +7,7 @@ file. Source: "Finding NeMo" (arXiv 2406.02366), section 2 (the model's parts) a
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, ClassVar, get_args
 
@@ -34,8 +34,7 @@ class DiffusionModel(ABC):
     of parts that it can't serve, and defines what is abstract here.
     Attributes: `value_layers`, `key_layers` (all), `searched` (value layers of down and mid),
     `calibration` (or None), `guidance` (of its images: 7 as in the paper, unless the folder says
-    another), `samples_evaluated` (samples the denoiser has processed so far), `compiled` (None, or
-    what `predict` calls in place of the denoiser: see `nemo_kit.compilation`), `revision` (of a hub
+    another), `samples_evaluated` (samples the denoiser has processed so far), `revision` (of a hub
     model), `config` (of a single file), `lora` (what was fused into the weights, or None).
     """
 
@@ -69,7 +68,6 @@ class DiffusionModel(ABC):
         self.device, self.dtype = device, dtype
         self.calibration = calibration
         self.samples_evaluated = 0
-        self.compiled: Callable[..., Any] | None = None
         self.value_layers, self.key_layers, self.searched = self.find_layers(denoiser)
         for module in (denoiser, text_encoder, vae):
             module.eval().requires_grad_(False)

@@ -98,9 +98,8 @@ class StableDiffusion(DiffusionModel):
         return self.text_encoder(tokens.input_ids, attention_mask=mask)[0]
 
     def _forward(self, latents: Tensor, timestep: Tensor, embeddings: Tensor) -> Tensor:
-        run = self.compiled or self.denoiser
         texts = embeddings.to(self.dtype)
-        return run(latents, timestep, encoder_hidden_states=texts, return_dict=False)[0]
+        return self.denoiser(latents, timestep, encoder_hidden_states=texts, return_dict=False)[0]
 
     def _decode(self, latents: Tensor) -> Tensor:
         scaled = latents.to(self.device, self.vae.dtype) / self.vae.config.scaling_factor
