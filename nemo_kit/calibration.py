@@ -154,7 +154,7 @@ class Calibration:
     mean: float
     std: float
     threshold: float
-    statistics: ActivationStatistics | None
+    statistics: ActivationStatistics | None = field(repr=False)
     similarity: SimilaritySettings = field(default_factory=SimilaritySettings)
     detection: DetectionSettings = field(default_factory=DetectionSettings)
     prompts: int = 0
