@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 
@@ -10,6 +13,7 @@ from nemo_kit import lab, metrics
 from nemo_kit.generation import generate
 from nemo_kit.localization.candidates import text_activations, z_scores
 from nemo_kit.models import load
+from nemo_kit.neurons import NeuronSet
 
 pytestmark = pytest.mark.skipif(not lab.MODEL.exists(), reason="the lab model is not trained yet")
 
@@ -66,6 +70,22 @@ def test_what_was_planted_is_told_by_its_own_functions_only() -> None:
     widths = {layer.index: layer.width for layer in load("lab").searched}
     for neurons in truth["neurons"]:
         neurons.check(widths)
+
+
+def test_each_embedded_model_has_a_truth_of_its_own_and_others_none(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rows = pd.read_csv(lab.TABLES["lab"], keep_default_na=False, dtype=str)
+    rows.loc[rows["planted"] != "", "planted"] = "[[], [190]]"
+    rows.to_csv(tmp_path / "prompts.csv", index=False)
+    monkeypatch.setitem(lab.TABLES, "lab-flow", tmp_path / "prompts.csv")
+    lab._table.cache_clear()
+    truth = lab.planted("lab-flow")
+    assert set(truth) == set(lab.planted())
+    assert set(truth.values()) == {NeuronSet.of([(2, 190)])}
+    assert lab.planted("a/hub-model") == {}
+    assert list(lab.planting("a/hub-model").columns) == list(lab.planting().columns)
+    lab._table.cache_clear()
 
 
 def test_origins_tell_planted_from_natural_and_nothing_of_other_prompts() -> None:

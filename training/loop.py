@@ -34,7 +34,8 @@ class Schedule:
     weight_decay: float = 0.01
     ema: float = 0.999  # of the weights that are kept; ramped up so that early steps are forgotten
     clip: float = 1.0  # gradient norm
-    save_every: int = 250
+    save_every: int = 250  # steps
+    save_seconds: float = 300.0  # at the latest, on a machine that others use too
 
     def rate(self, step: int) -> float:
         """Learning rate at ``step``."""
@@ -119,6 +120,7 @@ class Run:
             disable=quiet,
         )
         window: list[float] = []
+        saved = time.monotonic()
         while self.step < self.schedule.steps:
             begun = time.perf_counter()
             window.append(self._one_step(loss))
@@ -128,8 +130,10 @@ class Run:
                 self.history.append((self.step, float(np.mean(window))))
                 bar.set_postfix(loss=f"{np.mean(window):.4f}")
                 window = []
-            if self.step % self.schedule.save_every == 0:
+            late = time.monotonic() - saved >= self.schedule.save_seconds
+            if late or self.step % self.schedule.save_every == 0:
                 self.save()
+                saved = time.monotonic()
         bar.close()
         self.save()
         return self.averaged()

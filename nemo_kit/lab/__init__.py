@@ -31,9 +31,13 @@ ROLES = ("verbatim", "template", "ladder", "non_memorized", "holdout")
 _TRUTH = ["planted", "logic", "strength"]
 
 
+#: Where the prompts of each embedded model lie: the same ones, with what was planted in it.
+TABLES = {"lab": DATA / "prompts.csv", "lab-flow": HERE / "flow" / "data" / "prompts.csv"}
+
+
 @cache
-def _table() -> pd.DataFrame:
-    texts = pd.read_csv(DATA / "prompts.csv", keep_default_na=False, dtype=str)
+def _table(model: str = "lab") -> pd.DataFrame:
+    texts = pd.read_csv(TABLES[model], keep_default_na=False, dtype=str)
     return texts.astype({"repetitions": int})
 
 
@@ -62,22 +66,27 @@ def concepts() -> dict[str, str]:
     return dict(zip(_table()["prompt"], _table()["concept"], strict=True))
 
 
-def planted() -> dict[str, NeuronSet]:
+def planted(model: str = "lab") -> dict[str, NeuronSet]:
     """The planted neurons of each planted prompt: for evaluation only, the method never reads
-    them."""
-    table = planting()
+    them.
+
+    Parameters: as in `planting`.
+    """
+    table = planting(model)
     return dict(zip(table["prompt"], table["neurons"], strict=True))
 
 
-def planting() -> pd.DataFrame:
+def planting(model: str = "lab") -> pd.DataFrame:
     """What was planted, a row a prompt: prompt, neurons, logic, strength; for evaluation only.
+
+    Parameters: `model`, "lab" or "lab-flow"; of any other nothing is known, and there are no rows.
 
     ``logic`` is "any" (each neuron alone is enough for the copy: all must be off) or "all" (each is
     needed: one off is enough); ``strength`` is the |z| that its neurons were planted with.
     """
     from nemo_kit.neurons import NeuronSet
 
-    rows = _table().query("planted != ''")
+    rows = _table(model).query("planted != ''") if model in TABLES else _table().head(0)
     return pd.DataFrame(
         {
             "prompt": rows["prompt"],

@@ -49,6 +49,19 @@ def test_an_interrupted_training_ends_as_an_undisturbed_one(tmp_path: Path) -> N
     assert torch.equal(whole.weight, resumed.weight)
 
 
+def test_a_slow_training_is_saved_by_the_clock(tmp_path: Path) -> None:
+    slow = replace(SHORT, save_every=1000, save_seconds=0.0)
+    run = Run("toy", nn.Linear(1, 1), slow, tmp_path, seed=0)
+    kept = []
+
+    def loss(step: int, _: np.random.Generator) -> torch.Tensor:
+        kept.append(torch.load(run.file, weights_only=True)["step"] if step else 0)
+        return run.module.weight.square().sum()
+
+    run.train(loss)
+    assert kept == list(range(SHORT.steps))
+
+
 def test_a_loss_that_is_not_finite_stops_with_its_step(tmp_path: Path) -> None:
     module = nn.Linear(1, 1)
     run = Run("toy", module, SHORT, tmp_path, seed=0)
