@@ -314,9 +314,14 @@ def test_summary_is_median_and_median_deviation() -> None:
     assert got["low"] <= 2 <= got["high"]
     wide = metrics.summarize([1, 1, 2, 2, 4, 6, 9], level=0.99)
     assert wide["low"] <= got["low"] < got["high"] <= wide["high"]
-    for count in (4, 1):
-        same = {"prompts": count, "median": 0.5, "mad": 0, "low": 0.5, "high": 0.5}
-        assert metrics.summarize([0.5] * count) == same
+    same = {"prompts": 4, "median": 0.5, "mad": 0, "low": 0.5, "high": 0.5}
+    assert metrics.summarize([0.5] * 4) == same
+
+
+def test_one_prompt_tells_no_spread() -> None:
+    alone = metrics.summarize([0.5])
+    assert (alone["prompts"], alone["median"]) == (1, 0.5)
+    assert np.isnan([alone["mad"], alone["low"], alone["high"]]).all()
 
 
 def test_summary_refuses() -> None:

@@ -23,7 +23,8 @@ TPR_RULE = "FPR at most 0.01"  # others: below 0.01 (Wen et al.), nearest to it 
 def summarize(values: Sequence[float] | np.ndarray, level: float = 0.95) -> dict[str, float]:
     """Median ± median absolute deviation over prompts, with a percentile bootstrap interval.
 
-    Returns `prompts` (how many), `median`, `mad`, `low`, `high`, in the unit of the values.
+    Returns `prompts` (how many), `median`, `mad`, `low`, `high`, in the unit of the values; of one
+    prompt only the median, as it tells no spread (NaN).
 
     Parameters: `values`, one number a prompt; `level`, coverage of the interval, in (0, 1).
     Raises ValueError for empty or non-finite values or a level outside (0, 1).
@@ -32,16 +33,16 @@ def summarize(values: Sequence[float] | np.ndarray, level: float = 0.95) -> dict
     from scipy.stats import bootstrap, median_abs_deviation
 
     values = finite("values", values)
-    low = high = centre = float(np.median(values))
     check_level(level)
+    low = high = deviation = float("nan")
     if len(values) > 1:
+        deviation = float(median_abs_deviation(values))
         low, high = bootstrap(
             (values,), np.median, n_resamples=2000, confidence_level=level,
             method="percentile", rng=np.random.default_rng(0),
         ).confidence_interval  # fmt: skip
-    deviation = float(median_abs_deviation(values))
-    numbers = {"median": centre, "mad": deviation, "low": float(low), "high": float(high)}
-    return {"prompts": len(values)} | numbers
+    numbers = {"median": float(np.median(values)), "mad": deviation}
+    return {"prompts": len(values), **numbers, "low": float(low), "high": float(high)}
 
 
 def summary(
