@@ -25,10 +25,10 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from nemo_kit import registry
 from nemo_kit.calibration import resolve
 from nemo_kit.checks import (
     HALF_PRECISION,
-    check_choice,
     check_number,
     check_seeds,
     check_text,
@@ -38,6 +38,7 @@ from nemo_kit.hooks import capture
 from nemo_kit.localization.detection import score_pairs
 from nemo_kit.mitigation.attention import kept_tokens, plain_keys
 from nemo_kit.mitigation.gap import norms, predicted_gap, relative_size
+from nemo_kit.registry import Registered, check_takes
 from nemo_kit.sampling import Run, both_outputs, denoise
 
 if TYPE_CHECKING:
@@ -51,25 +52,13 @@ Function = TypeVar("Function", bound=Callable[..., Any])
 
 
 @dataclass(frozen=True)
-class Detector:
+class Detector(Registered):
     """A function under its name: `options` of comparisons, `protocol` in words for results."""
 
     name: str
     function: Callable[..., Any]
     protocol: str | Callable[..., str] = ""
     options: Mapping[str, Any] = field(default_factory=dict)
-
-    @property
-    def defaults(self) -> dict[str, Any]:
-        """Its options, with the values that comparisons give them."""
-        given = inspect.signature(self.function).parameters.values()
-        own = {one.name: one.default for one in given if one.default is not one.empty}
-        return {**own, **self.options}
-
-    @property
-    def source(self) -> str:
-        """What the function's docstring says behind "Source:"."""
-        return " ".join((inspect.getdoc(self.function) or "").partition("Source:")[2].split())
 
     def told(self, model: DiffusionModel, options: Mapping[str, Any]) -> str:
         """How many images, and the protocol with its numbers."""
@@ -96,13 +85,7 @@ def detector(
     """
 
     def register(function: Function) -> Function:
-        try:
-            inspect.signature(function).bind(None, None, **{"seeds": None, **options})
-        except TypeError as error:
-            raise TypeError(
-                f"detector {name!r} must take (model, prompt, seeds): {error}; other parameters "
-                "need defaults"
-            ) from error
+        check_takes(f"detector {name!r}", function, "model, prompt, seeds", **options)
         DETECTORS[name] = Detector(name, function, protocol, options)
         return function
 
@@ -114,14 +97,7 @@ def find(which: str | Detector | Callable[..., Any]) -> Detector:
 
     Raises ValueError for an unknown name, TypeError for what can't be called.
     """
-    if isinstance(which, str):
-        check_choice("detector", which, DETECTORS)
-        return DETECTORS[which]
-    if isinstance(which, Detector):
-        return which
-    if not callable(which):
-        raise TypeError(f"detector must be a name or a function, got {which!r:.80}")
-    return Detector(getattr(which, "__name__", "detector"), which)
+    return registry.find("detector", Detector, DETECTORS, which)
 
 
 @dataclass(frozen=True)
@@ -312,11 +288,22 @@ def sharpness(
 ) -> Tensor:
     """‖(H_c − H_∅) s_Δ‖₂ at the first step: how sharp the prompt makes the density at x_T.
 
-    Returns [seeds], at least 0. H is the Jacobian of the score s = −ε/√(1−ᾱ_T), s_Δ the difference
-    −Δε/√(1−ᾱ_T), so that one exact Jacobian-vector product of Δε gives it.
-    Parameters: `batch_size`, denoiser samples a call.
+    Returns [seeds], at least 0: the length of `curvature_difference`, whose parameters it has.
     Source: Jeon et al., "Understanding and Mitigating Memorization in Generative Models via
     Sharpness of Probability Landscapes", ICML 2025.
+    """
+    return curvature_difference(model, prompt, seeds, batch_size).flatten(1).norm(dim=1)
+
+
+def curvature_difference(
+    model: DiffusionModel, prompt: str, seeds: Iterable[int] = SEEDS, batch_size: int = 8
+) -> Tensor:
+    """(H_c − H_∅) s_Δ at the first step, [seeds, C, H, W]: where the prompt bends the density.
+
+    H is the Jacobian of the score s = −ε/√(1−ᾱ_T), s_Δ the difference −Δε/√(1−ᾱ_T), so that one
+    exact Jacobian-vector product of Δε a seed gives it.
+    Parameters: `batch_size`, denoiser samples a call.
+    Source: Jeon et al., ICML 2025, whose sharpness is its length.
     """
     run = Run.of(model, check_text(prompt), seeds)
     check_whole("batch_size", batch_size, 1)
@@ -331,7 +318,7 @@ def sharpness(
         along.append(gap(noise))
         products.append(_product(model, gap, noise, -along[-1] / spread) / spread)
     norms(torch.cat(along))  # refused where it is 0
-    return torch.cat(products).flatten(1).norm(dim=1)
+    return torch.cat(products)
 
 
 @detector("anisotropy", "raw outputs' cosine, γ {weights}", steps=50)

@@ -16,7 +16,7 @@ from secrets import token_hex
 from typing import TYPE_CHECKING, Any
 
 from nemo_kit.checks import check_choice
-from nemo_kit.keys import value_digest, versions
+from nemo_kit.keys import ALGORITHMS, value_digest, versions
 from nemo_kit.settings import LocalizationSettings
 
 if TYPE_CHECKING:
@@ -124,7 +124,7 @@ def _computed(
 
     if store is None:
         return calibrate(model, texts, seeds, **options)
-    digest = value_digest([model_key(model), versions("localization"), texts, seeds, options])
+    digest = value_digest([model_key(model), versions(*ALGORITHMS), texts, seeds, options])
     folder = Path(store) / "calibration" / digest[:16]
     if not (folder / CALIBRATION_FILE).is_file():
         part = folder.with_name(f".{folder.name}.{token_hex(6)}")

@@ -23,6 +23,7 @@ from nemo_kit.generation import generate
 from nemo_kit.keys import versions
 from nemo_kit.localization import calibrate, detect, localize
 from nemo_kit.localization.candidates import text_activations, z_scores
+from nemo_kit.localization.methods import METHODS, rank
 from nemo_kit.localization.thresholds import localize_thresholds
 from nemo_kit.metrics.attention import disentanglement
 from nemo_kit.mitigation import (
@@ -94,6 +95,22 @@ def found(search: str) -> Callable[[], Numbers]:
         places = [number for pair in one.refined for number in pair]
         scores = [one.score, one.initial_score or 0.0, one.refined_score or 0.0]
         return {"neurons": flat(places), "scores": flat(scores)}
+
+    return numbers
+
+
+def ranked(file: str) -> Callable[[], Numbers]:
+    """The methods of a file, within a small budget: a few scores, and the size of the set."""
+
+    def numbers() -> Numbers:
+        home = f"nemo_kit.localization.methods.{file}"
+        own = [name for name, one in METHODS.items() if one.function.__module__ == home]
+        asked = model(), text(), [1, 2], 80, images(1)[0]
+        got = {name: rank(name, *asked) for name in own}
+        return {
+            name: [*flat(one.scores[1][:3]), *flat(one.scores[3][:3]), len(one.found or ())]
+            for name, one in got.items()
+        }
 
     return numbers
 
@@ -199,6 +216,21 @@ CASES: dict[str, Callable[[], Numbers]] = {
     "localization.search.halving": found("bisect"),
     "localization.search.attributed": found("attributed"),
     "localization.thresholds": _thresholds,
+    **{
+        f"localization.methods.{file}": ranked(file)
+        for file in (
+            "activation",
+            "chance",
+            "gradient",
+            "hard_concrete",
+            "integrated",
+            "nemo",
+            "patching",
+            "slimming",
+            "wanda",
+            "z_score",
+        )
+    },
     "generation": lambda: {
         "picture": glance(generate(model(), text(), [101, 102], steps=4)),
         "scaled": glance(generate(model(), text(), [101], NEURONS, factor=-1.0, steps=4)),

@@ -1,4 +1,4 @@
-"""A detector, a mitigation and a measure of one's own: in every table, notebook and command."""
+"""A detector, a mitigation, a localization method and a measure of one's own: in every table."""
 
 from __future__ import annotations
 
@@ -17,6 +17,7 @@ from test_cli import call
 from nemo_kit import NeuronSet
 from nemo_kit.detector_scores import detector_scores
 from nemo_kit.detectors import DETECTORS
+from nemo_kit.localization.methods import METHODS
 from nemo_kit.metrics import MEASURES, listed, summary
 from nemo_kit.mitigation import MITIGATIONS, Found, Mitigation, table_rows
 from nemo_kit.models import DiffusionModel
@@ -30,6 +31,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, replace
 
 from nemo_kit.detectors import detector
+from nemo_kit.localization.methods import method
 from nemo_kit.metrics import measure
 from nemo_kit.mitigation import Mitigation
 
@@ -48,6 +50,17 @@ def letters(model, prompt, seeds, worth=1.0):
     """
     model.predict(model.noise(seeds), 1, model.embed([prompt] * len(seeds)))
     return worth * len(prompt)
+
+
+@method("first neurons", "none")
+def first_neurons(model, prompt, seeds, budget, turn=-1):
+    """The lower the index, the higher.
+
+    Source: nobody.
+    """
+    import torch
+
+    return {one.index: turn * torch.arange(one.width) for one in model.searched}
 
 
 @dataclass(frozen=True)
@@ -72,7 +85,7 @@ def own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     """The file; what it registers is forgotten afterwards."""
     file = tmp_path / "my_methods.py"
     file.write_text(OWN)
-    registries = (DETECTORS, MITIGATIONS, MEASURES)
+    registries = (DETECTORS, MITIGATIONS, MEASURES, METHODS)
     kept = [dict(known) for known in registries]
     monkeypatch.syspath_prepend(tmp_path)
     yield file
@@ -144,11 +157,13 @@ def test_own_methods_are_in_the_command_s_list(
     plain = capsys.readouterr().out
     assert all(f"detector: {name}" in plain for name in DETECTORS)
     assert all(f"mitigation: {name}" in plain for name in MITIGATIONS)
+    assert all(f"localization: {name}" in plain for name in METHODS)
     assert all(f"measure: {name}" in plain for name in MEASURES)
     assert call(monkeypatch, "methods", str(own)) == 0
     text = capsys.readouterr().out
     assert "detector: letters (worth=2.0)\n    nobody" in text
     assert "mitigation: halfway (share=0.5)\n    nobody" in text
+    assert "localization: first neurons (turn=-1)\n    nobody" in text
     assert "measure: redness (higher is better)\n    How red the pictures are." in text
     assert call(monkeypatch, "methods", "none.py") == 2
     assert "FILE.py must be a Python file, got none.py" in capsys.readouterr().err

@@ -1,4 +1,4 @@
-"""``nemo-kit methods``: detectors, mitigations and measures, with those of one's own files."""
+"""``nemo-kit methods``: what comparisons have, with what one's own files register."""
 
 from __future__ import annotations
 
@@ -16,19 +16,22 @@ def methods(
         typer.Argument(metavar="[FILE.py]...", help="Files of your own that register some."),
     ] = None,
 ) -> None:
-    """List the detectors, mitigations and measures that comparisons have.
+    """List the detectors, mitigations, localization methods and measures that comparisons have.
 
     A file of your own adds one by `@detector("its name")` above a function (model, prompt, seeds),
-    by a class of `Mitigation` with a `name`, or by `@measure("its name")` above a function of what
-    was drawn (`metrics.Seen`). Only name files you trust: they are run.
+    by `@method("its name")` above one (model, prompt, seeds, budget), by a class of `Mitigation`
+    with a `name`, or by `@measure("its name")` above a function of what was drawn (`metrics.Seen`).
+    Only name files you trust: they are run.
     """
     from nemo_kit.detectors import DETECTORS
+    from nemo_kit.localization.methods import METHODS
     from nemo_kit.metrics import MEASURES
     from nemo_kit.mitigation import MITIGATIONS
 
     for file in files or ():
         _run(file)
-    for kind, known in (("detector", DETECTORS), ("mitigation", MITIGATIONS)):
+    kinds = {"detector": DETECTORS, "mitigation": MITIGATIONS, "localization": METHODS}
+    for kind, known in kinds.items():
         for name, one in known.items():
             told = ", ".join(f"{key}={_short(value)}" for key, value in _options(one).items())
             print(f"{kind}: {name}" + (f" ({told})" if told else "") + f"\n    {one.source}")

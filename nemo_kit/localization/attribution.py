@@ -45,7 +45,7 @@ def first_order_effects(
         with torch.enable_grad():
             blocked = _gated(draw, gates, noise[part], text)
             pairs = zip(blocked.split(1), unblocked[part].split(1), strict=True)
-            rise = sum(_objective(*pair, settings) for pair in pairs)
+            rise = sum(objective(*pair, settings) for pair in pairs)
             found = torch.autograd.grad(rise, list(gates.values()))  # of each seed, its own
         return {layer: slope.sum(dim=(0, 1)) for layer, slope in zip(gates, found, strict=True)}
 
@@ -76,8 +76,11 @@ def _gated(draw: Differences, gates: dict[int, Tensor], noise: Tensor, text: Ten
     return noise_differences(prediction, noise)
 
 
-def _objective(blocked: Tensor, unblocked: Tensor, settings: SimilaritySettings) -> Tensor:
-    """The similarity; where a scale is anti-correlated, its slope is none, minus the distance."""
+def objective(blocked: Tensor, unblocked: Tensor, settings: SimilaritySettings) -> Tensor:
+    """The similarity; where a scale is anti-correlated, its slope is none, minus the distance.
+
+    Returns a number. Parameters: `blocked`, `unblocked`, [1, C, H, W] noise differences.
+    """
     value = similarity(unblocked, blocked, settings).sum()
     if value > 0:
         return value

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 import pandas as pd
 
-from nemo_kit.keys import versions
+from nemo_kit.keys import ALGORITHMS, versions
 from nemo_kit.store.runs import run, tidy
 from nemo_kit.store.work import Keyed, ModelRef, check_gpus, model_key, opened
 
@@ -211,7 +211,7 @@ class Localize(PerPrompt):
 class Thresholds(PerPrompt):
     """``localize_thresholds`` as the work on one prompt."""
 
-    name, rooms = "thresholds", ("localization",)
+    name, rooms = "thresholds", ALGORITHMS
 
     def __call__(self, prompt: str) -> Any:
         """Rows, as ``localize_thresholds`` gives them."""

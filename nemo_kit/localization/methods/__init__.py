@@ -1,0 +1,33 @@
+"""Localization methods of the field behind one interface, beside NeMo: who finds the neurons?
+
+Scope: each is one file with a function under `@method("its name")`, called with model, prompt,
+seeds and a budget of denoiser samples; it scores each searched neuron. `rank` calls one, `rankings`
+all of them over prompts, through a store. A file or notebook cell of one's own adds one.
+- `nemo`: NeMo in its search modes
+- `z_score`, `activation`: the two halves of its Algorithm 2 alone
+- `gradient`, `integrated`: first-order effects at open gates, and along the way to them
+- `patching`: each neuron switched off by itself; the exact reference
+- `slimming`, `hard_concrete`: learned gates
+- `wanda`: weights times inputs
+- `chance`: at random, with NeMo's count in each layer
+- `base`, `memory`, `learning`, `many`: what they share; their losses are in `memory`
+Source: each names its own.
+"""
+
+from nemo_kit.localization.methods import (  # noqa: F401
+    activation,
+    chance,
+    gradient,
+    hard_concrete,
+    integrated,
+    nemo,
+    patching,
+    slimming,
+    wanda,
+    z_score,
+)
+from nemo_kit.localization.methods.base import METHODS, Method, Ranking, find, method, rank
+from nemo_kit.localization.methods.many import rankings
+from nemo_kit.localization.methods.memory import LOSSES, Memory
+
+__all__ = ["LOSSES", "METHODS", "Memory", "Method", "Ranking", "find", "method", "rank", "rankings"]
