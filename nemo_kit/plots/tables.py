@@ -37,7 +37,7 @@ def table(
     axes.set(xlim=(0, width), ylim=(height, 0))
     axes.axis("off")
     heads = list(dict.fromkeys(cells.columns.get_level_values(0)))
-    names = 0.3 + 0.068 * max(map(len, map(str, cells.index)))
+    names = 0.1 + 0.061 * max(map(len, map(str, cells.index)))
     step = (width - min(names, 0.4 * width) - 0.12 * (len(heads) - 1)) / len(cells.columns)
     ends = [
         width
@@ -52,7 +52,7 @@ def table(
         axes.plot([left, own[-1]], [0.29, 0.29], color="black", linewidth=0.5)
     for end, (_, name) in zip(ends, cells.columns, strict=True):
         axes.text(end, 0.43, name, ha="right", va="center", fontsize=7)
-    size = 7 if len(ends) < 9 else 6.5
+    size, small = (7, 5.5) if len(ends) < 9 else (6.5, 5)
     for place, (name, row) in enumerate(cells.iterrows()):
         y = HEAD + ROW * (place + 0.5)
         axes.text(0, y, plain(str(name)), va="center")
@@ -61,7 +61,9 @@ def table(
         for x, text in zip(ends, row, strict=True):
             first, _, second = str(text).partition("\n")
             axes.text(x, y - 0.055 * bool(second), first, ha="right", va="center", fontsize=size)
-            axes.text(x, y + 0.065, second, ha="right", va="center", fontsize=5.5, color="#555555")
+            axes.text(
+                x, y + 0.065, second, ha="right", va="center", fontsize=small, color="#555555"
+            )
     for y, line in ((0.05, 1.0), (HEAD - 0.04, 0.6), (HEAD + ROW * len(cells) + 0.02, 1.0)):
         axes.axhline(y, color="black", linewidth=line)
     axes.text(0, height - 0.02, note, va="bottom", fontsize=6.5, color="#444444")
