@@ -260,7 +260,7 @@ def test_an_own_method_is_checked(registered: dict[str, Method], toy_model: Diff
         method("bad")(lambda model, prompt: None)
     wrong = {
         r"must return scores of layers \[1, 2, .*got None": lambda *_, **__: None,
-        r"must score \d+ neurons in layer 1, got 2": lambda *_, **__: {
+        r"scores of layer 1 must be \d+, one a neuron, got 2": lambda *_, **__: {
             k: torch.ones(2) for k in widths
         },
         "index 9999 in layer 1 is out of range": lambda *_, **__: (

@@ -3,14 +3,9 @@
 Scope: each is one file with a function under `@method("its name")`, called with model, prompt,
 seeds and a budget of denoiser samples; it scores each searched neuron. `rank` calls one, `rankings`
 all of them over prompts, through a store. A file or notebook cell of one's own adds one.
-- `nemo`: NeMo in its search modes
-- `z_score`, `activation`: the two halves of its Algorithm 2 alone
-- `gradient`, `integrated`: first-order effects at open gates, and along the way to them
-- `patching`: each neuron switched off by itself; the exact reference
-- `slimming`, `hard_concrete`: learned gates
-- `wanda`: weights times inputs
-- `chance`: at random, with NeMo's count in each layer
-- `base`, `memory`, `learning`, `many`: what they share; their losses are in `memory`
+`z_score` and `activation` are the two halves of NeMo's Algorithm 2 alone, `patching` is the exact
+reference, `chance` what all must beat; `base`, `memory` (their losses), `learning` and `many` are
+what they share.
 Source: each names its own.
 """
 

@@ -2,15 +2,11 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 from torch import Tensor
 
 from nemo_kit.localization.candidates import text_activations
 from nemo_kit.localization.methods.base import method
-
-if TYPE_CHECKING:
-    from nemo_kit.models import DiffusionModel
+from nemo_kit.models.base import DiffusionModel
 
 VERSION = 1  # raised where results change (see nemo_kit.keys)
 

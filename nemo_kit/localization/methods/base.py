@@ -1,7 +1,6 @@
 """What a localization method is, its registry, and one call of it with what it cost.
 
-Source: ours; for the way of comparing, Chang et al., "Do Localization Methods Actually Localize
-Memorized Data in LLMs?", NAACL 2024.
+Source: Chang et al., NAACL 2024, for the way of comparing.
 """
 
 from __future__ import annotations
@@ -9,7 +8,8 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, TypeVar
+from functools import cached_property
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
@@ -17,12 +17,10 @@ from torch import Tensor
 
 from nemo_kit import registry
 from nemo_kit.checks import HALF_PRECISION, check_seeds, check_text, check_whole
+from nemo_kit.layers import Projection
+from nemo_kit.models.base import DiffusionModel
 from nemo_kit.neurons import Neuron, NeuronSet
 from nemo_kit.registry import Registered, check_takes
-
-if TYPE_CHECKING:
-    from nemo_kit.layers import Projection
-    from nemo_kit.models import DiffusionModel
 
 SEEDS = range(1, 5)
 Scores = Mapping[int, Tensor]  # layer -> [width]
@@ -69,10 +67,7 @@ def method(name: str, follows: str = "none", **options: Any) -> Callable[[Functi
 
 
 def find(which: str | Method | Callable[..., Any]) -> Method:
-    """A registered method by its name, or any function as one.
-
-    Raises ValueError for an unknown name, TypeError for what can't be called.
-    """
+    """A registered method by its name (else ValueError), or any function as one."""
     return registry.find("method", Method, METHODS, which)
 
 
@@ -93,11 +88,11 @@ class Ranking:
     samples: int
     seconds: float
 
-    @property
+    @cached_property
     def order(self) -> list[Neuron]:
         """All neurons by falling score; equal ones by layer and index."""
-        every = ((k, index) for k, own in self.scores.items() for index in range(len(own)))
-        return sorted(every, key=lambda one: (-self.scores[one[0]][one[1]].item(), one))
+        known = ((-v, k, i) for k, own in self.scores.items() for i, v in enumerate(own.tolist()))
+        return [(layer, index) for _, layer, index in sorted(known)]
 
     def best(self, count: int) -> NeuronSet:
         """The `count` neurons of the highest scores."""
@@ -106,15 +101,10 @@ class Ranking:
 
     def to_row(self) -> dict[str, Any]:
         """Plain values for one row of a table: scores layer by layer, sets as JSON or None."""
-        return {
-            "prompt": self.prompt,
-            "method": self.method,
-            "loss": self.loss,
-            "scores": torch.cat([self.scores[layer] for layer in sorted(self.scores)]).tolist(),
-            "found": None if self.found is None else self.found.to_json(),
-            "samples": self.samples,
-            "seconds": self.seconds,
-        }
+        scores = torch.cat([self.scores[layer] for layer in sorted(self.scores)]).tolist()
+        found = None if self.found is None else self.found.to_json()
+        own = {name: getattr(self, name) for name in self.__dataclass_fields__}
+        return own | {"scores": scores, "found": found}
 
     @classmethod
     def from_row(cls, row: Mapping[str, Any], layers: Iterable[Projection]) -> Ranking:
@@ -168,16 +158,11 @@ def _checked(name: str, scores: Any, model: DiffusionModel) -> dict[int, Tensor]
         )
     clean = {k: torch.as_tensor(scores[k]).detach().float().cpu().flatten() for k in widths}
     for layer, own in clean.items():
+        told = f"method {name!r}: scores of layer {layer}"
         if len(own) != widths[layer]:
-            raise ValueError(
-                f"method {name!r} must score {widths[layer]} neurons in layer {layer}, got "
-                f"{len(own)}"
-            )
+            raise ValueError(f"{told} must be {widths[layer]}, one a neuron, got {len(own)}")
         if not torch.isfinite(own).all():
-            raise FloatingPointError(
-                f"{name}: scores of layer {layer} became NaN or infinite in {model.dtype} "
-                f"({HALF_PRECISION})"
-            )
+            raise FloatingPointError(f"{told} became NaN or infinite ({HALF_PRECISION})")
     return clean
 
 

@@ -2,18 +2,14 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 import torch
 from torch import Tensor
 
 from nemo_kit.localization.methods.base import method
 from nemo_kit.localization.methods.nemo import nemo
 from nemo_kit.mitigation.base import draw_seed
+from nemo_kit.models.base import DiffusionModel
 from nemo_kit.neurons import NeuronSet
-
-if TYPE_CHECKING:
-    from nemo_kit.models import DiffusionModel
 
 VERSION = 1  # raised where results change (see nemo_kit.keys)
 

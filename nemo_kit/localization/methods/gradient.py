@@ -2,17 +2,13 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 import numpy as np
 import torch
 from torch import Tensor
 
 from nemo_kit.localization.methods.base import by_layer, method
 from nemo_kit.localization.methods.memory import LOSSES, Memory, rounds
-
-if TYPE_CHECKING:
-    from nemo_kit.models import DiffusionModel
+from nemo_kit.models.base import DiffusionModel
 
 VERSION = 1  # raised where results change (see nemo_kit.keys)
 

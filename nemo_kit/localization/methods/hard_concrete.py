@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -13,10 +12,8 @@ from nemo_kit.localization.methods.base import by_layer, method
 from nemo_kit.localization.methods.learning import learn
 from nemo_kit.localization.methods.memory import LOSSES, Memory, rounds
 from nemo_kit.mitigation.base import draw_seed
+from nemo_kit.models.base import DiffusionModel
 from nemo_kit.neurons import NeuronSet
-
-if TYPE_CHECKING:
-    from nemo_kit.models import DiffusionModel
 
 VERSION = 1  # raised where results change (see nemo_kit.keys)
 STEPS, RATE = 100, 0.2

@@ -1,9 +1,7 @@
 """Learned gates: which closed neurons lose the memory at the least price?
 
-Scope: the optimisation that `slimming` and `hard_concrete` share. Chang et al. learn the mask that
-keeps a text; what is asked here is what to switch off, so the mask that loses the picture is
-learned, and the price is on closed neurons.
-Source: Chang et al., NAACL 2024 (learned masks), restated.
+Source: Chang et al., NAACL 2024. They learn the mask that keeps a text; what is asked here is what
+to switch off, so the mask that loses the picture is learned, and the price is on closed neurons.
 """
 
 from __future__ import annotations

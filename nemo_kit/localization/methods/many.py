@@ -1,23 +1,18 @@
-"""Every registered method over prompts, through the store.
-
-Source: ours; the methods name their own.
-"""
+"""Every registered method over prompts, through the store."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import pandas as pd
 
 from nemo_kit.checks import check_seeds
 from nemo_kit.localization.methods.base import METHODS, SEEDS, Ranking, find, rank
+from nemo_kit.models.base import DiffusionModel
 from nemo_kit.store import Keyed, run, tidy
-
-if TYPE_CHECKING:
-    from nemo_kit.models import DiffusionModel
 
 
 def rankings(

@@ -11,8 +11,6 @@ All are unguided, at detection's timestep; "image" has one timestep for each see
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 import numpy as np
 import torch
 from torch import Tensor
@@ -25,10 +23,8 @@ from nemo_kit.localization.methods.base import by_layer
 from nemo_kit.memory import BatchSize
 from nemo_kit.mitigation.audit import image_latents
 from nemo_kit.mitigation.gap import norms
+from nemo_kit.models.base import DiffusionModel
 from nemo_kit.similarity import noise_differences
-
-if TYPE_CHECKING:
-    from nemo_kit.models import DiffusionModel
 
 LOSSES = {
     "score": "memorization score to the ungated prediction",

@@ -2,18 +2,14 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 from torch import Tensor
 
 from nemo_kit.calibration import check_statistics, check_threshold
 from nemo_kit.localization.methods.base import method, squashed
 from nemo_kit.localization.methods.z_score import absolute_z
 from nemo_kit.localization.nemo import Run
+from nemo_kit.models.base import DiffusionModel
 from nemo_kit.neurons import NeuronSet
-
-if TYPE_CHECKING:
-    from nemo_kit.models import DiffusionModel
 
 VERSION = 1  # raised where results change (see nemo_kit.keys)
 LOSS = "memorization score"

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 import numpy as np
 import torch
 from torch import Tensor
@@ -12,9 +10,7 @@ from nemo_kit.localization.methods.base import by_layer, method, squashed
 from nemo_kit.localization.methods.memory import LOSSES, Memory, rounds
 from nemo_kit.localization.methods.z_score import absolute_z
 from nemo_kit.memory import fitting
-
-if TYPE_CHECKING:
-    from nemo_kit.models import DiffusionModel
+from nemo_kit.models.base import DiffusionModel
 
 VERSION = 1  # raised where results change (see nemo_kit.keys)
 
