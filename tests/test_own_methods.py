@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 import importlib
+import re
 import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import matplotlib as mpl
 import pandas as pd
 import pytest
-from books import cell, cells, house, run
+from books import ROOT, cell, cells, house, run, run_cells
+from matplotlib import pyplot as plt
 from test_cli import call
+from test_notebooks import needs_lab
 
 from nemo_kit import NeuronSet
 from nemo_kit.detector_scores import detector_scores
@@ -148,6 +152,36 @@ def test_a_mitigation_without_defaults_is_told(own: Path) -> None:
     assert MITIGATIONS["needy"] is Needy
     with pytest.raises(TypeError, match=r"'needy' must have defaults .* missing .* 'much'"):
         table_rows(Found(SETS))
+
+
+@needs_lab
+def test_an_own_localization_method_is_in_every_table_of_the_benchmark(
+    own: Path, tmp_path: Path
+) -> None:
+    importlib.import_module("my_methods")
+    kept = {"|z|", "random", "first neurons"}
+    small: dict[str, Any] = {"known": 2, "natural": 1, "other": 1, "seeds": 2, "budget": 40}
+    small |= {"budgets": [20], "most": 2, "images": 1, "steps": 1, "audited": 1, "audit_steps": 1}
+    folder = tmp_path / "figures"
+    with mpl.rc_context():
+        run_cells(
+            "12_who_finds_them", out=str(folder), store=str(tmp_path / "store"), device="cpu",
+            without=[name for name in METHODS if name not in kept], **small,
+        )  # fmt: skip
+    plt.close("all")
+    for name in ("injection", "grades", "damage", "consistency", "resurfacing", "cost"):
+        rows = pd.read_csv(folder / f"{name}.csv")
+        assert rows["method"].str.contains("first neurons").any(), name
+    assert "first neurons" in set(pd.read_csv(folder / "deletion.csv")["setting"])
+    file = pd.read_parquet(folder / "benchmark.parquet")
+    mine = file[file["method"] == "first neurons"]
+    parts = {"injection", "deletion", "damage", "consistency", "resurfacing", "cost"}
+    assert set(mine["part"]) == parts
+    assert (mine["loss"] == "none").all()
+    assert mine.query("measure == 'samples'")["mean"].tolist() == [0]
+    page = (ROOT / "docs" / "benchmark.md").read_text("utf-8").partition("## The results file")[2]
+    schema = re.findall(r"^\| `(\w+)` \|", page, flags=re.MULTILINE)
+    assert list(file) == schema, "the page tells the file's columns"
 
 
 def test_own_methods_are_in_the_command_s_list(
