@@ -106,7 +106,7 @@ def with_scheduler(folder: Path, kind: str, **changes: Any) -> str:
 
 @pytest.mark.parametrize("kind", ["EulerDiscreteScheduler", "UniPCMultistepScheduler"])
 def test_pictures_are_those_of_the_pipelines_own_scheduler(kind: str, tmp_path: Path) -> None:
-    """Clipped latents differ by 11 of 255; another solver of the same process by less than 1."""
+    """Clipped latents differ by 11 of 255; another solver of the same process by less than 2."""
     name, prompt = with_scheduler(tmp_path / "m", kind), lab.prompts("verbatim").prompt[0]
     model = load(name, device="cpu")
     found = generate(model, prompt, [1], guidance=3, steps=50)[0]
@@ -117,7 +117,7 @@ def test_pictures_are_those_of_the_pipelines_own_scheduler(kind: str, tmp_path: 
     start = model.noise([1]) * 1.0
     drawn = pipeline(prompt, latents=start, guidance_scale=3, output_type="np").images[0]
     difference = np.abs(found.squeeze() / 255 - drawn).mean() * 255
-    assert difference < 1.5, difference
+    assert difference < 2.5, difference
 
 
 def test_the_embedded_model_reads_as_before(tmp_path: Path) -> None:
