@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Iterator
 from types import SimpleNamespace
@@ -11,7 +12,7 @@ import matplotlib as mpl
 import numpy as np
 import pandas as pd
 import pytest
-from books import cell, house, run
+from books import NOTEBOOKS, cell, house, run
 from matplotlib import pyplot as plt
 
 from nemo_kit.mitigation import Cut
@@ -366,3 +367,14 @@ def test_means_over_prompts_have_bootstrap_intervals() -> None:
     told = names["told"](frame, ["x"], ["method"]).set_index("method")
     assert told["mean"].to_dict() == {"m": 0.75, "n": 2}
     assert told["prompts"].to_dict() == {"m": 2, "n": 1}
+
+
+def test_the_metric_that_notebook_07_proposes_runs() -> None:
+    text = (NOTEBOOKS / "07_quality.ipynb").read_text(encoding="utf-8")
+    cells_of = json.loads(text)["cells"]
+    [block] = [b for c in cells_of for b in re.findall(r"```python\n(.+?)```", "".join(c["source"]),
+                                                       flags=re.DOTALL)]  # fmt: skip
+    grey, red = np.full((4, 4, 3), 99, np.uint8), np.zeros((4, 4, 3), np.uint8)
+    red[..., 0] = 200
+    made = pd.DataFrame({"choice": ["none", "random"], "neurons": [0, 3], "image": [grey, red]})
+    assert run([block], house(made=made))["made"]["colour"].tolist() == [0, 200]

@@ -12,10 +12,16 @@ from typing import Any
 
 from checks.exercise import Exercise, Feedback, Open, Wrong
 from checks.pictures import pictures
+from checks.progress import answered, listen, solution, solutions, tried
 
 LESSONS = range(1, 9)
 
-__all__ = ["LESSONS", "Exercise", "Feedback", "Open", "Wrong", "check", "exercises", "pictures"]
+__all__ = [
+    "LESSONS", "Exercise", "Feedback", "Open", "Wrong", "check", "exercises", "pictures",
+    "solution", "solutions",
+]  # fmt: skip
+
+listen()
 
 
 @cache
@@ -27,16 +33,26 @@ def exercises(lesson: int) -> dict[str, Exercise]:
 
 
 def check(exercise: str, answer: Any) -> None:
-    """Run the answer to an exercise against what is right, and say so.
+    """Run the answer to an exercise against what is right, and say so, or that it is open yet.
 
     Parameters: `exercise`, its number in the notebook as text; `answer`, the function or value.
-    Raises `Open` where nothing was put in yet and `Wrong` with an explanation where the answer is
-    not right; ValueError for an exercise there is not.
+    Raises `Wrong` with an explanation where the answer is not right; ValueError for an exercise
+    there is not.
     """
     lesson = str(exercise).partition(".")[0]
     known = exercises(int(lesson)) if lesson in map(str, LESSONS) else {}
     if exercise not in known:
         listed = ", ".join(known) or f"a number such as 1.1, lessons {LESSONS[0]}–{LESSONS[-1]}"
         raise ValueError(f"exercise must be one of {listed}; got {exercise!r}")
-    known[exercise].check(answer, exercise)
+    answered.discard(exercise)
+    try:
+        known[exercise].check(answer, exercise)
+    except Open as told:
+        print(f"○ {told}")
+        return
+    except Wrong:
+        tried.add(exercise)
+        raise
+    tried.add(exercise)
+    answered.add(exercise)
     print(f"✓ {exercise} is right: {known[exercise].title}")

@@ -84,7 +84,10 @@ class Exercise:
             raise Wrong(f"{name}: {self._explain(results, cases)}")
 
     def _open(self, name: str) -> Open:
-        return Open(f"Exercise {name} ({self.title}) is open: put your answer where the … is.")
+        return Open(
+            f"Exercise {name} ({self.title}) is open: put your answer where the … is. After an "
+            f'attempt solution("{name}") puts ours in its place.'
+        )
 
     def _check_value(self, answer: Any, name: str) -> None:
         if not same(answer, self.solution):
@@ -144,7 +147,7 @@ def _call(function: Callable, case: tuple) -> Any:
 
 def same(got: Any, wanted: Any) -> bool:
     """Equal up to rounding; tensors, arrays and numbers alike, containers part by part."""
-    got, wanted = _plain(got), _plain(wanted)
+    got, wanted = _parts(_plain(got), wanted), _plain(wanted)
     if isinstance(wanted, Mapping):
         return (
             isinstance(got, Mapping)
@@ -167,7 +170,7 @@ def same(got: Any, wanted: Any) -> bool:
 
 def shape_feedback(got: Any, wanted: Any) -> str:
     """What is wrong with the form of an answer; empty where only its values may be."""
-    got, wanted = _plain(got), _plain(wanted)
+    got, wanted = _parts(_plain(got), wanted), _plain(wanted)
     first, second = _array(got), _array(wanted)
     if second is None:
         expected, came = type(wanted).__name__, type(got).__name__
@@ -182,6 +185,14 @@ def shape_feedback(got: Any, wanted: Any) -> str:
 def _plain(value: Any) -> Any:
     """A NumPy scalar as Python's own number, truth value or text; anything else as it is."""
     return value.item() if isinstance(value, np.generic) else value
+
+
+def _parts(got: Any, wanted: Any) -> Any:
+    """An array or tensor as the list of its rows, where several parts are wanted."""
+    several = isinstance(wanted, (tuple, list)) and not _numbers(wanted)
+    if several and isinstance(got, (np.ndarray, torch.Tensor)) and got.ndim:
+        return type(wanted)(got)
+    return got
 
 
 def _numbers(values: Sequence[Any]) -> bool:

@@ -7,11 +7,14 @@ Salimans, Ho, "Progressive Distillation" (ICLR 2022), appendix D (v-prediction);
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import Any
+
 import numpy as np
 import torch
 from torch import Tensor
 
-from checks.exercise import Exercise, wrong
+from checks.exercise import Exercise, Wrong, wrong
 
 
 def _latents(rng: np.random.Generator, count: int) -> list[Tensor]:
@@ -41,6 +44,63 @@ def _ddim(noisy: Tensor, noise: Tensor, kept: float, kept_next: float) -> Tensor
 def _ddim_inputs(rng: np.random.Generator) -> tuple:
     level = float(rng.uniform(0.2, 0.5))
     return (*_latents(rng, 2), level, level + float(rng.uniform(0.1, 0.4)))
+
+
+Predict = Callable[[Tensor, Tensor], Tensor]
+
+
+def _guided(
+    predict: Predict, latent: Tensor, with_text: Tensor, without: Tensor, scale: float
+) -> Tensor:
+    both = predict(torch.cat([latent, latent]), torch.cat([with_text, without]))
+    text, plain = both.chunk(2)
+    return plain + scale * (text - plain)
+
+
+def _two_calls(
+    predict: Predict, latent: Tensor, with_text: Tensor, without: Tensor, scale: float
+) -> Tensor:
+    text, plain = predict(latent, with_text), predict(latent, without)
+    return plain + scale * (text - plain)
+
+
+def _from_text(
+    predict: Predict, latent: Tensor, with_text: Tensor, without: Tensor, scale: float
+) -> Tensor:
+    return _guided(predict, latent, with_text, without, scale + 1)
+
+
+def _turned(
+    predict: Predict, latent: Tensor, with_text: Tensor, without: Tensor, scale: float
+) -> Tensor:
+    return _guided(predict, latent, without, with_text, scale)
+
+
+def _counted(guided: Callable[..., Any]) -> Callable[..., Any]:
+    """Gives an answer a denoiser that counts its calls: what comes out, and their sizes."""
+
+    def run(latent: Tensor, with_text: Tensor, without: Tensor, scale: float) -> Any:
+        sizes = []
+
+        def predict(latents: Tensor, embeddings: Tensor) -> Tensor:
+            if len(latents) != len(embeddings):
+                raise Wrong(
+                    f"predict needs an embedding for each latent; it got {len(embeddings)} for "
+                    f"{len(latents)}."
+                )
+            sizes.append(len(latents))
+            return latents * embeddings.mean((1, 2))[:, None, None, None] + 1
+
+        got = guided(predict, latent, with_text, without, scale)
+        return got if got is None or got is ... else (got, sizes)
+
+    return run
+
+
+def _guidance_inputs(rng: np.random.Generator) -> tuple:
+    shapes = ((1, 4, 8, 8), (1, 6, 5), (1, 6, 5))
+    tensors = (torch.from_numpy(rng.normal(size=shape)).float() for shape in shapes)
+    return (*tensors, float(rng.uniform(2, 8)))
 
 
 EXERCISES = {
@@ -95,16 +155,19 @@ EXERCISES = {
         "the latent at the next level",
     ),
     "1.5": Exercise(
-        "guidance",
-        lambda without, with_text, scale: without + scale * (with_text - without),
+        "guidance in one call",
+        _guided,
         wrong(
-            lambda without, with_text, scale: with_text + scale * (with_text - without),
+            _two_calls,
+            "the prediction is right, but the denoiser was called twice: one batch holds both.",
+            _from_text,
             "start from the prediction without text: at scale 1 the result must be the one "
             "with text.",
-            lambda without, with_text, scale: without + scale * with_text,
-            "it is the difference between the two predictions that is scaled.",
+            _turned,
+            "the halves have changed places: which embedding did you put first?",
         ),
-        lambda rng: (*_latents(rng, 2), float(rng.uniform(2, 8))),
-        "a prediction of the same shape",
+        _guidance_inputs,
+        "a prediction of the latent's shape",
+        harness=_counted,
     ),
 }

@@ -28,6 +28,11 @@ def _pairs(vectors: np.ndarray) -> np.ndarray:
     return (vectors @ vectors.T)[np.triu_indices(len(vectors), 1)]
 
 
+def _rates(similarities: np.ndarray, threshold: float) -> tuple[float, float]:
+    copies = similarities > threshold
+    return float(copies.mean()), float(copies.any(axis=1).mean())
+
+
 def _types(similarities: np.ndarray, of: object = np.max) -> list[str]:
     return ["VM" if of(row) > 0.7 else "TM" for row in similarities]
 
@@ -68,16 +73,23 @@ EXERCISES = {
         "a pair (places [N], cosines [N])",
     ),
     "2.3": Exercise(
-        "the share of copies",
-        lambda similarities, threshold: float((similarities > threshold).mean()),
+        "how often, by pictures and by prompts",
+        _rates,
         wrong(
-            lambda similarities, threshold: float((similarities > threshold).sum()),
-            "that is their number; a share lies between 0 and 1.",
-            lambda similarities, threshold: float((similarities < threshold).mean()),
-            "that is the share of pictures that are no copies.",
+            lambda similarities, threshold: tuple(
+                float(n) for n in ((similarities > threshold).sum(), _rates(similarities, 0.7)[1])
+            ),
+            "the first is a number of pictures; a share lies between 0 and 1.",
+            lambda similarities, threshold: (
+                _rates(similarities, threshold)[0],
+                float((similarities > threshold).all(axis=1).mean()),
+            ),
+            "your second share asks that *every* seed copies; one copy is enough.",
+            lambda similarities, threshold: _rates(similarities, threshold)[::-1],
+            "the two have changed places: pictures first, then prompts.",
         ),
-        lambda rng: (rng.uniform(0, 1, 20), 0.7),
-        "a share between 0 and 1",
+        lambda rng: (*_similarities(rng), 0.7),
+        "a pair (share of pictures, share of prompts)",
     ),
     "2.4": Exercise(
         "verbatim or template, from ten generations",

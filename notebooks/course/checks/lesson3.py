@@ -24,6 +24,10 @@ def _attention(queries: Tensor, keys: Tensor, values: Tensor) -> Tensor:
     return scores.softmax(dim=1) @ values
 
 
+def _contribution(weights: Tensor, values: Tensor, out: Tensor, neuron: int) -> Tensor:
+    return torch.outer(weights @ values[:, neuron], out[:, neuron])
+
+
 def _zero(output: Tensor, neurons: list[int]) -> Tensor:
     gains = torch.ones(output.shape[-1])
     gains[neurons] = 0
@@ -96,19 +100,6 @@ def _some(rng: np.random.Generator, width: int) -> list[int]:
 
 EXERCISES = {
     "3.1": Exercise(
-        "how many neurons NeMo searches in the lab model",
-        576,  # 2·32 + 2·64 + 3·128
-        wrong(
-            1248,
-            "that is the width of all 16 value layers; NeMo leaves the up-blocks.",
-            7,
-            "that is the number of layers; each of their output features is a neuron.",
-            448,
-            "the mid-block's layer is searched too.",
-        ),
-        returns="one whole number",
-    ),
-    "3.2": Exercise(
         "attention by hand",
         _attention,
         wrong(
@@ -121,7 +112,7 @@ EXERCISES = {
         lambda rng: tuple(_tensors(rng, (6, 4), (5, 4), (5, 3))),
         "a tensor [pixels, width of the values]",
     ),
-    "3.3": Exercise(
+    "3.2": Exercise(
         "zero some neurons of an output",
         _zero,
         wrong(
@@ -133,7 +124,7 @@ EXERCISES = {
         lambda rng: (*_tensors(rng, (2, 6, 8)), _some(rng, 8)),
         "a tensor of the same shape",
     ),
-    "3.4": Exercise(
+    "3.3": Exercise(
         "a hook that cleans up after itself",
         _zeroed,
         wrong(
@@ -147,17 +138,26 @@ EXERCISES = {
         "a context manager zeroed(module, neurons)",
         harness=_trial,
     ),
-    "3.5": Exercise(
-        "what a prompt's value activations cost",
-        0,
+    "3.4": Exercise(
+        "what one neuron adds",
+        _contribution,
         wrong(
-            1,
-            "does a value layer see the noisy latent at all? Look at its input.",
-            10,
-            "do the seeds change what a value layer sees? Look at its input.",
-            50,
-            "does the time step change what a value layer sees? Look at its input.",
+            lambda weights, values, out, neuron: torch.outer(
+                weights @ values[:, neuron], out[neuron]
+            ),
+            "a neuron meets the *column* of `out` that belongs to it: which features does it feed?",
+            lambda weights, values, out, neuron: torch.outer(
+                values[:, neuron].mean().expand(len(weights)), out[:, neuron]
+            ),
+            "each pixel mixes the tokens by its own weights; yours takes them all alike.",
+            lambda weights, values, out, neuron: weights @ values @ out.T,
+            "that is what all neurons add together.",
         ),
-        returns="one whole number",
+        lambda rng: (
+            _tensors(rng, (6, 5))[0].softmax(dim=1),
+            *_tensors(rng, (5, 4), (4, 4)),
+            int(rng.integers(4)),
+        ),
+        "a tensor [pixels, features]",
     ),
 }

@@ -55,6 +55,19 @@ def _layer(rng: np.random.Generator) -> tuple[Tensor, Tensor, float, int]:
     return activation, z, 4.0, 2
 
 
+def _z(activation: Tensor, hold_out: Tensor, correction: int = 1) -> Tensor:
+    distance = activation - hold_out.mean(dim=0)
+    return torch.where(distance == 0, 0.0, distance / hold_out.std(dim=0, correction=correction))
+
+
+def _hold_out(rng: np.random.Generator) -> tuple[Tensor, Tensor]:
+    """Activations of a prompt and of hold-out ones; the last neuron is the same for all."""
+    hold_out = torch.from_numpy(rng.uniform(0.2, 2, (7, 9))).float()
+    activation = torch.from_numpy(rng.uniform(0.2, 2, 9)).float()
+    hold_out[:, -1] = activation[-1] = 0.5
+    return activation, hold_out
+
+
 def _widen(score: Score, propose: Proposal, threshold: float) -> tuple[float, int]:
     theta, k = 5.0, 0
     while score(propose(theta, k)) > threshold and theta > 1.0:
@@ -139,15 +152,19 @@ EXERCISES = {
         "a tensor [width]",
     ),
     "5.2": Exercise(
-        "z-scores",
-        lambda activation, mean, std: (activation - mean) / std,
+        "z-scores against hold-out prompts",
+        _z,
         wrong(
-            lambda activation, mean, std: (activation - mean) / std**2,
-            "that divides by the variance; z counts standard deviations.",
-            lambda activation, mean, std: activation / std,
+            lambda activation, hold_out: (activation - hold_out.mean(0)) / hold_out.std(0),
+            "a neuron that never varies and is as ever gives 0/0: it is not unusual, so z is 0.",
+            lambda activation, hold_out: _z(activation, hold_out, 0),
+            "right but for the deviation: of a sample, so divide by the number minus one.",
+            lambda activation, hold_out: _z(activation + hold_out.mean(0), hold_out),
             "how far from its usual value? The mean has to be taken off.",
+            lambda activation, hold_out: (activation - hold_out.mean()) / hold_out.std(),
+            "each neuron has its own mean and deviation: take them over the prompts only.",
         ),
-        lambda rng: tuple(torch.from_numpy(rng.uniform(0.2, 2, 9)).float() for _ in range(3)),
+        _hold_out,
         "a tensor [width]",
     ),
     "5.3": Exercise(

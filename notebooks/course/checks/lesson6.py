@@ -6,6 +6,7 @@ Source: Hintersdorf et al., "Finding NeMo" (NeurIPS 2024), Algorithm 4.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
+from itertools import combinations, permutations
 
 import numpy as np
 
@@ -87,18 +88,49 @@ def _two_ways(rng: np.random.Generator) -> tuple[Score, Layers, float]:
     return score, layers, 0.5
 
 
+def _bill(rng: np.random.Generator) -> tuple[Layers, Layers]:
+    _, layers, _ = _two_ways(rng)
+    sizes = rng.integers(2, 9, 5).tolist()
+    layers = {n: list(range(size)) for n, size in zip(layers, sizes, strict=True)}
+    return layers, {n: layers[n] for n in sorted(rng.choice(np.arange(1, 6), 2, replace=False))}
+
+
+def _outcomes(
+    refine: Callable, score: Score, neurons: list[int], threshold: float
+) -> set[frozenset[int]]:
+    return {frozenset(refine(score, list(o), threshold)) for o in permutations(neurons)}
+
+
+def _all_sufficient(
+    refine: Callable, score: Score, neurons: list[int], threshold: float
+) -> set[frozenset[int]]:
+    sizes = range(1, len(neurons) + 1)
+    sets = (frozenset(chosen) for size in sizes for chosen in combinations(neurons, size))
+    return {one for one in sets if score(one) < threshold}
+
+
+def _stand_ins(rng: np.random.Generator) -> tuple[Callable, Score, list[int], float]:
+    """Five neurons; any of three of them stops the copy, together with a fourth."""
+    first, second, third, always = rng.permutation(5)[:4].tolist()
+
+    def score(off: frozenset[int]) -> float:
+        return 0.2 if always in off and off & {first, second, third} else 0.9
+
+    return _refine, score, list(range(5)), 0.5
+
+
 EXERCISES = {
     "6.1": Exercise(
         "refine the neurons of one layer",
         _refine,
         wrong(
             _forgetful,
-            "every neuron is tried against all candidates; what was dropped before has to "
-            "stay dropped, or two that stand in for each other are both thrown away.",
+            "every neuron is tried against all candidates; what was switched on before has to "
+            "stay on, or two that stand in for each other are both switched on.",
             _backwards,
             "inside a layer the walk goes in the order given: by number.",
             _turned,
-            "these are the ones to drop: a low score means nothing was lost.",
+            "these are the ones to switch on: a low score means nothing was lost.",
         ),
         _redundant,
         "a list of neuron numbers in the order given",
@@ -110,33 +142,43 @@ EXERCISES = {
             _first_first,
             "the walk begins with the last layer.",
             _alone,
-            "a layer that was dropped must stay dropped for the next test.",
+            "a layer that was switched on must stay on for the next test.",
         ),
         _two_ways,
         "a dict of the layers that are left",
     ),
     "6.3": Exercise(
-        "how many checks at most",
-        lambda layers, neurons: layers + neurons,
+        "the bill of both walks",
+        lambda layers, left: len(layers) + sum(map(len, left.values())),
         wrong(
-            lambda layers, neurons: layers * neurons,
-            "each layer is tried once and each neuron once; nothing is tried in pairs.",
-            lambda layers, neurons: neurons,
-            "the layers are tried too, before them.",
+            lambda layers, left: len(layers) + sum(map(len, layers.values())),
+            "neurons of layers that were switched on again are not tried one by one.",
+            lambda layers, left: sum(map(len, left.values())),
+            "the layers are tried too, before the neurons, each once.",
+            lambda layers, left: len(left) + sum(map(len, left.values())),
+            "also the layers that were switched on again had their test.",
         ),
-        lambda rng: (int(rng.integers(2, 8)), int(rng.integers(10, 200))),
+        _bill,
         "one whole number",
     ),
     "6.4": Exercise(
-        "two neurons, of which either alone stops the copy",
-        1,
+        "every set that some order of the walk ends with",
+        _outcomes,
         wrong(
-            2,
-            "once one of them is known to be enough, is the other needed?",
-            0,
-            "with both of them on again, the copy is back.",
+            lambda refine, score, neurons, threshold: {
+                frozenset(refine(score, list(order), threshold))
+                for order in (neurons, neurons[::-1])
+            },
+            "two orders are not all: there are sets that neither of them ends with.",
+            _all_sufficient,
+            "these sets stop the copy, but from some of them a neuron can still be switched on.",
+            lambda refine, score, neurons, threshold: [
+                frozenset(refine(score, list(order), threshold)) for order in permutations(neurons)
+            ],
+            "many orders end with one and the same set: a set of frozensets has each once.",
         ),
-        returns="one whole number",
+        _stand_ins,
+        "a set of frozensets",
     ),
     "6.5": Exercise(
         "how far a batched chain can be trusted",

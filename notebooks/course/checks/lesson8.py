@@ -60,6 +60,20 @@ def _gradient(y: np.ndarray, a: np.ndarray, target: np.ndarray) -> np.ndarray:
     return 2 * a.T @ (a @ y - target) / len(target)
 
 
+def _verdict(
+    off: np.ndarray, searched: np.ndarray, control: np.ndarray, of: object = np.median
+) -> str:
+    if of(off) > 0.7:
+        return "never gone"
+    if of(control) > 0.7:
+        return "no evidence"
+    return "hidden" if of(searched) > 0.7 else "not found"
+
+
+def _searches(rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    return rng.uniform(0, 0.5, 3), rng.uniform(0.75, 1, 3), rng.uniform(0, 0.5, 3)
+
+
 EXERCISES = {
     "8.1": Exercise(
         "precision and recall against planted neurons",
@@ -108,5 +122,24 @@ EXERCISES = {
         ),
         lambda rng: (rng.normal(size=5), rng.normal(size=(8, 5)), rng.normal(size=8), 0.1),
         "a vector like y",
+    ),
+    "8.5": Exercise(
+        "the verdict of a search with its control",
+        _verdict,
+        wrong(
+            lambda off, searched, control: _verdict(off, searched, np.zeros(3)),
+            "the control is not looked at: a search that draws any picture proves nothing.",
+            lambda off, searched, control: _verdict(np.zeros(3), searched, control),
+            "where the copy was never gone, there is nothing to bring back: look at `off` first.",
+            lambda off, searched, control: _verdict(off, searched, control, np.max),
+            "one seed above 0.7 is not the rule here: take the median over seeds.",
+        ),
+        _searches,
+        "one of the four words",
+        edges=(
+            (np.array([0.9, 0.8, 0.95]), np.array([0.9, 0.9, 0.9]), np.array([0.1, 0.2, 0.1])),
+            (np.array([0.2, 0.1, 0.3]), np.array([0.9, 0.8, 0.9]), np.array([0.8, 0.9, 0.9])),
+            (np.array([0.2, 0.1, 0.3]), np.array([0.2, 0.9, 0.1]), np.array([0.1, 0.0, 0.3])),
+        ),
     ),
 }

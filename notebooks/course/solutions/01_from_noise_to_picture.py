@@ -27,15 +27,18 @@ check("1.3", noise_from_v)
 
 # %% 1.4
 def ddim_step(noisy, noise, kept, kept_next):
-    return add_noise(clean(noisy, noise, kept), noise, kept_next)
+    latent = (noisy - (1 - kept) ** 0.5 * noise) / kept**0.5
+    return kept_next**0.5 * latent + (1 - kept_next) ** 0.5 * noise
 
 
 check("1.4", ddim_step)
 
 
 # %% 1.5
-def guided(without, with_text, scale):
-    return without + scale * (with_text - without)
+def guided(predict, latent, with_text, without, scale):
+    both = predict(torch.cat([latent, latent]), torch.cat([with_text, without]))
+    text, plain = both.chunk(2)
+    return plain + scale * (text - plain)
 
 
 check("1.5", guided)

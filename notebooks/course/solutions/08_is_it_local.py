@@ -37,3 +37,15 @@ def step(y, a, target, rate):
 
 
 check("8.4", step)
+
+
+# %% 8.5
+def verdict(off, searched, control):
+    if np.median(off) > 0.7:
+        return "never gone"
+    if np.median(control) > 0.7:
+        return "no evidence"
+    return "hidden" if np.median(searched) > 0.7 else "not found"
+
+
+check("8.5", verdict)
