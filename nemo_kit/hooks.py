@@ -42,13 +42,14 @@ def capture(denoiser: nn.Module, projections: Iterable[Projection]) -> Iterator[
     """
     seen: dict[int, Tensor] = {}
 
-    def keeper(index: int) -> Hook:
-        def keep(_module: nn.Module, _inputs: tuple, output: Tensor) -> None:
-            seen[index] = output.detach()
+    def keeper(projection: Projection) -> Hook:
+        def keep(_module: nn.Module, _inputs: tuple, output: Tensor | tuple) -> None:
+            image = output[0] if isinstance(output, tuple) else output  # of joint attention
+            seen[projection.index] = image[:, : projection.tokens].detach()
 
         return keep
 
-    with hooked(denoiser, {p.name: keeper(p.index) for p in projections}):
+    with hooked(denoiser, {p.name: keeper(p) for p in projections}):
         yield seen
 
 
@@ -93,11 +94,19 @@ def gate_neurons(
                 f"[batch, 1, width] of its width, got {list(gate.shape)}"
             )
 
-    def gater(gate: Tensor) -> Hook:
-        return lambda _module, _inputs, output: output * gate.to(output)
+    def gater(projection: Projection, gate: Tensor) -> Hook:
+        return lambda _module, _inputs, output: scaled(projection, output, gate.to(output))
 
-    with hooked(denoiser, {by_layer[i].name: gater(gate) for i, gate in gates.items()}):
+    with hooked(denoiser, {by_layer[i].name: gater(by_layer[i], g) for i, g in gates.items()}):
         yield
+
+
+def scaled(projection: Projection, output: Tensor, gains: Tensor) -> Tensor:
+    """An output times gains [N or 1, 1, width], those of the text's tokens where it has others."""
+    if projection.tokens is None:
+        return output * gains
+    text, image = output[:, : projection.tokens], output[:, projection.tokens :]
+    return torch.cat([text * gains, image], dim=1)
 
 
 def _plan(
@@ -108,7 +117,7 @@ def _plan(
     touched = sorted({layer for one in rows for layer in one.layers})
     if not alone and not touched:
         touched = sorted(by_layer)[:1]  # nothing to scale, yet the batch length is to be checked
-    return {by_layer[i].name: _scaler(_gains(by_layer[i], rows, factor), alone) for i in touched}
+    return {by_layer[i].name: _scaler(by_layer[i], rows, factor, alone) for i in touched}
 
 
 def _checked(sets: object, by_layer: Mapping[int, Projection]) -> list[NeuronSet]:
@@ -142,7 +151,11 @@ def _gains(projection: Projection, rows: Sequence[NeuronSet], factor: float) -> 
     return gains.mT[..., None] if projection.kind == "convolution" else gains
 
 
-def _scaler(gains: Tensor, for_all: bool) -> Hook:
+def _scaler(
+    projection: Projection, rows: Sequence[NeuronSet], factor: float, for_all: bool
+) -> Hook:
+    gains = _gains(projection, rows, factor)
+
     def scale(_module: nn.Module, _inputs: tuple, output: Tensor) -> Tensor:
         nonlocal gains
         if not for_all and len(gains) != len(output):
@@ -151,7 +164,7 @@ def _scaler(gains: Tensor, for_all: bool) -> Hook:
                 "give one set for the whole batch or one for each sample"
             )
         gains = gains.to(output)  # moved once: device and dtype stay the same inside a block
-        return output * gains
+        return scaled(projection, output, gains)
 
     return scale
 

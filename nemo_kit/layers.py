@@ -30,14 +30,15 @@ class Projection:
     """One cross-attention projection, or a convolution of a down-block.
 
     Its number among those of its kind, from 1; the module's name; neurons or output channels; where
-    it is.
+    it is; how many tokens are the text's, first in a sequence of text and image (None: all are).
     """
 
     index: int
     kind: Kind
     name: str
     width: int
-    block: str  # "down.0", "mid", "up.1", …
+    block: str  # "down.0", "mid", "up.1", …; "block.0", "single.0" of a transformer
+    tokens: int | None = None
 
     @property
     def title(self) -> str:
@@ -97,6 +98,34 @@ def searched(layers: Iterable[Projection]) -> tuple[Projection, ...]:
     Source: section 2 of the paper.
     """
     return tuple(layer for layer in layers if not layer.block.startswith("up"))
+
+
+def block_layers(denoiser: nn.Module, kind: Kind, *names: str) -> tuple[Projection, ...]:
+    """Projections of a transformer's blocks, in a row, numbered from 1; each block is its number.
+
+    Parameters: `names`, modules with {} for the block's number: "transformer_blocks.{}.attn2.to_v",
+    in the order in which the denoiser runs them.
+    Raises ValueError where there is none of a name, or what is not a linear layer.
+    """
+    found = []
+    for name in names:
+        root = name.partition(".{}")[0]
+        blocks = getattr(denoiser, root, None)
+        if not blocks:
+            raise ValueError(f"denoiser: no {root} in {type(denoiser).__name__}")
+        for number, block in enumerate(blocks):
+            attention, _, last = name.partition(".{}.")[2].rpartition(".")
+            place = name.format(number)
+            module = getattr(getattr(block, attention, None), last, None)
+            if getattr(block.get_submodule(attention), "fused_projections", False):
+                raise ValueError(f"denoiser: {place} is fused; call unfuse_qkv_projections()")
+            width = getattr(module, "out_features", None)
+            if not isinstance(width, int):
+                got = type(module).__name__
+                raise ValueError(f"denoiser: {place} must be a linear layer, got {got}")
+            label = "single" if root.startswith("single") else "block"
+            found.append((place, width, f"{label}.{number}"))
+    return tuple(Projection(i, kind, *one) for i, one in enumerate(found, start=1))
 
 
 def _find(denoiser: nn.Module, kind: Kind) -> tuple[Projection, ...]:

@@ -14,9 +14,11 @@ import warnings
 from collections.abc import Callable, Iterable
 from functools import cache
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import numpy as np
+import pipelines
 
 from nemo_kit import NeuronSet, detectors, lab, load, metrics
 from nemo_kit.generation import generate
@@ -65,6 +67,23 @@ def model() -> Any:
 def images(count: int = 4) -> np.ndarray:
     """Training images, uint8 [N, 64, 64, 3]."""
     return np.stack(list(lab.training_images()[1][:count]))
+
+
+def small(*families: str) -> Callable[[], Numbers]:
+    """What small models of these families predict, and the first values of their first layer."""
+
+    def case() -> Numbers:
+        numbers = {}
+        with TemporaryDirectory() as folder:
+            for name in families:
+                one = load(str(pipelines.save(Path(folder) / name, name)), device="cpu")
+                words, time = one.embed("a red cup"), one.timesteps(50)[1]
+                told = one.predict_compared(one.noise([1]), time, words)
+                numbers[name] = flat(told[0, :, 0, :3])
+                numbers[f"{name} values"] = flat(one.value_activations(words)[1][0, 1, :6])
+        return numbers
+
+    return case
 
 
 def flat(values: Any) -> list[float]:
@@ -205,6 +224,12 @@ CASES: dict[str, Callable[[], Numbers]] = {
             ]
         ),
     },
+    "models.sdxl": small("sdxl"),
+    "models.pixart": small("pixart_alpha", "pixart_sigma"),
+    "models.sana": small("sana"),
+    "models.hunyuan": small("hunyuan"),
+    "models.sd3": small("sd3"),
+    "models.flux": small("flux"),
     "localization.detection": lambda: {
         "score": flat(detect(model(), [text()], SEEDS)["score"]),
         **_calibrated(),

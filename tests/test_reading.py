@@ -65,10 +65,13 @@ class Reading:
 
             handles.append(self.value_layer(number).register_forward_hook(deactivate))
         try:
-            output = self.unet(noise, 961, encoder_hidden_states=text).sample
+            return self.call(noise, text)
         finally:
             for handle in handles:
                 handle.remove()
+
+    def call(self, noise: Tensor, text: Tensor) -> Tensor:
+        output = self.unet(noise, 961, encoder_hidden_states=text).sample
         return self.epsilon(output, noise)
 
     def epsilon(self, output: Tensor, noise: Tensor) -> Tensor:
@@ -97,7 +100,9 @@ class Reading:
 
     def algorithm_1(self, text: Tensor, seeds: list[int]) -> tuple[list[int], float]:
         """The seeds that memorize, and the largest pairwise score."""
-        drawn = {seed: self.difference(self.noise(seed), text, [[]] * 7) for seed in seeds}
+        drawn = {
+            seed: self.difference(self.noise(seed), text, [[]] * len(self.means)) for seed in seeds
+        }
         best = {
             seed: max(self.alike(drawn[seed], drawn[other]) for other in seeds if other != seed)
             for seed in seeds
@@ -109,10 +114,14 @@ class Reading:
         generator = torch.Generator().manual_seed(seed)
         return torch.randn((4, side, side), generator=generator)[None]
 
+    def activations(self, text: Tensor, number: int) -> list[float]:
+        """[width]: mean over tokens of the absolute value."""
+        return self.value_layer(number)(text)[0].abs().mean(dim=0).tolist()
+
     def algorithm_2(self, text: Tensor, theta: float, k: int) -> Blocked:
         candidates = []
-        for number in range(7):
-            a = self.value_layer(number)(text)[0].abs().mean(dim=0).tolist()  # [width]
+        for number in range(len(self.means)):
+            a = self.activations(text, number)
             mean, std = self.means[number].tolist(), self.stds[number].tolist()
             outlying = {i for i in range(len(a)) if abs(a[i] - mean[i]) / std[i] > theta}
             largest = sorted(range(len(a)), key=lambda i: -a[i])[:k]
@@ -124,7 +133,7 @@ class Reading:
         for seed in seeds:
             noise = self.noise(seed)
             if seed not in self.plain:
-                self.plain[seed] = self.difference(noise, text, [[]] * 7)
+                self.plain[seed] = self.difference(noise, text, [[]] * len(self.means))
             blocked_difference = self.difference(noise, text, blocked)
             scores.append(self.alike(self.plain[seed], blocked_difference))
         return max(scores)
@@ -146,12 +155,12 @@ class Reading:
         self, text: Tensor, seeds: list[int], blocked: Blocked, limit: float
     ) -> Blocked:
         kept = [list(layer) for layer in blocked]
-        for number in reversed(range(7)):
+        for number in reversed(range(len(self.means))):
             if kept[number]:
                 trial = [[] if n == number else layer for n, layer in enumerate(kept)]
                 if self.score(text, seeds, trial) < limit:
                     kept = trial
-        for number in reversed(range(7)):
+        for number in reversed(range(len(self.means))):
             for neuron in list(kept[number]):
                 trial = [list(layer) for layer in kept]
                 trial[number].remove(neuron)
@@ -183,9 +192,15 @@ def neurons(blocked: Blocked) -> NeuronSet:
 
 
 @torch.no_grad()
-def compare(model: DiffusionModel, prompt: str, seeds: list[int], threshold: float) -> Any:
+def compare(
+    model: DiffusionModel,
+    prompt: str,
+    seeds: list[int],
+    threshold: float,
+    plain: Reading | None = None,
+) -> Any:
     """Run both and hold every intermediate result against the other."""
-    plain = reading(model, threshold)
+    plain = plain or reading(model, threshold)
     text = plain.embed(prompt)
     found = localize(model, prompt, seeds, threshold=threshold, settings=LocalizationSettings())
     kept, score = plain.algorithm_1(text, seeds)

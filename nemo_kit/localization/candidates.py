@@ -1,6 +1,6 @@
 """Out-of-distribution neurons: activations from the text side, z-scores, candidates.
 
-Scope: Algorithm 2; no denoiser call is made.
+Scope: Algorithm 2; a denoiser call is made only where values depend on the image.
 Source: "Finding NeMo" (arXiv 2406.02366), section 3.2, Algorithm 2: a_i(y) is the mean over tokens
 of |activation|, z = (a − μ_i) / σ_i, a candidate has |z| > θ or one of its layer's k largest a.
 """
@@ -24,11 +24,12 @@ VERSION = 1  # raised where results change (see nemo_kit.keys)
 _TEXTS_AT_ONCE = 64
 
 
-def mean_activations(values: Mapping[int, Tensor]) -> dict[int, Tensor]:
+def mean_activations(values: Mapping[int, Tensor], mask: Tensor | None = None) -> dict[int, Tensor]:
     """Mean over tokens of the absolute value.
 
     Returns layer -> [N, width], values ≥ 0.
-    Parameters: `values`, layer -> [N, tokens, width], as `DiffusionModel.value_activations` gives.
+    Parameters: `values`, layer -> [N, tokens, width], as `DiffusionModel.value_activations` gives;
+    `mask`, bool [N, tokens], of the tokens that count, where attention is blind for the others.
     Raises ValueError for other shapes and for NaN.
     Source: Algorithm 2, a_i(y).
     """
@@ -38,7 +39,13 @@ def mean_activations(values: Mapping[int, Tensor]) -> dict[int, Tensor]:
                 f"values: layer {layer} must be [N, tokens, width], got {list(value.shape)}"
             )
         _check_finite("values", layer, value)
-    return {layer: value.float().abs().mean(dim=1) for layer, value in values.items()}
+    if mask is None:
+        return {layer: value.float().abs().mean(dim=1) for layer, value in values.items()}
+    shares = (mask / mask.sum(dim=1, keepdim=True)).unsqueeze(1)  # [N, 1, tokens]
+    return {
+        layer: (shares.to(value.device) @ value.float().abs())[:, 0]
+        for layer, value in values.items()
+    }
 
 
 def text_activations(model: DiffusionModel, prompts: Sequence[str]) -> dict[int, Tensor]:
@@ -47,7 +54,8 @@ def text_activations(model: DiffusionModel, prompts: Sequence[str]) -> dict[int,
     for start in range(0, len(prompts), _TEXTS_AT_ONCE):
         embeddings = model.embed(prompts[start : start + _TEXTS_AT_ONCE])
         values = model.value_activations(embeddings, model.searched)
-        parts.append({k: v.cpu() for k, v in mean_activations(values).items()})
+        mask = getattr(embeddings, "beside", {}).get("mask")
+        parts.append({k: v.cpu() for k, v in mean_activations(values, mask).items()})
     return {layer: torch.cat([part[layer] for part in parts]) for layer in parts[0]}
 
 

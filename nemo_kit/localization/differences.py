@@ -96,9 +96,9 @@ class Differences:
         self, noise: Tensor, embeddings: Tensor, sets: Sequence[NeuronSet] | None
     ) -> Tensor:
         if sets is None:
-            return self.model.predict_noise(noise, self.timestep, embeddings)
+            return self.model.predict_compared(noise, self.timestep, embeddings)
         with scale_neurons(self.model.denoiser, self.model.value_layers, sets, self.factor):
-            return self.model.predict_noise(noise, self.timestep, embeddings)
+            return self.model.predict_compared(noise, self.timestep, embeddings)
 
     def _guided(
         self, noise: Tensor, embeddings: Tensor, sets: Sequence[NeuronSet] | None

@@ -61,7 +61,7 @@ def disentanglement(
     options, _ = resolve(model.calibration)
     timestep = model.timesteps(options.steps)[options.timestep_index]
     layers = model.value_layers
-    blocks = [replace(layer, name=layer.name.rpartition(".")[0]) for layer in layers]
+    blocks = [replace(layer, name=layer.name.rpartition(".")[0], tokens=None) for layer in layers]
     jobs = [(text, seed) for text in texts for seed in numbers]
     found: dict[str, list[Tensor]] = {name: [] for name in sets}
     for start in range(0, len(jobs), batch_size):

@@ -105,6 +105,7 @@ class AttentionMasking(Mitigation):
 
 def _kept(run: Run) -> list[Tensor]:
     """`kept_tokens` of each sample's text."""
+    _check_attention(run.model)
     return [kept_tokens(run.model, text, run.embeddings.shape[1]) for text in run.texts]
 
 
@@ -117,13 +118,23 @@ def kept_tokens(model: DiffusionModel, text: str, tokens: int) -> Tensor:
 def plain_keys(model: DiffusionModel) -> tuple[Projection, ...]:
     """The key projections, which attention takes as they are.
 
-    Raises ValueError where queries or keys are normalized: logits are not what they give then.
+    Raises ValueError where queries or keys are normalized (logits are not what they give then), and
+    where there is no cross-attention to CLIP's tokens.
     """
+    _check_attention(model)
     for layer in model.key_layers:
         attention = model.denoiser.get_submodule(layer.name.rsplit(".", 1)[0])
         if getattr(attention, "norm_k", None) or getattr(attention, "norm_q", None):
             raise ValueError(f"model: {layer.name} is normalized, so its logits can't be had")
     return model.key_layers
+
+
+def _check_attention(model: DiffusionModel) -> None:
+    if not model.clip_attention:
+        raise ValueError(
+            "model: what acts on or reads the attention to single tokens of CLIP (BOS first, "
+            f"padding last) is not defined for {type(model).__name__}; not supported"
+        )
 
 
 @contextmanager

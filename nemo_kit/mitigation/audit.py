@@ -125,13 +125,10 @@ def image_latents(model: DiffusionModel, image: np.ndarray) -> Tensor:
     if not isinstance(image, np.ndarray) or image.dtype != np.uint8 or image.shape[2:] != (3,):
         got = f"{getattr(image, 'dtype', type(image).__name__)} {getattr(image, 'shape', '')}"
         raise ValueError(f"image must be uint8 [H, W, 3], got {got}")
-    factor = 2 ** (len(model.vae.config.block_out_channels) - 1)
-    height, width = (factor * side for side in model.latent_shape[1:])
+    height, width = model.image_size
     resized = Image.fromarray(image).resize((width, height), Image.Resampling.BICUBIC)
     pixels = torch.from_numpy(np.array(resized)).permute(2, 0, 1)[None] / 127.5 - 1
-    with torch.no_grad():
-        found = model.vae.encode(pixels.to(model.device, model.vae.dtype)).latent_dist.mean
-    return found.float() * model.vae.config.scaling_factor
+    return model.encode(pixels)
 
 
 def _loss(

@@ -55,11 +55,17 @@ def export(
     one; `out`, a folder that doesn't exist yet; `prompts`, those it is to hold for, by default all
     that the mitigation names; `finish`, called with the written folder before it is renamed.
     Raises FileExistsError where `out` exists, FileNotFoundError without a folder above it,
-    ValueError for a mitigation that is not permanent or changes nothing, and for changed weights.
+    ValueError for a mitigation that is not permanent or changes nothing, for layers that text and
+    image share, and for changed weights.
     """
     target = Path(out)
     _check_target(target)
     gains = checked(mitigation).gains(model, check_texts(prompts) if prompts else ())
+    if shared := [one.name for one in model.value_layers if one.tokens and one.name in gains]:
+        raise ValueError(
+            f"mitigation: {shared[0]} serves the image's tokens too, so that its neurons can be "
+            "scaled for the text in a running model, but not in the weights"
+        )
     if not any((gain != 1).any() for gain in gains.values()):
         raise ValueError(f"mitigation: {mitigation.name!r} changes no weight for these prompts")
     with TemporaryDirectory(dir=target.resolve().parent, prefix=f".{target.name}.") as scratch:
@@ -79,9 +85,9 @@ def export(
 def carried(calibration: Calibration, gains: Mapping[str, Tensor], layers: Any) -> Calibration:
     """The calibration for a model whose value projections were scaled.
 
-    Statistics stay exact: value projections read the text alone, so a scaled neuron's mean and
-    deviation scale by the factor's size, and no other neuron's change. The threshold was measured
-    on the model before, and says so in its source.
+    Statistics stay exact where value projections read the text alone: there a scaled neuron's mean
+    and deviation scale by the factor's size, and no other neuron's change; elsewhere they are left
+    out before. The threshold was measured on the model before, and says so in its source.
     """
     note = f"{calibration.source}; threshold of the model before the export"
     known = calibration.statistics
@@ -105,19 +111,27 @@ def _check_target(target: Path) -> None:
 
 
 def _source_folder(model: DiffusionModel, scratch: Path) -> Path:
-    """Where the model's files are; a checkpoint's or a fused LoRA's are written to `scratch`."""
+    """Where all the model's files are; where no folder has them, they are written to `scratch`.
+
+    So it is for a checkpoint, a fused LoRA, and a model that shares parts with another.
+    """
     from nemo_kit.models import hub, opening
 
     place = opening.resolve(model.name)
     if isinstance(place, str):
         place, _ = hub.fetch(place, model.revision)
-    if place.is_dir() and model.lora is None:
+    own = {name for name in model.parts if name not in model.optional}
+    if model.lora is None and all((place / name).is_dir() for name in own):
         return place
     with opening.quiet():
         family, parts = opening.open_parts(model.name, place, model.dtype, model.config)
         if model.lora is not None:
             parts = opening.fused(family, parts, model.lora, model.device, model.dtype)
         family.pipeline(parts).save_pretrained(scratch)
+    said = hub.notes_folder(place) / opening.GENERATION_FILE
+    if said.is_file():
+        (scratch / "nemo").mkdir()
+        shutil.copyfile(said, scratch / "nemo" / said.name)
     return scratch
 
 
@@ -135,9 +149,9 @@ def _copy_parts(model: DiffusionModel, source: Path, part: Path) -> None:
         index["requires_safety_checker"] = False
     part.mkdir()
     write_json(part / "model_index.json", index)
-    for name in model.parts:
+    for name in (one for one in model.parts if one in names):
         for file in files_of(source, name):
-            if name != "unet" or file.name == "config.json":
+            if name != model.denoising or file.name == "config.json":
                 _copy(file, part / name)
     for name in set(names) - set(model.parts):
         for file in sorted((source / name).rglob("*")):
@@ -162,10 +176,11 @@ def _plain(name: str) -> str:
 def _write_denoiser(
     model: DiffusionModel, source: Path, part: Path, gains: Mapping[str, Tensor]
 ) -> None:
-    """The U-Net with its weights multiplied, in one file."""
+    """The denoiser with its weights multiplied, in one file."""
     tensors: dict[str, Tensor] = {}
-    for name in choose("unet", [file.name for file in (source / "unet").iterdir()]).files:
-        file = source / "unet" / name
+    place = source / model.denoising
+    for name in choose(model.denoising, [file.name for file in place.iterdir()]).files:
+        file = place / name
         if file.suffix == ".safetensors":
             tensors |= load_file(file)
         elif file.suffix == ".bin":
@@ -174,7 +189,9 @@ def _write_denoiser(
     for layer, gain in gains.items():
         _multiply(tensors, layer, gain)
     whole = {name: tensor.contiguous() for name, tensor in tensors.items()}
-    save_file(whole, part / "unet/diffusion_pytorch_model.safetensors", {"format": "pt"})
+    save_file(
+        whole, part / model.denoising / "diffusion_pytorch_model.safetensors", {"format": "pt"}
+    )
 
 
 def _multiply(tensors: dict[str, Tensor], layer: str, gain: Tensor) -> None:
@@ -187,7 +204,7 @@ def _multiply(tensors: dict[str, Tensor], layer: str, gain: Tensor) -> None:
 
 def _check_unchanged(model: DiffusionModel, tensors: Mapping[str, Tensor]) -> None:
     """What is exported are the files; so the model in memory must be theirs."""
-    now = model.denoiser.state_dict()
+    now = model.weights()[0]
     for name, stored in tensors.items():
         if name not in now or not torch.equal(stored.to(model.dtype), now[name].cpu()):
             raise ValueError(
@@ -206,11 +223,13 @@ def _write_notes(
     """The folder `nemo`: generation settings, what holds of the calibration, and the record."""
     from nemo_kit.models import GENERATION_FILE
 
-    notes, known = part / "nemo", model.calibration
+    notes, known, own = part / "nemo", model.calibration, model.denoising
     notes.mkdir()
     if (source / "nemo" / GENERATION_FILE).is_file():
         shutil.copyfile(source / "nemo" / GENERATION_FILE, notes / GENERATION_FILE)
     if known is not None:
+        if not model.values_of_text:
+            known = replace(known, statistics=None)
         carried(known, gains, model.value_layers).save(notes)
     record = {
         "model": model.name,
@@ -218,15 +237,21 @@ def _write_notes(
         "lora": model.lora and asdict(model.lora),
         **about,
         "changed": {name: _told(gain) for name, gain in gains.items()},
-        "unet_before": folder_digest(source / "unet", [".safetensors", ".bin"]),
-        "unet_after": folder_digest(part / "unet", [".safetensors"]),
-        "statistics": "exact: those of scaled neurons scaled, all others as before"
-        if known and known.statistics
-        else "none: the model had none",
+        f"{own}_before": folder_digest(source / own, [".safetensors", ".bin"]),
+        f"{own}_after": folder_digest(part / own, [".safetensors"]),
+        "statistics": _told_of_statistics(model),
         "threshold": "of the model before; nemo_kit.calibrate measures the exported one's",
         "versions": versions(),
     }
     write_json(notes / RECORD, record)
+
+
+def _told_of_statistics(model: DiffusionModel) -> str:
+    if not (model.calibration and model.calibration.statistics):
+        return "none: the model had none"
+    if model.values_of_text:
+        return "exact: those of scaled neurons scaled, all others as before"
+    return "none: values depend on those of other layers; nemo_kit.calibrate measures them"
 
 
 def _told(gain: Tensor) -> str:

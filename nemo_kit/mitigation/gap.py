@@ -27,7 +27,7 @@ def predicted_gap(
     model: DiffusionModel, noise: Tensor, timestep: Tensor | int, text: Tensor, empty: Tensor
 ) -> Tensor:
     """Δε, ε of the text minus ε of the empty prompt, [N, C, H, W]; as `both_outputs`."""
-    with_text, without = both_outputs(model.predict_noise, noise, timestep, text, empty)
+    with_text, without = both_outputs(model.predict_compared, noise, timestep, text, empty)
     return with_text - without
 
 

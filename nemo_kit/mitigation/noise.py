@@ -142,7 +142,8 @@ class NoiseOptimisation(Mitigation):
         return first + round_ * _SD_RISE * size
 
     def _weight(self, model: DiffusionModel) -> float:
-        usual = 0.01 if model.denoiser.config.cross_attention_dim == SD2_WIDTH else 0.05
+        width = getattr(model.denoiser.config, "cross_attention_dim", None)
+        usual = 0.01 if width == SD2_WIDTH else 0.05
         return usual if self.weight is None else self.weight
 
 

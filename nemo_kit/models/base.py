@@ -1,13 +1,15 @@
 """One small object for a text-to-image model: embeds prompts, draws noise, predicts noise.
 
-Scope: what all families share; what differs (conditioning, prediction, decoding) is a family's own
-file. Source: "Finding NeMo" (arXiv 2406.02366), section 2 (the model's parts) and 4 (settings).
+Scope: what all families share; what differs (parts, conditioning, the denoiser's call, its value
+layers) is a family's own file.
+Source: "Finding NeMo" (arXiv 2406.02366), section 2 (the model's parts) and 4 (settings).
 """
 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Mapping, Sequence
+from inspect import signature
 from pathlib import Path
 from typing import Any, ClassVar, get_args
 
@@ -16,15 +18,19 @@ import torch
 from torch import Tensor, nn
 
 from nemo_kit.calibration import Calibration
-from nemo_kit.checks import HALF_PRECISION, check_choice, check_seeds
-from nemo_kit.hooks import calling
-from nemo_kit.layers import Projection
+from nemo_kit.checks import HALF_PRECISION, check_choice, check_seeds, check_texts
+from nemo_kit.hooks import calling, capture
+from nemo_kit.layers import Projection, block_layers
+from nemo_kit.memory import BatchSize
 from nemo_kit.models import schedulers
 from nemo_kit.models.lora import Lora
-from nemo_kit.models.parts import open_part
+from nemo_kit.models.parts import files_of, open_part, read_json
 from nemo_kit.settings import Noise
 
 _IMAGES_AT_ONCE = 8
+_TEXTS_AT_ONCE = 64
+STANDARDIZED = {"latents_mean": "latents that are standardized by channel"}  # a VAE's
+_ACTIVATION_SEED = 0  # of the noise under which values are read that depend on the image
 
 
 class DiffusionModel(ABC):
@@ -32,10 +38,11 @@ class DiffusionModel(ABC):
 
     A family is one file: it names its pipeline classes, the parts it needs of them and the settings
     of parts that it can't serve, and defines what is abstract here.
-    Attributes: `value_layers`, `key_layers` (all), `searched` (value layers of down and mid),
-    `calibration` (or None), `guidance` (of its images: 7 as in the paper, unless the folder says
-    another), `samples_evaluated` (samples the denoiser has processed so far), `revision` (of a hub
-    model), `config` (of a single file), `lora` (what was fused into the weights, or None).
+    Attributes: `value_layers`, `key_layers` (all), `searched` (the value layers in which NeMo
+    looks, the first n; may be set), `calibration` (or None), `guidance` (of its images: what the
+    folder says, else the family's), `settings` (others that results depend on), `samples_evaluated`
+    (samples the denoiser has processed so far), `revision` (of a hub model), `config` (of a single
+    file), `lora` (what was fused into the weights, or None).
     """
 
     pipelines: ClassVar[tuple[str, ...]]
@@ -43,6 +50,19 @@ class DiffusionModel(ABC):
     parts: ClassVar[Mapping[str, tuple[str, ...]]]
     # part -> setting -> what the part reads or gives where that is set, and no model here does
     foreign: ClassVar[Mapping[str, Mapping[str, str]]]
+    optional: ClassVar[frozenset[str]] = frozenset()  # parts that a folder may lack
+    denoising: ClassVar[str] = "transformer"  # the part that denoises
+    blocks: ClassVar[tuple[str, ...]] = ()  # its value projections: see `layers.block_layers`
+    flow: ClassVar[bool] = False  # whether it is trained on a rectified flow, not as DDIM runs it
+    usual_guidance: ClassVar[float] = 7.0  # of the paper; else of the family's own pipeline
+    adjustable: ClassVar[frozenset[str]] = frozenset()  # settings that nemo/generation.json may say
+    # whether values follow from the text alone; else they are read in a denoiser call
+    values_of_text: ClassVar[bool] = True
+    # whether attn2 attends to CLIP's tokens alone, of which the first is BOS
+    clip_attention: ClassVar[bool] = False
+    beside: ClassVar[tuple[str, ...]] = ()  # what the denoiser needs of a text besides its tokens
+    kept_off: ClassVar[tuple[str, ...]] = ()  # large encoders, on the device only while they embed
+    half: ClassVar[torch.dtype] = torch.float16  # the number type by default on a GPU
 
     def __init__(
         self,
@@ -50,7 +70,7 @@ class DiffusionModel(ABC):
         name: str,
         denoiser: nn.Module,
         text_encoder: nn.Module,
-        tokenizer: Any,
+        tokenizer: Any | Mapping[str, Any],
         vae: nn.Module,
         scheduler: Any,
         device: torch.device,
@@ -60,15 +80,21 @@ class DiffusionModel(ABC):
         guidance: float = 7.0,
         lora: Lora | None = None,
         config: str | None = None,
+        settings: Mapping[str, Any] | None = None,
     ) -> None:
-        self.guidance = guidance
+        self.guidance, self.settings = guidance, dict(settings or {})
         self.name, self.revision, self.lora, self.config = name, revision, lora, config
         self.denoiser, self.text_encoder, self.vae = denoiser, text_encoder, vae
-        self.tokenizer, self.scheduler = tokenizer, scheduler
+        several = isinstance(tokenizer, Mapping)
+        self.tokenizers = dict(tokenizer) if several else {"tokenizer": tokenizer}
+        self.tokenizer, self.scheduler = next(iter(self.tokenizers.values())), scheduler
         self.device, self.dtype = device, dtype
         self.calibration = calibration
         self.samples_evaluated = 0
-        self.value_layers, self.key_layers, self.searched = self.find_layers(denoiser)
+        self.value_layers, self.key_layers, self._searched = self.find_layers(denoiser)
+        if "searched" in self.settings:
+            self.searched = self.value_layers[: self.settings["searched"]]
+        self.offloaded = False
         for module in (denoiser, text_encoder, vae):
             module.eval().requires_grad_(False)
 
@@ -79,11 +105,35 @@ class DiffusionModel(ABC):
     @classmethod
     def open(cls, folder: Path, index: Mapping[str, Any], dtype: torch.dtype) -> dict[str, Any]:
         """The parts of a diffusers folder by name, on the CPU; ValueError names what is wrong."""
-        named = {part: entry[1] for part, entry in index.items() if part in cls.parts}
-        return {
-            part: open_part(folder, part, kinds[0], named.get(part), dtype, cls.check_config)
-            for part, kinds in cls.parts.items()
-        }
+        named = {part: index[part][1] for part in cls.parts_in(index) if part in index}
+        parts: dict[str, Any] = dict.fromkeys(cls.parts)
+        for part, kind in named.items():
+            if part == "scheduler":
+                files_of(folder, part)
+                config = read_json(folder / part / "scheduler_config.json")
+                parts[part] = cls.schedule(config, kind)
+            else:
+                first = cls.parts[part][0]
+                parts[part] = open_part(folder, part, first, dtype, cls.check_config)
+        return parts
+
+    @classmethod
+    def parts_in(cls, index: Mapping[str, Any]) -> list[str]:
+        """The parts that a pipeline has, by its model_index.json: all, or those not optional."""
+        lacking = {part for part in cls.optional if index.get(part) in (None, [None, None])}
+        return [part for part in cls.parts if part not in lacking]
+
+    @classmethod
+    def schedule(cls, config: Mapping[str, Any], named: str | None) -> Any:
+        """What a scheduler's folder says; ValueError for another noise process than the family's.
+
+        Parameters: `config`, its scheduler_config.json; `named`, the class by model_index.json.
+        """
+        if not cls.flow:
+            return schedulers.read(config, named)
+        from nemo_kit.models import flow
+
+        return flow.read(config, named)
 
     @classmethod
     def check_config(cls, part: str, config: Mapping[str, Any]) -> None:
@@ -94,9 +144,17 @@ class DiffusionModel(ABC):
                 raise ValueError(f"{part}: {name} = {value!r:.40} means {what}; not supported")
 
     @classmethod
-    @abstractmethod
     def pipeline(cls, parts: Mapping[str, Any]) -> Any:
         """A diffusers pipeline of these parts."""
+        import diffusers
+
+        kind = getattr(diffusers, cls.pipelines[0])
+        given = dict.fromkeys(kind._optional_components) | dict(parts)
+        if "requires_safety_checker" in signature(kind.__init__).parameters:
+            given["requires_safety_checker"] = False
+        if cls.flow:
+            given["scheduler"] = parts["scheduler"].plain()
+        return kind(**given)
 
     @classmethod
     @abstractmethod
@@ -104,25 +162,60 @@ class DiffusionModel(ABC):
         """Raise ValueError where the parts don't fit one another or the family."""
 
     @classmethod
-    @abstractmethod
     def assemble(cls, parts: Mapping[str, Any], **about: Any) -> DiffusionModel:
         """The model of these parts."""
+        there = {name: part for name, part in parts.items() if part is not None}
+        encoders = {n: part for n, part in there.items() if n.startswith("text_encoder")}
+        return cls(
+            denoiser=there[cls.denoising],
+            text_encoder=nn.ModuleDict(encoders),
+            tokenizer={n: part for n, part in there.items() if n.startswith("tokenizer")},
+            vae=there["vae"],
+            scheduler=there["scheduler"],
+            **about,
+        )
 
     @classmethod
-    @abstractmethod
     def find_layers(cls, denoiser: nn.Module) -> tuple[tuple[Projection, ...], ...]:
         """All value projections, all key projections, and the value projections that are searched.
 
+        By default those in `blocks`, of which the first name's are searched.
         Raises ValueError where the denoiser has none, or some that can't be placed.
         """
+        keys = [n.replace("to_v", "to_k").replace("add_v", "add_k") for n in cls.blocks]
+        values = block_layers(denoiser, "value", *cls.blocks)
+        first = block_layers(denoiser, "value", cls.blocks[0])
+        return values, block_layers(denoiser, "key", *keys), first
 
-    @abstractmethod
+    @property
+    def searched(self) -> tuple[Projection, ...]:
+        """The value layers in which NeMo looks: the first n."""
+        return self._searched
+
+    @searched.setter
+    def searched(self, layers: Sequence[Projection]) -> None:
+        chosen = tuple(layers)
+        if not chosen or chosen != self.value_layers[: len(chosen)]:
+            raise ValueError(
+                f"searched must be the first of the {len(self.value_layers)} value layers, one at "
+                f"least, got {[getattr(one, 'index', one) for one in chosen]!r:.80}"
+            )
+        self._searched, self.settings["searched"] = chosen, len(chosen)
+
     def embed(self, prompts: str | Sequence[str]) -> Tensor:
-        """The text encoder's embeddings, padded or cut to its length; cutting is warned of.
+        """The text encoders' embeddings, padded or cut to their length; cutting is warned of.
 
-        Returns [N, tokens, dim]. The empty prompt is allowed: it is the unconditional one.
+        Returns [N, tokens, dim], a `Conditioning` where the denoiser needs more of a text than
+        that. The empty prompt is allowed: it is the unconditional one.
         Raises TypeError where a prompt is no text, ValueError where there is none.
         """
+        texts = check_texts(prompts, empty_allowed=True)
+        parts = [texts[i : i + _TEXTS_AT_ONCE] for i in range(0, len(texts), _TEXTS_AT_ONCE)]
+        with torch.no_grad():
+            return torch.cat([self._embed(part) for part in parts])
+
+    @abstractmethod
+    def _embed(self, texts: list[str]) -> Tensor: ...
 
     @property
     def latent_shape(self) -> tuple[int, int, int]:
@@ -130,6 +223,14 @@ class DiffusionModel(ABC):
         size = self.denoiser.config.sample_size
         height, width = (size, size) if isinstance(size, int) else size
         return self.denoiser.config.in_channels, height, width
+
+    @property
+    def image_size(self) -> tuple[int, int]:
+        """Height and width of an image in pixels."""
+        factor = getattr(self.vae, "spatial_compression_ratio", None)
+        if factor is None:
+            factor = 2 ** (len(self.vae.config.block_out_channels) - 1)
+        return self.latent_shape[1] * factor, self.latent_shape[2] * factor
 
     def noise(self, seeds: Iterable[int], kind: Noise = "per seed") -> Tensor:
         """Initial noise x_T from generators on the CPU.
@@ -164,8 +265,15 @@ class DiffusionModel(ABC):
         """One denoiser call: its raw output (ε, v or x_0, as it was trained), float32.
 
         Returns [N, C, H, W]; adds N to `samples_evaluated`.
-        Raises ValueError for unequal numbers of latents and embeddings, or other latent shapes.
+        Raises ValueError for unequal numbers of latents and embeddings, other latent shapes, and
+        embeddings that lack what the denoiser needs besides tokens.
         """
+        more = getattr(embeddings, "beside", {})
+        if lacking := [name for name in self.beside if name not in more]:
+            raise ValueError(
+                f"embeddings: {type(self).__name__} needs {', '.join(lacking)} besides the tokens, "
+                "which embed() gives, and which picking, joining and adding keep, nothing else"
+            )
         if latents.shape[1:] != self.latent_shape or len(latents) != len(embeddings):
             raise ValueError(
                 f"latents must be [N, {', '.join(map(str, self.latent_shape))}] for N embeddings, "
@@ -174,13 +282,31 @@ class DiffusionModel(ABC):
         scaled = self.scheduler.scale_model_input(latents, timestep).to(self.dtype)
         with calling(self.denoiser):
             output = self._forward(
-                scaled, torch.as_tensor(timestep, device=self.device), embeddings
+                scaled,
+                torch.as_tensor(timestep, device=self.device),
+                getattr(embeddings, "tokens", embeddings).to(self.device, self.dtype),
+                **{name: more[name].to(self.device) for name in self.beside},
             )
         self.samples_evaluated += len(latents)
         return output.float()
 
     @abstractmethod
-    def _forward(self, latents: Tensor, timestep: Tensor, embeddings: Tensor) -> Tensor: ...
+    def _forward(
+        self, latents: Tensor, timestep: Tensor, tokens: Tensor, **beside: Tensor
+    ) -> Tensor: ...
+
+    def predict_compared(
+        self, latents: Tensor, timestep: Tensor | int, embeddings: Tensor
+    ) -> Tensor:
+        """The prediction that tells prompts apart, of which noise differences and gaps are taken.
+
+        Returns [N, C, H, W], as `predict_noise`: the predicted noise ε; of a rectified flow its
+        velocity v = ε − x_0, since ε predicted at σ = 1 is x_T whatever the prompt. There v − x_T
+        is −x_0; where ᾱ_T is small, ε − x_T is that up to scale.
+        """
+        if schedulers.is_flow(self.scheduler):
+            return self.predict(latents, timestep, embeddings)
+        return self.predict_noise(latents, timestep, embeddings)
 
     def predict_noise(self, latents: Tensor, timestep: Tensor | int, embeddings: Tensor) -> Tensor:
         """The predicted noise ε_θ(x, t, y), also for models trained to predict v or x_0.
@@ -208,23 +334,80 @@ class DiffusionModel(ABC):
         pixels = ((images / 2 + 0.5).clamp(0, 1) * 255).round().to(torch.uint8)
         return pixels.permute(0, 2, 3, 1).cpu().numpy()
 
-    @abstractmethod
     def _decode(self, latents: Tensor) -> Tensor:
         """Images [N, 3, H, W], float32, mostly in [-1, 1]."""
+        config = self.vae.config
+        scaled = latents.to(self.device, self.vae.dtype) / config.scaling_factor
+        if shift := getattr(config, "shift_factor", None):
+            scaled = scaled + shift
+        return self.vae.decode(scaled, return_dict=False)[0].float()
+
+    def encode(self, pixels: Tensor) -> Tensor:
+        """The mean latents of images as the denoiser sees them: [N, C, h, w].
+
+        Parameters: `pixels`, [N, 3, H, W] in [-1, 1], of `image_size`.
+        """
+        with torch.no_grad():
+            found = self.vae.encode(pixels.to(self.device, self.vae.dtype))
+        mean = found.latent_dist.mean if hasattr(found, "latent_dist") else found.latent
+        shift = getattr(self.vae.config, "shift_factor", None) or 0
+        return (mean.float() - shift) * self.vae.config.scaling_factor
 
     def value_activations(
         self, embeddings: Tensor, layers: Iterable[Projection] | None = None
     ) -> dict[int, Tensor]:
-        """Outputs of the value projections, from the text side alone: no denoiser call.
+        """Outputs of the value projections, as a hook in the running denoiser sees them.
 
-        Returns layer -> [N, tokens, width], float32, as a hook in the running denoiser sees them.
+        Returns layer -> [N, tokens, width], float32. Where values follow from the text alone, no
+        denoiser call is made; else they are those of a call at the second of 50 timesteps, with the
+        noise of seed 0 for all.
         Parameters: `embeddings`, from `embed`; `layers`, by default all value layers.
-        Source: Algorithm 2 needs only these, since `attn2.to_v` reads nothing but the text.
+        Source: Algorithm 2 needs only the text, since `attn2.to_v` reads nothing else; the call is
+        ours.
         """
         chosen = self.value_layers if layers is None else tuple(layers)
-        inputs = embeddings.to(self.device, self.dtype)
+        if not self.values_of_text:
+            return self._values_in_calls(embeddings, chosen)
         with torch.no_grad():
+            inputs = self._value_inputs(embeddings)
             return {p.index: self.denoiser.get_submodule(p.name)(inputs).float() for p in chosen}
+
+    def _value_inputs(self, embeddings: Tensor) -> Tensor:
+        """What the value projections read, where that follows from the text: [N, tokens, dim]."""
+        return embeddings.to(self.device, self.dtype)
+
+    def _values_in_calls(
+        self, embeddings: Tensor, chosen: Sequence[Projection]
+    ) -> dict[int, Tensor]:
+        noise, timestep = self.noise([_ACTIVATION_SEED]), self.timesteps(50)[1]
+
+        def values(part: slice) -> dict[int, Tensor]:
+            texts = embeddings[part]
+            with capture(self.denoiser, chosen) as seen, torch.no_grad():
+                self.predict(noise.expand(len(texts), -1, -1, -1), timestep, texts)
+            return {layer: one.float() for layer, one in seen.items()}
+
+        parts = BatchSize(_IMAGES_AT_ONCE).run(values, len(embeddings))
+        return {p.index: torch.cat([part[p.index] for part in parts]) for p in chosen}
+
+    def weights(self) -> list[dict[str, Tensor]]:
+        """All weights as they are in memory: of the denoiser, the text encoders and the VAE."""
+        parts = [dict(part.state_dict()) for part in (self.denoiser, self.text_encoder, self.vae)]
+        if self.offloaded:
+            from accelerate.utils.modeling import get_state_dict_offloaded_model
+
+            parts[0] = get_state_dict_offloaded_model(self.denoiser)
+        return parts
+
+
+def check_pairs(part: str, pairs: Mapping[str, tuple[Any, Any]]) -> None:
+    """Raise ValueError for a setting of a part that is not what the others have: name -> both."""
+    for name, (own, other) in pairs.items():
+        if own != other:
+            raise ValueError(
+                f"{part}: {name} = {own}, the others have {other}: are they parts of one model, "
+                "and of one that draws from text alone?"
+            )
 
 
 def _drawn(shape: tuple[int, ...], seed: int) -> Tensor:

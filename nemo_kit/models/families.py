@@ -6,10 +6,25 @@ from collections.abc import Mapping
 from typing import Any
 
 from nemo_kit.models.base import DiffusionModel
+from nemo_kit.models.flux import Flux
+from nemo_kit.models.hunyuan import HunyuanDiT
+from nemo_kit.models.pixart import PixArtAlpha, PixArtSigma
+from nemo_kit.models.sana import Sana
+from nemo_kit.models.sd3 import StableDiffusion3
+from nemo_kit.models.sdxl import StableDiffusionXL
 from nemo_kit.models.stable_diffusion import StableDiffusion
 
 INDEX = "model_index.json"
-FAMILIES: tuple[type[DiffusionModel], ...] = (StableDiffusion,)
+FAMILIES: tuple[type[DiffusionModel], ...] = (
+    StableDiffusion,
+    StableDiffusionXL,
+    PixArtAlpha,
+    PixArtSigma,
+    Sana,
+    HunyuanDiT,
+    StableDiffusion3,
+    Flux,
+)
 
 
 def family_of(index: Mapping[str, Any]) -> type[DiffusionModel]:
@@ -28,8 +43,8 @@ def family_of(index: Mapping[str, Any]) -> type[DiffusionModel]:
 
 
 def _check_parts(family: type[DiffusionModel], index: Mapping[str, Any]) -> None:
-    for part, allowed in family.parts.items():
-        entry = index.get(part)
+    for part in family.parts_in(index):
+        allowed, entry = family.parts[part], index.get(part)
         named = entry[1] if isinstance(entry, list) and len(entry) == 2 else None
         if named is None:
             raise ValueError(f"{INDEX}: the part {part!r} is missing")

@@ -15,6 +15,7 @@ from typing import Any
 from nemo_kit.files import file_digest, folder_digest
 from nemo_kit.keys import PACKAGE, value_digest
 
+EMBEDDED = {"lab": "model", "lab-flow": "flow"}  # name -> folder in nemo_kit/lab
 _WEIGHTS = (".json", ".txt", ".safetensors", ".bin")
 
 
@@ -116,12 +117,15 @@ def digest(name: str, revision: str | None = None) -> str:
     """SHA-256 that tells models apart: of files, or of a hub model's commit.
 
     Calibrations count by their content, since they may be written on this machine later; the
-    embedded model with its data.
-    Parameters: `name`, "lab", a folder, a checkpoint, or "owner/model"; `revision`, of a hub model.
+    embedded models with their data.
+    Parameters: `name`, "lab", "lab-flow", a folder, a checkpoint, or "owner/model"; `revision`, of
+    a hub model.
     """
     place = Path(name)
-    if name == "lab":
-        return value_digest([folder_digest(PACKAGE / "lab" / part) for part in ("model", "data")])
+    if name in EMBEDDED:
+        own = [] if name == "lab" else [EMBEDDED[name]]  # beside what it shares with lab
+        parts = ["model", "data", *own]
+        return value_digest([folder_digest(PACKAGE / "lab" / part) for part in parts])
     if place.is_dir():
         return folder_digest(place, _WEIGHTS)
     there = None if place.is_file() else local(name, revision)
@@ -146,7 +150,7 @@ def needed(
     from nemo_kit.models.parts import WITHOUT_WEIGHTS, needed, settings_of
 
     chosen = [name for name in sizes if name == INDEX or name.startswith("nemo/")]
-    for part in family_of(index).parts:
+    for part in family_of(index).parts_in(index):
         names = {n.removeprefix(f"{part}/") for n in sizes if n.startswith(f"{part}/")}
         names = {name for name in names if "/" not in name}
         kept = needed(part, names) if weights or part in WITHOUT_WEIGHTS else settings_of(names)

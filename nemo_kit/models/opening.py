@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import gc
-import json
 import re
-from collections.abc import Iterator, Mapping
+import sys
+from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import replace
 from importlib.resources import files
@@ -15,20 +15,22 @@ from typing import Any
 import torch
 
 from nemo_kit.calibration import CALIBRATION_FILE, Calibration, published
-from nemo_kit.checks import check_choice
+from nemo_kit.checks import check_choice, check_whole
 from nemo_kit.models import hub, single_file
 from nemo_kit.models.base import DiffusionModel
 from nemo_kit.models.families import INDEX, family_of
 from nemo_kit.models.lora import Lora, fuse
-from nemo_kit.models.parts import read_json
+from nemo_kit.models.parts import WITHOUT_WEIGHTS, bytes_of, read_json
 from nemo_kit.models.stable_diffusion import StableDiffusion
 
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
 _ALLOWED = (
-    'name must be "lab", a folder with a diffusers model, a .safetensors checkpoint, or a hub id '
-    '"owner/model"'
+    'name must be "lab", "lab-flow", a folder with a diffusers model, a .safetensors checkpoint, '
+    'or a hub id "owner/model"'
 )
 GENERATION_FILE = "generation.json"
+OFFLOAD = "offload"
+LARGE = 4e9  # bytes of weights that are told of
 DTYPES = ("auto", "float32", "float16", "bfloat16")
 
 
@@ -44,9 +46,11 @@ def load(
     """Open a model.
 
     Returns a `DiffusionModel`; a folder `nemo` beside its parts is read as its calibration.
-    Parameters: `name`, "lab" (embedded), a diffusers folder, a `.safetensors` checkpoint, or a hub
-    id; `device`, "auto", "cpu", "cuda" or another of torch's; `dtype`, one of torch's or "float32",
-    "float16", "bfloat16"; "auto" (or None) is float16 on cuda, float32 elsewhere;
+    Parameters: `name`, "lab" or "lab-flow" (embedded), a diffusers folder, a `.safetensors`
+    checkpoint, or a hub id; `device`, "auto", "cpu", "cuda" or another of torch's, or "offload": as
+    "auto", with the denoiser's weights in main memory but for the layer that runs; `dtype`, one of
+    torch's or "float32", "float16", "bfloat16"; "auto" (or None) is float16 on cuda (bfloat16 where
+    the family needs its range), float32 elsewhere;
     `revision`, the hub's commit, which a published result should name; `lora`, a `.safetensors`
     file or "FILE:SCALE", fused into the weights: the model then has no calibration until it is
     calibrated itself; `config`, for a checkpoint alone: the diffusers folder or hub id whose
@@ -57,24 +61,31 @@ def load(
     """
     found = resolve(name)
     place = _device(device)
-    kind = _dtype(dtype, place)
     extra = None if lora is None else Lora.of(lora)
     if isinstance(found, str):
         found, revision = hub.fetch(found, revision)
+    with _opening(name):
+        family = _family(found)
+    kind = _dtype(dtype, place, family.half)
+    kept = {*family.kept_off, *([family.denoising] if device == OFFLOAD else [])}
+    with quiet(), _opening(name):
+        _tell_size(name, found, family, kind, place)
     with quiet():
-        family, parts = open_parts(name, found, kind, config)
+        _, parts = open_parts(name, found, kind, config)
         if extra:
             parts = fused(family, parts, extra, place, kind)
         model = family.assemble(
-            _cast(parts, place, kind),
+            _cast(parts, place, kind, kept),
             name=name,
             device=place,
             dtype=kind,
             revision=revision,
-            guidance=_guidance(found),
             lora=extra,
             config=config,
+            **settings_in(found, family),
         )
+    if device == OFFLOAD:
+        offload(model)
     if extra is None:  # a fused LoRA's threshold and statistics are others
         model.calibration = calibration_of_files(name, found)
     return model
@@ -84,21 +95,58 @@ def open_parts(
     name: str, found: Path, dtype: torch.dtype, config: str | None = None
 ) -> tuple[type[DiffusionModel], dict[str, Any]]:
     """The family and the parts of a folder or checkpoint, on the CPU; raises ValueError."""
-    family: type[DiffusionModel]
-    try:
+    with _opening(name):
+        family = _family(found)
         if found.is_dir():
             if config is not None:
                 raise ValueError("config goes with a .safetensors checkpoint; a folder has its own")
-            index = read_json(found / INDEX)
-            family = family_of(index)
-            parts = family.open(found, index, dtype)
+            parts = family.open(found, read_json(found / INDEX), dtype)
         else:
-            family = StableDiffusion
             parts = single_file.open_file(found, _settings(found, config))
         family.check(parts)
+    return family, parts
+
+
+@contextmanager
+def _opening(name: str) -> Iterator[None]:
+    """What is wrong with a model's files, with the model's name."""
+    try:
+        yield
     except ValueError as error:
         raise ValueError(f"name: {name!r} could not be opened: {error}") from error
-    return family, parts
+
+
+def _family(found: Path) -> type[DiffusionModel]:
+    """The family of a folder by its pipeline; a checkpoint's is Stable Diffusion 1 and 2."""
+    return family_of(read_json(found / INDEX)) if found.is_dir() else StableDiffusion
+
+
+def _tell_size(
+    name: str, found: Path, family: type[DiffusionModel], dtype: torch.dtype, place: torch.device
+) -> None:
+    """Say on standard error what a large model will take, before it is read."""
+    if not found.is_dir():
+        return
+    named = family.parts_in(read_json(found / INDEX))
+    there = [part for part in named if part not in WITHOUT_WEIGHTS and (found / part).is_dir()]
+    sizes = {part: bytes_of(found, part, dtype) for part in there}
+    if sum(sizes.values()) < LARGE:
+        return
+    each = ", ".join(f"{part} {size / 1e9:.1f}" for part, size in sizes.items())
+    off = f", {' and '.join(family.kept_off)} only while it embeds" if family.kept_off else ""
+    print(
+        f"opening {name}: {sum(sizes.values()) / 1e9:.1f} GB of weights in {str(dtype)[6:]} "
+        f"({each}) for {place}{off}",
+        file=sys.stderr, flush=True,
+    )  # fmt: skip
+
+
+def offload(model: DiffusionModel) -> None:
+    """Keep the denoiser's weights in main memory, each layer's on the device while it runs."""
+    from accelerate import cpu_offload
+
+    cpu_offload(model.denoiser, execution_device=model.device, offload_buffers=True)
+    model.offloaded = True
 
 
 def _settings(file: Path, config: str | None) -> Path:
@@ -116,8 +164,8 @@ def resolve(name: str, parameter: str = "name") -> str | Path:
     allowed = _ALLOWED.replace("name", parameter, 1)
     if not isinstance(name, str) or not name:
         raise ValueError(f"{allowed}; got {name!r}")
-    if name == "lab":
-        folder = Path(str(files("nemo_kit"))) / "lab" / "model"
+    if name in hub.EMBEDDED:
+        folder = Path(str(files("nemo_kit"))) / "lab" / hub.EMBEDDED[name]
         if not (folder / INDEX).is_file():
             raise ValueError(f"name: the embedded model is missing from {folder}; run `make lab`")
         return folder
@@ -143,12 +191,14 @@ def default_device() -> torch.device:
 
 
 def _device(device: str) -> torch.device:
-    if device == "auto":
+    if device in ("auto", OFFLOAD):
         return default_device()
     try:
         place = torch.device(device)
     except (RuntimeError, TypeError) as error:
-        raise ValueError(f'device must be "auto", "cpu" or "cuda", got {device!r}') from error
+        raise ValueError(
+            f'device must be "auto", "cpu", "cuda" or "{OFFLOAD}", got {device!r}'
+        ) from error
     try:
         usable = place.type != "meta" and torch.empty(1, device=place).numel() == 1
     except (RuntimeError, AssertionError):  # not built in, no such device, no driver
@@ -163,13 +213,13 @@ def default_dtype(device: torch.device | None = None) -> torch.dtype:
     return torch.float16 if (device or default_device()).type == "cuda" else torch.float32
 
 
-def _dtype(dtype: torch.dtype | str | None, place: torch.device) -> torch.dtype:
+def _dtype(dtype: torch.dtype | str | None, place: torch.device, half: torch.dtype) -> torch.dtype:
     if isinstance(dtype, torch.dtype) and dtype.is_floating_point:
         return dtype
     dtype = "auto" if dtype is None else dtype
     check_choice("dtype", dtype, DTYPES)
     if dtype == "auto":
-        return default_dtype(place)
+        return half if place.type == "cuda" else default_dtype(place)
     return getattr(torch, dtype)  # type: ignore[call-overload]
 
 
@@ -212,10 +262,22 @@ def fused(
     return placed
 
 
-def _cast(parts: Mapping[str, Any], device: torch.device, dtype: torch.dtype) -> dict[str, Any]:
-    """Modules on the device and in the number type; tokenizer and scheduler as they are."""
-    modules = {n: part for n, part in parts.items() if isinstance(part, torch.nn.Module)}
-    return {**parts, **{name: module.to(device, dtype) for name, module in modules.items()}}
+def _cast(
+    parts: Mapping[str, Any],
+    device: torch.device,
+    dtype: torch.dtype,
+    kept: Collection[str] = (),
+) -> dict[str, Any]:
+    """Modules on the device (those `kept` on the CPU) and in the number type; others as they are.
+
+    A module that keeps some weights in float32 (T5's overflow in float16) was read so, and stays.
+    """
+    placed = dict(parts)
+    for name, part in parts.items():
+        if isinstance(part, torch.nn.Module):
+            part.to("cpu" if name in kept else device)
+            placed[name] = part if getattr(part, "_keep_in_fp32_modules", None) else part.to(dtype)
+    return placed
 
 
 def on_this_machine(name: str, revision: str | None = None) -> Path | None:
@@ -233,12 +295,21 @@ def calibration_of_files(name: str, path: Path) -> Calibration | None:
     return published(name)
 
 
-def _guidance(path: Path) -> float:
-    """What `nemo/generation.json` in the folder says, else the paper's 7."""
+def settings_in(path: Path, family: type[DiffusionModel]) -> dict[str, Any]:
+    """Guidance, and other settings, that `nemo/generation.json` in the folder says.
+
+    Returns "guidance", by default the family's, and "settings", integers: "searched" (how many
+    value layers, from the first on) and those that the family names.
+    Raises ValueError for a file that says anything else.
+    """
     file = hub.notes_folder(path) / GENERATION_FILE
-    if not file.is_file():
-        return 7.0
+    told = read_json(file) if file.is_file() else {}
+    allowed = {"guidance", "searched", *family.adjustable}
     try:
-        return float(json.loads(file.read_text("utf-8"))["guidance"])
-    except (KeyError, TypeError, ValueError) as error:
+        guidance = float(told.pop("guidance", family.usual_guidance))
+    except (TypeError, ValueError) as error:
         raise ValueError(f'{file} must hold {{"guidance": number}}: {error!r}') from error
+    for name, value in told.items():
+        check_choice(f"{file}: a setting", name, sorted(allowed))
+        check_whole(f"{file}: {name}", value, name == "searched")
+    return {"guidance": guidance, "settings": told}

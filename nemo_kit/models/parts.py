@@ -7,6 +7,7 @@ before and after the libraries load them, since these fill what is missing with 
 from __future__ import annotations
 
 import json
+import math
 import re
 import zipfile
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
@@ -18,8 +19,6 @@ from typing import Any
 
 import torch
 
-from nemo_kit.models import schedulers
-
 _WEIGHTS = re.compile(
     r"(?P<stem>diffusion_pytorch_model|pytorch_model|model)(?:\.(?P<variant>\w+))?"
     r"(?:-\d+-of-\d+)?(?:\.(?P<old>\w+))?\.(?P<kind>safetensors|bin)"
@@ -28,10 +27,10 @@ _WEIGHTS = re.compile(
 _STEMS = {("diffusion_pytorch_model", "safetensors"), ("diffusion_pytorch_model", "bin"),
           ("model", "safetensors"), ("pytorch_model", "bin")}  # fmt: skip
 _VARIANTS = ("", "fp16", "bf16")  # in the order in which they are taken
-_VOCABULARY = ({"tokenizer.json"}, {"vocab.json", "merges.txt"})
-_SETTINGS = (".json", ".txt")
+_VOCABULARY = ({"tokenizer.json"}, {"vocab.json", "merges.txt"}, {"vocab.txt"}, {"spiece.model"})
+_SETTINGS = (".json", ".txt", ".model")
 _POINTER = b"version https://git-lfs"
-WITHOUT_WEIGHTS = ("scheduler", "tokenizer")
+WITHOUT_WEIGHTS = ("scheduler", "tokenizer", "tokenizer_2", "tokenizer_3")
 
 
 @dataclass(frozen=True)
@@ -76,8 +75,12 @@ def needed(part: str, names: Collection[str]) -> list[str]:
     settings = settings_of(names)
     if part not in WITHOUT_WEIGHTS:
         return settings + list(choose(part, names).files)
-    if part == "tokenizer" and not any(kind <= set(names) for kind in _VOCABULARY):
-        raise ValueError(f"{part}: tokenizer.json, or vocab.json and merges.txt, must be there")
+    vocabulary = part != "scheduler" and any(kind <= set(names) for kind in _VOCABULARY)
+    if part != "scheduler" and not vocabulary:
+        raise ValueError(
+            f"{part}: tokenizer.json, vocab.json and merges.txt, vocab.txt or spiece.model must be "
+            "there"
+        )
     return settings
 
 
@@ -99,6 +102,21 @@ def files_of(folder: Path, part: str) -> list[Path]:
     for file in files:
         check_whole(file)
     return files
+
+
+def bytes_of(folder: Path, part: str, dtype: torch.dtype) -> int:
+    """What a part's weights take in that number type; of pickles, the size of their files."""
+    from safetensors import safe_open
+
+    size = 0
+    for file in files_of(folder, part):
+        if file.suffix == ".bin":
+            size += file.stat().st_size
+        elif file.suffix == ".safetensors":
+            with safe_open(file, "pt") as opened:
+                shapes = [opened.get_slice(key).get_shape() for key in opened.keys()]  # noqa: SIM118
+            size += sum(map(math.prod, shapes)) * dtype.itemsize
+    return size
 
 
 def check_whole(file: Path) -> None:
@@ -135,20 +153,17 @@ def open_part(
     folder: Path,
     part: str,
     kind: str,
-    named: str | None,
     dtype: torch.dtype,
     check: Callable[[str, Mapping[str, Any]], None],
 ) -> Any:
     """A part of a pipeline from its folder; a model is on the CPU, in that number type.
 
-    Parameters: `kind`, the class that is opened; `named`, the class that model_index.json says;
-    `check`, called with part and settings before weights are read.
+    Parameters: `kind`, the class that is opened; `check`, called with part and settings
+    before weights are read.
     Raises ValueError, which names the file or the tensors, for a part that is not whole, of another
     class or quantized, and where a tensor is missing, unexpected or of another shape.
     """
     files = files_of(folder, part)
-    if part == "scheduler":
-        return schedulers.read(read_json(folder / part / "scheduler_config.json"), named)
     ours = part.startswith(("text_encoder", "tokenizer"))
     opened = getattr(import_module("transformers" if ours else "diffusers"), kind)
     options: dict[str, Any] = {"local_files_only": True}

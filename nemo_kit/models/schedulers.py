@@ -1,6 +1,6 @@
 """Scheduler folders read by what they mean: the noise schedule that a denoiser was trained with.
 
-Scope: every scheduler here is run as DDIM, which the method needs (section 4 of the paper). Most of
+Scope: what is read here is run as DDIM, which the method needs (section 4 of the paper). Most of
 diffusers' schedulers only walk the same noise levels in another way, so that a denoiser saved with
 one of them is the same under DDIM; a denoiser of another noise process is not, and is refused.
 """
@@ -92,6 +92,11 @@ def _check_process(config: Mapping[str, Any]) -> None:
         )
 
 
+def is_flow(scheduler: Any) -> bool:
+    """Whether it is a rectified flow's (see `nemo_kit.models.flow`)."""
+    return scheduler.config.prediction_type == "flow_prediction"
+
+
 def as_noise(scheduler: Any, output: Tensor, latents: Tensor, timestep: Tensor | int) -> Tensor:
     """The noise ε behind a denoiser's output, of whatever kind it was trained to predict.
 
@@ -101,6 +106,8 @@ def as_noise(scheduler: Any, output: Tensor, latents: Tensor, timestep: Tensor |
     kind = scheduler.config.prediction_type
     if kind == "epsilon":
         return output
+    if is_flow(scheduler):
+        return scheduler.as_noise(output, latents, timestep)
     places = torch.as_tensor(timestep).long().cpu().reshape(-1, 1, 1, 1)
     kept = scheduler.alphas_cumprod[places].to(output)  # [1 or N, 1, 1, 1]
     if kind == "v_prediction":

@@ -5,19 +5,15 @@ Source: "Finding NeMo" (arXiv 2406.02366), section 2 (the model's parts).
 
 from __future__ import annotations
 
-import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any, ClassVar
 
-import torch
 from torch import Tensor, nn
 
-from nemo_kit.checks import check_texts
 from nemo_kit.layers import Projection, key_layers, searched, value_layers
 from nemo_kit.models import schedulers
-from nemo_kit.models.base import DiffusionModel
-
-_TEXTS_AT_ONCE = 64
+from nemo_kit.models.base import STANDARDIZED, DiffusionModel
+from nemo_kit.models.texts import tokenized
 
 VERSION = 1  # raised where results change (see nemo_kit.keys)
 
@@ -26,6 +22,8 @@ class StableDiffusion(DiffusionModel):
     """Stable Diffusion 1.x or 2.x, run as DDIM: ε- or v-prediction, one CLIP text encoder."""
 
     pipelines = ("StableDiffusionPipeline", "StableDiffusionImg2ImgPipeline")
+    denoising = "unet"
+    clip_attention = True
     parts: ClassVar[Mapping[str, tuple[str, ...]]] = {
         "scheduler": tuple(sorted(schedulers.SAME_PROCESS)),
         "text_encoder": ("CLIPTextModel",),
@@ -44,19 +42,8 @@ class StableDiffusion(DiffusionModel):
             "dual_cross_attention": "two texts",
             "only_cross_attention": "text in its self-attention's place (an upscaler)",
         },
-        "vae": {
-            "shift_factor": "latents that are shifted",
-            "latents_mean": "latents that are standardized by channel",
-        },
+        "vae": {"shift_factor": "latents that are shifted", **STANDARDIZED},
     }
-
-    @classmethod
-    def pipeline(cls, parts: Mapping[str, Any]) -> Any:
-        """A diffusers pipeline of these parts."""
-        from diffusers import StableDiffusionPipeline
-
-        unused = dict.fromkeys(StableDiffusionPipeline._optional_components)
-        return StableDiffusionPipeline(**parts, **unused, requires_safety_checker=False)
 
     @classmethod
     def check(cls, parts: Mapping[str, Any]) -> None:
@@ -77,33 +64,19 @@ class StableDiffusion(DiffusionModel):
         values = value_layers(denoiser)
         return values, key_layers(denoiser), searched(values)
 
-    def embed(self, prompts: str | Sequence[str]) -> Tensor:
-        """See `DiffusionModel.embed`: the output of CLIP's last layer, normed."""
-        texts = check_texts(prompts, empty_allowed=True)
-        parts = [texts[i : i + _TEXTS_AT_ONCE] for i in range(0, len(texts), _TEXTS_AT_ONCE)]
+    def _embed(self, texts: list[str]) -> Tensor:
+        """The output of CLIP's last layer, normed."""
         config = self.text_encoder.config
         length = min(self.tokenizer.model_max_length, config.max_position_embeddings)
-        if any(len(ids) > length for ids in self.tokenizer(texts, verbose=False).input_ids):
-            told = f"prompts of more than the text encoder's {length} tokens are cut to them"
-            warnings.warn(told, RuntimeWarning, stacklevel=2)  # one text: shown once, not a prompt
-        with torch.no_grad():
-            return torch.cat([self._embed(part, length) for part in parts])
-
-    def _embed(self, texts: list[str], length: int) -> Tensor:
-        tokens = self.tokenizer(
-            texts, padding="max_length", max_length=length, truncation=True, return_tensors="pt"
-        ).to(self.device)
-        masked = getattr(self.text_encoder.config, "use_attention_mask", False)
+        tokens = tokenized(self.tokenizer, texts, length).to(self.device)
+        masked = getattr(config, "use_attention_mask", False)
         mask = tokens.attention_mask if masked else None
         return self.text_encoder(tokens.input_ids, attention_mask=mask)[0]
 
-    def _forward(self, latents: Tensor, timestep: Tensor, embeddings: Tensor) -> Tensor:
-        texts = embeddings.to(self.dtype)
-        return self.denoiser(latents, timestep, encoder_hidden_states=texts, return_dict=False)[0]
-
-    def _decode(self, latents: Tensor) -> Tensor:
-        scaled = latents.to(self.device, self.vae.dtype) / self.vae.config.scaling_factor
-        return self.vae.decode(scaled, return_dict=False)[0].float()
+    def _forward(
+        self, latents: Tensor, timestep: Tensor, tokens: Tensor, **beside: Tensor
+    ) -> Tensor:
+        return self.denoiser(latents, timestep, encoder_hidden_states=tokens, return_dict=False)[0]
 
 
 def _check_together(unet: Any, vae: Any, text_encoder: Any, tokenizer: Any, **_: Any) -> None:

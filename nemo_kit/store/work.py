@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any
 
 from nemo_kit.checks import MachineError
 from nemo_kit.keys import FORMS, value_digest, versions
+from nemo_kit.models.hub import EMBEDDED
 
 if TYPE_CHECKING:
     from nemo_kit.calibration import Calibration
@@ -54,7 +55,7 @@ class ModelRef:
         return cls(
             name=absolute(model.name),
             revision=model.revision,
-            device=device or model.device.type,
+            device=device or ("offload" if model.offloaded else model.device.type),
             dtype=str(model.dtype).removeprefix("torch."),
             calibration=model.calibration,
             guidance=model.guidance,
@@ -102,7 +103,8 @@ class ModelRef:
 
 def absolute(name: str) -> str:
     """A model's folder or file as an absolute path, for a process elsewhere; other names as are."""
-    return str(Path(name).resolve()) if name != "lab" and Path(name).exists() else name
+    there = name not in EMBEDDED and Path(name).exists()
+    return str(Path(name).resolve()) if there else name
 
 
 @dataclass(frozen=True, eq=False)
@@ -177,17 +179,18 @@ def model_key(model: DiffusionModel) -> dict[str, Any]:
     scheduler and calibration, the number type, and the version of what reads and runs models. The
     name is none of it: a folder may move.
     """
-    parts = (model.denoiser, model.text_encoder, model.vae)
+    vocabularies = [value_digest(one.get_vocab()) for one in model.tokenizers.values()]
     scheduler = {k: v for k, v in dict(model.scheduler.config).items() if not k.startswith("_")}
     return {
-        "weights": [value_digest(dict(part.state_dict())) for part in parts],
+        "weights": [value_digest(part) for part in model.weights()],
         "lora": model.lora and model.lora.sha256,
-        "tokenizer": value_digest(model.tokenizer.get_vocab()),
+        "tokenizer": vocabularies if len(vocabularies) > 1 else vocabularies[0],
         "scheduler": value_digest(scheduler),
         "dtype": str(model.dtype),
         "guidance": model.guidance,
         "calibration": value_digest(model.calibration),
-        "version": versions("models"),
+        "version": versions(type(model).__module__.partition(".")[2]),
+        **({"settings": model.settings} if model.settings else {}),
     }
 
 

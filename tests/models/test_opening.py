@@ -141,7 +141,7 @@ def test_bad_numbers(toy_model: DiffusionModel) -> None:
 
 
 def test_unknown_names(tmp_path: Path) -> None:
-    allowed = 'name must be "lab", a folder with a diffusers model, a .safetensors checkpoint, or'
+    allowed = 'name must be "lab", "lab-flow", a folder with a diffusers model, a .safetensors'
     for name in ("labb", "", 5, "a/b/c", "../x", "http://a/b"):
         with pytest.raises(ValueError, match=allowed):
             load(name)  # type: ignore[arg-type]
@@ -152,7 +152,9 @@ def test_unknown_names(tmp_path: Path) -> None:
 
 
 def test_bad_devices(toy_folder: Path) -> None:
-    with pytest.raises(ValueError, match='device must be "auto", "cpu" or "cuda", got \'tpu9\''):
+    with pytest.raises(
+        ValueError, match='device must be "auto", "cpu", "cuda" or "offload", got \'tpu9\''
+    ):
         load(str(toy_folder), device="tpu9")
     here = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}
     missing = [device for device, there in here.items() if not there]

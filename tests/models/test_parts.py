@@ -130,7 +130,7 @@ def test_settings_that_can_t_be_read(folder: Path, file: str, content: str, name
 def test_a_tokenizer_without_vocabulary_is_none(folder: Path) -> None:
     """The library would make one of two tokens."""
     (folder / "tokenizer" / "tokenizer.json").unlink()
-    refused(folder, "tokenizer.json, or vocab.json and merges.txt")
+    refused(folder, "tokenizer: tokenizer.json, vocab.json and merges.txt, vocab.txt or spiece")
 
 
 @pytest.mark.parametrize("part", PARTS)

@@ -1,0 +1,108 @@
+"""HunyuanDiT: a transformer with cross-attention to the tokens of BERT and T5.
+
+Values follow from the text alone: BERT's states beside T5's behind their embedder, learned padding
+in the place of both's. Pooled T5 enters the time embedding, around the values: a known limit of
+what neurons can switch off. All blocks are searched: no study says which memorize.
+Source: Li et al., "Hunyuan-DiT" (arXiv 2405.08748).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor
+
+from nemo_kit.models import schedulers
+from nemo_kit.models.base import STANDARDIZED, DiffusionModel, check_pairs
+from nemo_kit.models.conditioning import Conditioning
+from nemo_kit.models.texts import encoded
+
+VERSION = 1  # raised where results change (see nemo_kit.keys)
+
+
+class HunyuanDiT(DiffusionModel):
+    """HunyuanDiT 1.x, run as DDIM; the learned variance is split off."""
+
+    pipelines = ("HunyuanDiTPipeline",)
+    parts: ClassVar[Mapping[str, tuple[str, ...]]] = {
+        "scheduler": tuple(sorted(schedulers.SAME_PROCESS)),
+        "text_encoder": ("BertModel",),
+        "text_encoder_2": ("T5EncoderModel",),
+        "tokenizer": ("BertTokenizer", "BertTokenizerFast"),
+        "tokenizer_2": ("T5Tokenizer", "T5TokenizerFast"),
+        "transformer": ("HunyuanDiT2DModel",),
+        "vae": ("AutoencoderKL",),
+    }
+    foreign: ClassVar[Mapping[str, Mapping[str, str]]] = {"vae": STANDARDIZED}
+    blocks = ("blocks.{}.attn2.to_v",)
+    usual_guidance = 5.0
+    beside = ("attended", "t5", "t5_attended")
+    kept_off = ("text_encoder_2",)
+
+    @classmethod
+    def check(cls, parts: Mapping[str, Any]) -> None:
+        """Raise ValueError where the parts don't fit one another or the family."""
+        wanted, channels = parts["transformer"].config, parts["vae"].config.latent_channels
+        bert, t5 = parts["text_encoder"].config, parts["text_encoder_2"].config
+        pairs = {
+            "in_channels": (wanted.in_channels, channels),
+            "cross_attention_dim": (wanted.cross_attention_dim, bert.hidden_size),
+            "cross_attention_dim_t5": (wanted.cross_attention_dim_t5, t5.d_model),
+        }
+        check_pairs("transformer", pairs)
+
+    def _embed(self, texts: list[str]) -> Tensor:
+        """BERT's last states; beside them T5's, and which tokens of each are no padding."""
+        config, found = self.denoiser.config, []
+        lengths = {"": config.text_len, "_2": config.text_len_t5}
+        for which, length in lengths.items():
+            encoder = self.text_encoder[f"text_encoder{which}"]
+            tokenizer = self.tokenizers[f"tokenizer{which}"]
+            found += encoded(encoder, tokenizer, texts, length, self.device)
+        bert, attended, t5, t5_attended = found
+        return Conditioning.of(bert, attended=attended, t5=t5, t5_attended=t5_attended)
+
+    def _value_inputs(self, embeddings: Tensor) -> Tensor:
+        beside = {name: value.to(self.device) for name, value in embeddings.beside.items()}
+        t5 = beside["t5"].to(self.dtype)
+        projected = self.denoiser.text_embedder(t5.flatten(0, 1)).unflatten(0, t5.shape[:2])
+        both = torch.cat([super()._value_inputs(embeddings), projected], dim=1)
+        attended = torch.cat([beside["attended"], beside["t5_attended"]], dim=1)
+        return torch.where(attended[:, :, None], both, self.denoiser.text_embedding_padding)
+
+    def _forward(
+        self, latents: Tensor, timestep: Tensor, tokens: Tensor, **beside: Tensor
+    ) -> Tensor:
+        count = len(latents)
+        given: dict[str, Any] = {}
+        if self.denoiser.config.use_style_cond_and_image_meta_size:
+            size = [1024, 1024, *self.image_size, 0, 0]  # as trained, as drawn, crop
+            given["image_meta_size"] = latents.new_tensor(size).repeat(count, 1)
+            given["style"] = torch.zeros(count, dtype=torch.long, device=latents.device)
+        output = self.denoiser(
+            latents,
+            timestep.expand(count).to(self.dtype),
+            encoder_hidden_states=tokens,
+            text_embedding_mask=beside["attended"],
+            encoder_hidden_states_t5=beside["t5"].to(self.dtype),
+            text_embedding_mask_t5=beside["t5_attended"],
+            image_rotary_emb=self._places(latents.device),
+            return_dict=False,
+            **given,
+        )[0]
+        return output.chunk(2, dim=1)[0] if output.shape[1] > latents.shape[1] else output
+
+    def _places(self, device: torch.device) -> tuple[Tensor, Tensor]:
+        """Rotary embeddings of the patches, as the pipeline has them."""
+        from diffusers.models.embeddings import get_2d_rotary_pos_embed
+        from diffusers.pipelines.hunyuandit.pipeline_hunyuandit import (
+            get_resize_crop_region_for_grid,
+        )
+
+        width = self.denoiser.inner_dim // self.denoiser.num_heads
+        patch = self.denoiser.config.patch_size
+        grid = tuple(side // patch for side in self.latent_shape[1:])
+        crop = get_resize_crop_region_for_grid(grid, 512 // 8 // patch)
+        return get_2d_rotary_pos_embed(width, crop, grid, device=device, output_type="pt")

@@ -1,0 +1,125 @@
+"""Stable Diffusion 3 and 3.5: joint attention under a rectified flow; and the embedded `lab-flow`.
+
+Text and image tokens attend to all of both, each with projections of its own. Neurons are the
+outputs of the text's value projection, `add_v_proj`, which reads the text stream behind a norm
+modulated by timestep and pooled text, and from the second block on has seen the image: so values
+are read in a denoiser call. All blocks are searched: there is no bottleneck as in a U-Net, and no
+study says which of them memorize.
+Source: Esser et al., "Scaling Rectified Flow Transformers" (arXiv 2403.03206).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from nemo_kit.models.base import DiffusionModel, check_pairs
+from nemo_kit.models.conditioning import Conditioning
+from nemo_kit.models.texts import clip, encoded
+
+VERSION = 1  # raised where results change (see nemo_kit.keys)
+SHARED = "_shared_with"  # in model_index.json: of which embedded model the other parts are
+_T5_TOKENS = 256
+
+
+class StableDiffusion3(DiffusionModel):
+    """Stable Diffusion 3 or 3.5, run by diffusers' Euler steps; T5 may be left out, as usual.
+
+    Setting: `t5_tokens`, how many tokens of T5 (zeros without it) follow CLIP's; by default 256.
+    """
+
+    pipelines = ("StableDiffusion3Pipeline", "StableDiffusion3Img2ImgPipeline")
+    parts: ClassVar[Mapping[str, tuple[str, ...]]] = {
+        "scheduler": ("FlowMatchEulerDiscreteScheduler",),
+        "text_encoder": ("CLIPTextModelWithProjection",),
+        "text_encoder_2": ("CLIPTextModelWithProjection",),
+        "text_encoder_3": ("T5EncoderModel",),
+        "tokenizer": ("CLIPTokenizer", "CLIPTokenizerFast"),
+        "tokenizer_2": ("CLIPTokenizer", "CLIPTokenizerFast"),
+        "tokenizer_3": ("T5Tokenizer", "T5TokenizerFast"),
+        "transformer": ("SD3Transformer2DModel",),
+        "vae": ("AutoencoderKL",),
+    }
+    foreign: ClassVar[Mapping[str, Mapping[str, str]]] = {}
+    optional = frozenset({"text_encoder_3", "tokenizer_3"})
+    blocks = ("transformer_blocks.{}.attn.add_v_proj",)
+    flow = True
+    adjustable = frozenset({"t5_tokens"})
+    kept_off = ("text_encoder_3",)
+    values_of_text = False
+    beside = ("pooled",)
+
+    @classmethod
+    def open(cls, folder: Path, index: Mapping[str, Any], dtype: torch.dtype) -> dict[str, Any]:
+        """The parts; `lab-flow`'s folder has those alone that it doesn't share with `lab`."""
+        if index.get(SHARED) != "lab":
+            return super().open(folder, index, dtype)
+        from nemo_kit.lab import flow
+
+        own = {name: index[name] for name in ("transformer", "scheduler")}
+        found = super().open(folder, own, dtype)
+        width = found["transformer"].config.pooled_projection_dim
+        return {**found, **flow.parts(width, dtype)}
+
+    @classmethod
+    def check(cls, parts: Mapping[str, Any]) -> None:
+        """Raise ValueError where the parts don't fit one another or the family."""
+        wanted = parts["transformer"].config
+        encoders = [parts["text_encoder"].config, parts["text_encoder_2"].config]
+        t5 = parts["text_encoder_3"]
+        joint = wanted.joint_attention_dim
+        pairs = {
+            "out_channels": (wanted.out_channels, parts["vae"].config.latent_channels),
+            "in_channels": (wanted.in_channels, parts["vae"].config.latent_channels),
+            "pooled_projection_dim": (
+                wanted.pooled_projection_dim, sum(e.projection_dim for e in encoders),
+            ),
+            "joint_attention_dim": (joint, joint if t5 is None else t5.config.d_model),
+        }  # fmt: skip
+        check_pairs("transformer", pairs)
+        if sum(e.hidden_size for e in encoders) > joint:
+            raise ValueError(f"transformer: joint_attention_dim = {joint} is less than CLIP gives")
+
+    def __init__(self, **parts: Any) -> None:
+        super().__init__(**parts)
+        tokens = self.latent_shape[1:]
+        patch = self.denoiser.config.patch_size
+        self.scheduler.image_tokens = tokens[0] * tokens[1] // patch**2
+
+    def _embed(self, texts: list[str]) -> Tensor:
+        """Both CLIPs' states side by side, filled up to T5's width, then T5's tokens below."""
+        names = ("text_encoder", "text_encoder_2")
+        both = [
+            clip(self.text_encoder[n], self.tokenizers[n.replace("text_encoder", "tokenizer")],
+                 texts, self.device)
+            for n in names
+        ]  # fmt: skip
+        states = torch.cat([one for one, _ in both], dim=-1)
+        width = self.denoiser.config.joint_attention_dim
+        states = F.pad(states, (0, width - states.shape[-1]))
+        pooled = torch.cat([one for _, one in both], dim=-1)
+        return Conditioning.of(torch.cat([states, self._t5(texts, states)], dim=1), pooled=pooled)
+
+    def _t5(self, texts: list[str], like: Tensor) -> Tensor:
+        length = self.settings.get("t5_tokens", _T5_TOKENS)
+        if "text_encoder_3" not in self.text_encoder or not length:
+            return like.new_zeros(len(texts), length, like.shape[-1])
+        length = min(length, self.tokenizers["tokenizer_3"].model_max_length)
+        t5 = self.text_encoder["text_encoder_3"], self.tokenizers["tokenizer_3"]
+        return encoded(*t5, texts, length, self.device, masked=False)[0].to(like)
+
+    def _forward(
+        self, latents: Tensor, timestep: Tensor, tokens: Tensor, **beside: Tensor
+    ) -> Tensor:
+        return self.denoiser(
+            latents,
+            encoder_hidden_states=tokens,
+            pooled_projections=beside["pooled"].to(self.dtype),
+            timestep=timestep.expand(len(latents)),
+            return_dict=False,
+        )[0]

@@ -1,0 +1,66 @@
+"""Texts as tokens, and what text encoders make of them: shared by the families.
+
+Scope: CLIP, T5 and the like as diffusers' pipelines use them.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+
+def tokenized(tokenizer: Any, texts: list[str], length: int, **options: Any) -> Any:
+    """The texts' tokens, padded or cut to a length, [N, length] each; cutting is warned of."""
+    if any(len(ids) > length for ids in tokenizer(texts, verbose=False).input_ids):
+        told = f"prompts of more than the text encoder's {length} tokens are cut to them"
+        warnings.warn(told, RuntimeWarning, stacklevel=2)  # one text: shown once, not a prompt
+    return tokenizer(
+        texts, padding="max_length", max_length=length, truncation=True, return_tensors="pt",
+        **options,
+    )  # fmt: skip
+
+
+@contextmanager
+def placed(encoder: nn.Module, device: torch.device) -> Iterator[nn.Module]:
+    """The encoder on that device inside the block, then where it was."""
+    home = next(encoder.parameters()).device
+    encoder.to(device)
+    try:
+        yield encoder
+    finally:
+        encoder.to(home)
+
+
+def clip(
+    encoder: nn.Module, tokenizer: Any, texts: list[str], device: torch.device
+) -> tuple[Tensor, Tensor]:
+    """CLIP's states before its last layer, [N, tokens, dim], and its pooled output, [N, dim]."""
+    ids = tokenized(tokenizer, texts, tokenizer.model_max_length).input_ids
+    with placed(encoder, device):
+        found = encoder(ids.to(device), output_hidden_states=True)
+    pooled = found.text_embeds if "text_embeds" in found else found.pooler_output
+    return found.hidden_states[-2], pooled
+
+
+def encoded(
+    encoder: nn.Module,
+    tokenizer: Any,
+    texts: list[str],
+    length: int,
+    device: torch.device,
+    masked: bool = True,
+) -> tuple[Tensor, Tensor]:
+    """An encoder's last states, [N, length, dim], and the tokens' mask, bool [N, length].
+
+    Parameters: `masked`, whether padding is hidden from the encoder itself.
+    """  # fmt: skip
+    tokens = tokenized(tokenizer, texts, length).to(device)
+    mask = tokens.attention_mask
+    with placed(encoder, device):
+        found = encoder(tokens.input_ids, attention_mask=mask if masked else None)[0]
+    return found, mask.bool()
