@@ -53,7 +53,7 @@ def grouped(command: Callable[..., None]) -> Callable[..., None]:
     return run
 
 
-Device = Literal["auto", "cpu", "cuda"]
+Device = Literal["auto", "cpu", "cuda", "offload"]
 Dtype = Literal["auto", "float32", "float16", "bfloat16"]
 
 
@@ -69,7 +69,13 @@ class PlainModel:
         "published results name it.")] = None
     config: Annotated[str | None, Option(metavar="NAME", help="Folder or hub id whose settings a "
         ".safetensors checkpoint has; Stable Diffusion 2.x needs it.")] = None
-    device: Annotated[Device, Option(help='"auto" takes the GPU where there is one.')] = "auto"
+    device: Annotated[
+        Device,
+        Option(
+            help='"auto" takes the GPU where there is one; "offload" as well, with the denoiser\'s '
+            "weights in main memory."
+        ),
+    ] = "auto"
     dtype: Annotated[Dtype, Option(help='Number type of the weights; "auto" is float16 on a GPU, '
         "float32 elsewhere. A model whose latents overflow in float16 needs float32.")] = "auto"
     lora: ClassVar[str | None] = None  # what a LoRA is fused into is not calibrated beside it
