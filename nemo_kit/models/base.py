@@ -394,9 +394,14 @@ class DiffusionModel(ABC):
         """All weights as they are in memory: of the denoiser, the text encoders and the VAE."""
         parts = [dict(part.state_dict()) for part in (self.denoiser, self.text_encoder, self.vae)]
         if self.offloaded:
-            from accelerate.utils.modeling import get_state_dict_offloaded_model
+            from accelerate.utils.modeling import (
+                align_module_device,
+                get_state_dict_offloaded_model,
+            )
 
-            parts[0] = get_state_dict_offloaded_model(self.denoiser)
+            with align_module_device(self.denoiser, "cpu"):  # what no module inside it holds
+                own = {k: v for k, v in self.denoiser.state_dict().items() if "." not in k}
+            parts[0] = {**own, **get_state_dict_offloaded_model(self.denoiser)}
         return parts
 
 

@@ -190,7 +190,7 @@ def model_key(model: DiffusionModel) -> dict[str, Any]:
         "guidance": model.guidance,
         "calibration": value_digest(model.calibration),
         "version": versions(type(model).__module__.partition(".")[2]),
-        **({"settings": model.settings} if model.settings else {}),
+        **({"settings": dict(model.settings)} if model.settings else {}),
     }
 
 
