@@ -20,7 +20,7 @@ from torch.nn import functional as F
 
 from nemo_kit.models.base import DiffusionModel, check_pairs
 from nemo_kit.models.conditioning import Conditioning
-from nemo_kit.models.texts import clip, encoded
+from nemo_kit.models.texts import clips, encoded
 
 VERSION = 1  # raised where results change (see nemo_kit.keys)
 SHARED = "_shared_with"  # in model_index.json: of which embedded model the other parts are
@@ -93,17 +93,11 @@ class StableDiffusion3(DiffusionModel):
 
     def _embed(self, texts: list[str]) -> Tensor:
         """Both CLIPs' states side by side, filled up to T5's width, then T5's tokens below."""
-        names = ("text_encoder", "text_encoder_2")
-        both = [
-            clip(self.text_encoder[n], self.tokenizers[n.replace("text_encoder", "tokenizer")],
-                 texts, self.device)
-            for n in names
-        ]  # fmt: skip
-        states = torch.cat([one for one, _ in both], dim=-1)
+        states, pooled = clips(self, texts)
         width = self.denoiser.config.joint_attention_dim
         states = F.pad(states, (0, width - states.shape[-1]))
-        pooled = torch.cat([one for _, one in both], dim=-1)
-        return Conditioning.of(torch.cat([states, self._t5(texts, states)], dim=1), pooled=pooled)
+        tokens = torch.cat([states, self._t5(texts, states)], dim=1)
+        return Conditioning.of(tokens, pooled=torch.cat(pooled, dim=-1))
 
     def _t5(self, texts: list[str], like: Tensor) -> Tensor:
         length = self.settings.get("t5_tokens", _T5_TOKENS)

@@ -19,7 +19,7 @@ from nemo_kit.layers import Projection, key_layers, searched, value_layers
 from nemo_kit.models import schedulers
 from nemo_kit.models.base import STANDARDIZED, DiffusionModel, check_pairs
 from nemo_kit.models.conditioning import Conditioning
-from nemo_kit.models.texts import clip
+from nemo_kit.models.texts import clips
 
 VERSION = 1  # raised where results change (see nemo_kit.keys)
 _ZEROS = "force_zeros_for_empty_prompt"  # what the unconditional half is, by model_index.json
@@ -93,16 +93,10 @@ class StableDiffusionXL(DiffusionModel):
 
     def _embed(self, texts: list[str]) -> Tensor:
         """Both CLIPs' states side by side; of the empty prompt zeros, where the model has it so."""
-        first, _ = clip(
-            self.text_encoder["text_encoder"], self.tokenizers["tokenizer"], texts, self.device
-        )
-        second, pooled = clip(
-            self.text_encoder["text_encoder_2"], self.tokenizers["tokenizer_2"], texts, self.device
-        )
+        states, (_, pooled) = clips(self, texts)
         zeros = self.settings[_ZEROS]
         told = torch.tensor([bool(text) or not zeros for text in texts], device=self.device)
-        tokens = torch.cat([first, second], dim=-1) * told[:, None, None]
-        return Conditioning.of(tokens, pooled=pooled * told[:, None])
+        return Conditioning.of(states * told[:, None, None], pooled=pooled * told[:, None])
 
     def _forward(
         self, latents: Tensor, timestep: Tensor, tokens: Tensor, **beside: Tensor

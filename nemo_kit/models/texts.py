@@ -8,10 +8,13 @@ from __future__ import annotations
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
+
+if TYPE_CHECKING:
+    from nemo_kit.models.base import DiffusionModel
 
 
 def tokenized(tokenizer: Any, texts: list[str], length: int, **options: Any) -> Any:
@@ -36,15 +39,16 @@ def placed(encoder: nn.Module, device: torch.device) -> Iterator[nn.Module]:
         encoder.to(home)
 
 
-def clip(
-    encoder: nn.Module, tokenizer: Any, texts: list[str], device: torch.device
-) -> tuple[Tensor, Tensor]:
-    """CLIP's states before its last layer, [N, tokens, dim], and its pooled output, [N, dim]."""
-    ids = tokenized(tokenizer, texts, tokenizer.model_max_length).input_ids
-    with placed(encoder, device):
-        found = encoder(ids.to(device), output_hidden_states=True)
-    pooled = found.text_embeds if "text_embeds" in found else found.pooler_output
-    return found.hidden_states[-2], pooled
+def clips(model: DiffusionModel, texts: list[str]) -> tuple[Tensor, list[Tensor]]:
+    """Both CLIPs' states before their last layers, side by side, and the pooled output of each."""
+    states, pooled = [], []
+    for which in ("", "_2"):
+        tokenizer = model.tokenizers[f"tokenizer{which}"]
+        ids = tokenized(tokenizer, texts, tokenizer.model_max_length).input_ids.to(model.device)
+        found = model.text_encoder[f"text_encoder{which}"](ids, output_hidden_states=True)
+        states.append(found.hidden_states[-2])
+        pooled.append(found.text_embeds if "text_embeds" in found else found.pooler_output)
+    return torch.cat(states, dim=-1), pooled
 
 
 def encoded(
