@@ -94,7 +94,7 @@ class DiffusionModel(ABC):
         self.value_layers, self.key_layers, self._searched = self.find_layers(denoiser)
         if "searched" in self.settings:
             self.searched = self.value_layers[: self.settings["searched"]]
-        self.offloaded = False
+        self.offloaded: dict[str, Tensor] = {}  # the denoiser's weights, where it doesn't hold them
         for module in (denoiser, text_encoder, vae):
             module.eval().requires_grad_(False)
 
@@ -393,16 +393,7 @@ class DiffusionModel(ABC):
     def weights(self) -> list[dict[str, Tensor]]:
         """All weights as they are in memory: of the denoiser, the text encoders and the VAE."""
         parts = [dict(part.state_dict()) for part in (self.denoiser, self.text_encoder, self.vae)]
-        if self.offloaded:
-            from accelerate.utils.modeling import (
-                align_module_device,
-                get_state_dict_offloaded_model,
-            )
-
-            with align_module_device(self.denoiser, "cpu"):  # what no module inside it holds
-                own = {k: v for k, v in self.denoiser.state_dict().items() if "." not in k}
-            parts[0] = {**own, **get_state_dict_offloaded_model(self.denoiser)}
-        return parts
+        return [self.offloaded or parts[0], *parts[1:]]
 
 
 def check_pairs(part: str, pairs: Mapping[str, tuple[Any, Any]]) -> None:

@@ -145,8 +145,8 @@ def offload(model: DiffusionModel) -> None:
     """Keep the denoiser's weights in main memory, each layer's on the device while it runs."""
     from accelerate import cpu_offload
 
-    cpu_offload(model.denoiser, execution_device=model.device, offload_buffers=True)
-    model.offloaded = True
+    model.offloaded = dict(model.denoiser.state_dict())
+    cpu_offload(model.denoiser, model.device, offload_buffers=True, state_dict=model.offloaded)
 
 
 def _settings(file: Path, config: str | None) -> Path:
