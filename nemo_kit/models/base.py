@@ -62,6 +62,7 @@ class DiffusionModel(ABC):
     clip_attention: ClassVar[bool] = False
     beside: ClassVar[tuple[str, ...]] = ()  # what the denoiser needs of a text besides its tokens
     kept_off: ClassVar[tuple[str, ...]] = ()  # large encoders, on the device only while they embed
+    offloads: ClassVar[bool] = True  # whether each module's weights are used inside it alone
     half: ClassVar[torch.dtype] = torch.float16  # the number type by default on a GPU
 
     def __init__(

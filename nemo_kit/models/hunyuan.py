@@ -38,6 +38,7 @@ class HunyuanDiT(DiffusionModel):
     foreign: ClassVar[Mapping[str, Mapping[str, str]]] = {"vae": STANDARDIZED}
     blocks = ("blocks.{}.attn2.to_v",)
     usual_guidance = 5.0
+    offloads = False
     beside = ("attended", "t5", "t5_attended")
     kept_off = ("text_encoder_2",)
 

@@ -67,6 +67,8 @@ def load(
     with _opening(name):
         family = _family(found)
     kind = _dtype(dtype, place, family.half)
+    if device == OFFLOAD and not family.offloads:
+        raise ValueError(f'device: "{OFFLOAD}" is not supported for {family.__name__}')
     kept = {*family.kept_off, *([family.denoising] if device == OFFLOAD else [])}
     with quiet(), _opening(name):
         _tell_size(name, found, family, kind, place)
