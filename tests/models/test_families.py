@@ -36,7 +36,8 @@ SEEDS = [1, 2, 3]
 JOINT = ("sd3", "flux")  # values that have seen the image
 FLOWS = ("sd3", "flux", "sana")
 ATTENTION = {"attention scaling", "attention masking", "attention masking and scaling"}
-REFUSED = {"sdxl": set(), "sana": ATTENTION | {"Wanda pruning"}}  # of all others: ATTENTION
+PRUNING = {"Wanda pruning"}
+REFUSED = {"sdxl": set(), "sana": ATTENTION | PRUNING, "hunyuan": ATTENTION | PRUNING}
 
 
 @dataclass
