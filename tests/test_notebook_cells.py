@@ -12,8 +12,11 @@ import matplotlib as mpl
 import numpy as np
 import pandas as pd
 import pytest
+import torch
 from books import NOTEBOOKS, cell, house, run
 from matplotlib import pyplot as plt
+from torch.nn import functional as F
+from torchmetrics.functional.image import structural_similarity_index_measure as ssim
 
 from nemo_kit.mitigation import Cut
 from nemo_kit.neurons import NeuronSet, random_neurons
@@ -354,6 +357,29 @@ def test_counts_go_up_to_all_found_and_narrow_layers_are_told() -> None:
     assert [row[0] for row in none] == ["most frequent"]
     with pytest.raises(ValueError, match="counts must be at least 1, got"):
         blocked([0], {1: 9}, [101])
+
+
+def test_copying_is_told_inside_and_outside_a_region() -> None:
+    source = cell("06_memorization_types", "def similarity_map").split("\n\n\nsettings")[0]
+    alike = run([source], house(torch=torch, ssim=ssim))["similarity_map"]
+    original = np.random.default_rng(0).integers(0, 256, (64, 64, 3), dtype=np.uint8)
+    half = original.copy()
+    half[:, 32:] = 255 - half[:, 32:]
+    same, mixed = alike(np.stack([original, half]), original)
+    assert same.shape == (64, 64)
+    assert same == pytest.approx(np.ones((64, 64)), abs=1e-6)
+    assert mixed[:, :26].mean() > 0.99
+    assert mixed[:, 38:].mean() < -0.5
+
+
+def test_two_seeds_agree_where_both_maps_are_high() -> None:
+    source = cell("06_memorization_types", "def agreed")
+    source = source[source.index("def agreed") : source.index("twins")]
+    agreed = run([source], house(F=F))["agreed"]
+    maps = torch.zeros(2, 4, 4)
+    maps[0, :2], maps[1, :, :2] = 3, 5
+    found = agreed(maps, 4)
+    assert found.tolist() == [[1, 1, 0, 0]] * 2 + [[0] * 4] * 2
 
 
 def test_means_over_prompts_have_bootstrap_intervals() -> None:

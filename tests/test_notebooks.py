@@ -39,7 +39,7 @@ TINY = {
     "largest": 1, "seeds": 3, "images": 2, "steps": 2, "bootstrap": 20, "compared": 1, "known": 2,
     "detector_seeds": 1, "ordinary": 2, "repeats": 2, "counts": [1], "noise_candidates": 1,
     "factors": [0.5], "device": "cpu", "natural": 1, "other": 1, "budget": 40, "budgets": [20],
-    "most": 3, "audited": 1, "audit_steps": 1,
+    "most": 3, "audited": 1, "audit_steps": 1, "masked": 1,
 }  # fmt: skip
 ONE = ("05_mitigation", "08_ablation", "09_thresholds", "10_layers")
 FEWER = {"04_dose_response": {"seeds": 2}} | {name: {"memorized": 1} for name in ONE}
