@@ -41,8 +41,9 @@ TINY = {
     "factors": [0.5], "device": "cpu", "natural": 1, "other": 1, "budget": 40, "budgets": [20],
     "most": 3, "audited": 1, "audit_steps": 1, "masked": 1,
 }  # fmt: skip
-ONE = ("05_mitigation", "08_ablation", "09_thresholds", "10_layers")
+ONE = ("05_mitigation", "08_ablation", "10_layers")
 FEWER = {"04_dose_response": {"seeds": 2}} | {name: {"memorized": 1} for name in ONE}
+FEWER["09_thresholds"] = {"memorized": 2}  # the first template prompt is not flagged
 LARGE = {
     "04_dose_response",
     "05_mitigation",
