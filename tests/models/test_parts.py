@@ -174,11 +174,8 @@ def test_parts_of_different_models(folder: Path, toy_folder: Path) -> None:
 @pytest.mark.parametrize(
     ("changes", "named"),
     [
-        (
-            {"_class_name": "StableDiffusionXLPipeline"},
-            "StableDiffusionXLPipeline is not supported",
-        ),
-        ({"_class_name": "FluxPipeline"}, "FluxPipeline"),
+        ({"_class_name": "KandinskyPipeline"}, "KandinskyPipeline is not supported"),
+        ({"_class_name": "CogVideoXPipeline"}, "CogVideoXPipeline"),
         ({"_class_name": "StableDiffusionInpaintPipeline"}, "StableDiffusionInpaintPipeline"),
         ({"_class_name": ["pipeline", "Mine"]}, "Mine"),
         ({"text_encoder": ["transformers", "T5EncoderModel"]}, "text_encoder must be a CLIPText"),
