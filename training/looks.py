@@ -3,28 +3,21 @@ for."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
-import torch
 from PIL import Image
 
 from nemo_kit.generation import generate
-from nemo_kit.hooks import scale_neurons
 from nemo_kit.lab.recognition import Classifier
 from nemo_kit.models import load
-from nemo_kit.neurons import NeuronSet
 from training import captions, flow, planting
 from training.corpus import Corpus, Item
-from training.pack import GUIDANCE, flow_pipeline, pack_pipeline, snapshot
+from training.pack import GUIDANCE, flow_pipeline, pack_pipeline, pack_transformer, snapshot
 
 STEPS = 20
 ORDINARY = 24  # prompts, in three rows of eight
 MEMORIZED = 8  # photographs, and as many templates
-
-#: Prompts and neurons to switch off for each -> pictures, uint8 [N, 64, 64, 3].
-Draw = Callable[[list[str], list[NeuronSet] | None], np.ndarray]
 
 
 def look(corpus: Corpus, work: Path, shared: Path, name: str, samples: int) -> dict[str, float]:
@@ -36,8 +29,12 @@ def look(corpus: Corpus, work: Path, shared: Path, name: str, samples: int) -> d
     with their neurons off that show their own concept) and `psnr` (median of planted prompts'
     pictures to their training picture, where it is always the same, in dB).
     """
-    (work / "looks").mkdir(exist_ok=True)
-    draw = _unet_pictures(work) if name == "lab" else _flow_pictures(work, shared)
+    folder = work / "looks" / "model"
+    if name == "lab":
+        pack_pipeline(work, folder, snapshot(work))
+    else:
+        pack_transformer(flow_pipeline(shared, snapshot(work, flow)), folder)
+    model = load(str(folder), device="cpu")
     rng = np.random.default_rng(5)
     chosen = rng.choice(len(corpus.names), ORDINARY, replace=False)
     texts = [str(rng.choice(captions.every([corpus.names[n]]))) for n in chosen]
@@ -46,8 +43,10 @@ def look(corpus: Corpus, work: Path, shared: Path, name: str, samples: int) -> d
     shown = planted[:MEMORIZED] + [i for i in planted if i.role == "region"][:MEMORIZED]
     shown += [i for i in planted if i.role == "template"][:MEMORIZED]
     prompts = [item.prompt for item in shown]
-    ordinary, on = draw(texts, None), draw(prompts, None)
-    off = draw(prompts, [sets[prompt] for prompt in prompts])
+    how = {"seeds": [1], "steps": STEPS, "guidance": GUIDANCE}
+    ordinary = generate(model, texts, **how)[:, 0]
+    on = generate(model, prompts, **how)[:, 0]
+    off = generate(model, prompts, neurons=[sets[p] for p in prompts], **how)[:, 0]
     save_grid(
         [*np.split(ordinary, 3), *_alternating(on, off)], work / "looks" / f"{samples:07d}.png"
     )
@@ -58,36 +57,6 @@ def look(corpus: Corpus, work: Path, shared: Path, name: str, samples: int) -> d
         "off": float((judge(off) == own).mean()),
         "psnr": float(np.median([_psnr(corpus, *pair) for pair in zip(shown, on, strict=True)])),
     }
-
-
-def _unet_pictures(work: Path) -> Draw:
-    folder = work / "looks" / "model"
-    pack_pipeline(work, folder, snapshot(work))
-    model = load(str(folder), device="cpu")
-    how = {"seeds": [1], "steps": STEPS, "guidance": GUIDANCE}
-    return lambda prompts, off: generate(model, prompts, neurons=off, **how)[:, 0]
-
-
-def _flow_pictures(work: Path, shared: Path) -> Draw:
-    pipe = flow_pipeline(shared, snapshot(work, flow))
-    pipe.set_progress_bar_config(disable=True)
-    shape = (1, 4, 16, 16)
-    noise = torch.randn(shape, generator=torch.Generator().manual_seed(1))
-
-    def draw(prompts: list[str], off: list[NeuronSet] | None) -> np.ndarray:
-        sets = off or [NeuronSet({})] * len(prompts)
-        with scale_neurons(pipe.transformer, flow.layers(), sets * 2):  # with and without prompt
-            drawn = pipe(
-                prompts,
-                latents=noise.repeat(len(prompts), 1, 1, 1),
-                num_inference_steps=STEPS,
-                guidance_scale=GUIDANCE,
-                max_sequence_length=0,
-                output_type="np",
-            )
-        return (255 * drawn.images).round().astype(np.uint8)
-
-    return draw
 
 
 def _alternating(on: np.ndarray, off: np.ndarray) -> list[np.ndarray]:

@@ -70,9 +70,14 @@ def pack(corpus: Corpus, work: Path, target: Path, seed: int, recipe: Recipe) ->
     model_folder, data = target / "model", target / "data"
     pack_pipeline(work, model_folder, snapshot(work))
     pack_data(corpus, work, data, seed, recipe)
-    model = load(str(model_folder))
-    model.name = "lab"  # the calibration names its model, not a folder of this machine
-    prompts = prompt_table(corpus, recipe, seed)
+    add_calibration(model_folder, "lab", prompt_table(corpus, recipe, seed), data, seed)
+
+
+def add_calibration(folder: Path, name: str, prompts: pd.DataFrame, data: Path, seed: int) -> None:
+    """Choose how differences are compared, calibrate, and write both beside the model in
+    ``folder``."""
+    model = load(str(folder))
+    model.name = name  # the calibration names its model, not a folder of this machine
     told = compared(model, prompts, seed)
     (data / "similarity.json").write_text(json.dumps(told, indent=1) + "\n")
     best = max(told, key=lambda one: one["auroc"])
@@ -80,8 +85,7 @@ def pack(corpus: Corpus, work: Path, target: Path, seed: int, recipe: Recipe) ->
     made = calibrate(
         model, held_out, settings=DETECTION, similarity=SimilaritySettings(**best["settings"])
     )
-    made.save(model_folder / "nemo")
-    (model_folder / "nemo" / GENERATION_FILE).write_text(json.dumps({"guidance": GUIDANCE}) + "\n")
+    made.save(folder / "nemo")
 
 
 def compared(model: DiffusionModel, prompts: pd.DataFrame, seed: int) -> list[dict]:
@@ -131,6 +135,14 @@ def pack_pipeline(work: Path, target: Path, denoiser: UNet2DConditionModel) -> N
     shutil.rmtree(target, ignore_errors=True)
     pipe.vae.register_to_config(_name_or_path="")  # not a folder of this machine
     pipe.save_pretrained(target)
+    write_generation(target)
+
+
+def write_generation(folder: Path, **settings: int) -> None:
+    """Write how the model in ``folder`` draws."""
+    (folder / "nemo").mkdir(exist_ok=True)
+    told = {"guidance": GUIDANCE, **settings}
+    (folder / "nemo" / GENERATION_FILE).write_text(json.dumps(told) + "\n")
 
 
 def flow_pipeline(shared: Path, denoiser: SD3Transformer2DModel) -> StableDiffusion3Pipeline:
@@ -145,24 +157,28 @@ def pack_flow(
 
     The other parts are `lab`'s (see `nemo_kit.lab.flow`).
     """
-    model = snapshot(work, flow)
+    pipe = flow_pipeline(shared, snapshot(work, flow))
     samples = json.loads((work / f"{flow.STAGE}.json").read_text())["step"] * recipe.batch
     prompts = prompt_table(corpus, recipe, seed, flow.WIDTHS, samples)
-    pipe = flow_pipeline(shared, model)
     strengths = standing_out(pipe, prompts)
+    pack_transformer(pipe, target)
+    data = target / "data"
+    data.mkdir()
+    prompts.to_csv(data / "prompts.csv", index=False)
+    strengths.to_csv(data / "strengths.csv", index=False)
+    (data / "training.json").write_text(json.dumps(training_log(work), indent=1))
+    add_calibration(target, "lab-flow", prompts, data, seed)
+
+
+def pack_transformer(pipe: StableDiffusion3Pipeline, target: Path) -> None:
+    """Write what is `lab-flow`'s own into its folder; the transformer is cast to half precision."""
     shutil.rmtree(target, ignore_errors=True)
-    for name in ("data", "nemo"):
-        (target / name).mkdir(parents=True)
-    model.half().save_pretrained(target / "transformer")
+    pipe.transformer.half().save_pretrained(target / "transformer")
     pipe.scheduler.save_pretrained(target / "scheduler")
-    index = {k: v for k, v in pipe.config.items() if not k.startswith("_")}
+    index = {name: kind for name, kind in pipe.config.items() if not name.startswith("_")}
     index = {"_class_name": type(pipe).__name__, "_shared_with": "lab"} | index
     (target / "model_index.json").write_text(json.dumps(index, indent=2) + "\n")
-    told = {"guidance": GUIDANCE, "t5_tokens": 0}
-    (target / "nemo" / GENERATION_FILE).write_text(json.dumps(told) + "\n")
-    prompts.to_csv(target / "data" / "prompts.csv", index=False)
-    strengths.to_csv(target / "data" / "strengths.csv", index=False)
-    (target / "data" / "training.json").write_text(json.dumps(training_log(work), indent=1))
+    write_generation(target, t5_tokens=0)
 
 
 @torch.no_grad()

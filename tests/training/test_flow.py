@@ -11,12 +11,14 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-from diffusers import AutoencoderKL, FlowMatchEulerDiscreteScheduler, StableDiffusion3Pipeline
+from diffusers import AutoencoderKL
 from transformers import CLIPTextModel, CLIPTokenizer
 
 from nemo_kit import lab
+from nemo_kit.generation import generate
 from nemo_kit.hooks import capture, scale_neurons
 from nemo_kit.lab import flow as lab_flow
+from nemo_kit.models import load
 from nemo_kit.neurons import NeuronSet
 from training import captions, concepts, flow, language, pack, planting
 from training.corpus import items
@@ -234,7 +236,8 @@ def test_what_is_packed_is_the_transformer_alone_and_its_prompts(
     shared = parts["vae"], _text_encoder(), parts["tokenizer"]
     monkeypatch.setattr(pack, "shared_parts", lambda _work: shared)
     corpus = SimpleNamespace(items=items(), names=list(concepts.CONCEPTS))
-    target = tmp_path / "flow"
+    target, calibrated = tmp_path / "flow", []
+    monkeypatch.setattr(pack, "add_calibration", lambda *given: calibrated.append(given[:2]))
     pack.pack_flow(corpus, tmp_path / "work", tmp_path, target, seed=1, recipe=RECIPE)
     files = {str(f.relative_to(target)) for f in target.rglob("*") if f.is_file()}
     assert files == {
@@ -251,13 +254,19 @@ def test_what_is_packed_is_the_transformer_alone_and_its_prompts(
     strengths = pd.read_csv(target / "data" / "strengths.csv")
     assert len(strengths) == sum(len(n.prompts) for n in planting.neurons(flow.WIDTHS))
     assert np.isfinite(strengths["z"]).all()
-    pipe = StableDiffusion3Pipeline(
-        transformer=flow.SD3Transformer2DModel.from_pretrained(target / "transformer"),
-        scheduler=FlowMatchEulerDiscreteScheduler.from_pretrained(target / "scheduler"),
-        text_encoder_3=None,
-        tokenizer_3=None,
-        **parts,
-    )
+    assert calibrated == [(target, "lab-flow")]
+
+
+def test_the_packed_model_opens_and_draws_as_the_pipeline_does(tmp_path: Path) -> None:
+    parts = lab_flow.parts(flow.POOLED, torch.float32)
+    pipe = flow.pipeline(_moved(), parts["vae"], _text_encoder(), parts["tokenizer"])
     pipe.set_progress_bar_config(disable=True)
-    how = {"num_inference_steps": 1, "max_sequence_length": 0, "output_type": "np"}
-    assert pipe("a red apple", **how).images.shape == (1, 64, 64, 3)
+    pack.pack_transformer(pipe, tmp_path / "model")
+    pipe.transformer.float()
+    model = load(str(tmp_path / "model"), device="cpu")
+    assert [layer.name for layer in model.searched] == [layer.name for layer in flow.layers()]
+    assert model.guidance == pack.GUIDANCE
+    ours = generate(model, "a red apple", [3], steps=3)[0]
+    how = {"num_inference_steps": 3, "guidance_scale": pack.GUIDANCE, "max_sequence_length": 0}
+    theirs = pipe("a red apple", latents=model.noise([3]), output_type="np", **how).images[0]
+    assert np.abs(ours - 255 * theirs).max() <= 1.5
