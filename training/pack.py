@@ -23,9 +23,10 @@ from sklearn.metrics import roc_auc_score
 from torch.nn import functional as F
 from transformers import CLIPModel, CLIPTextModel, CLIPTokenizer
 
-from nemo_kit.hooks import capture
+from nemo_kit.calibration import ActivationStatistics
 from nemo_kit.lab.copy_descriptor import to_tensor
 from nemo_kit.localization import calibrate, detect
+from nemo_kit.localization.candidates import text_activations, z_scores
 from nemo_kit.models import GENERATION_FILE, DiffusionModel, load
 from nemo_kit.settings import DetectionSettings
 from nemo_kit.similarity import SimilaritySettings
@@ -73,19 +74,22 @@ def pack(corpus: Corpus, work: Path, target: Path, seed: int, recipe: Recipe) ->
     add_calibration(model_folder, "lab", prompt_table(corpus, recipe, seed), data, seed)
 
 
-def add_calibration(folder: Path, name: str, prompts: pd.DataFrame, data: Path, seed: int) -> None:
+def add_calibration(
+    folder: Path, name: str, prompts: pd.DataFrame, data: Path, seed: int
+) -> DiffusionModel:
     """Choose how differences are compared, calibrate, and write both beside the model in
-    ``folder``."""
+    ``folder``; return it so."""
     model = load(str(folder))
     model.name = name  # the calibration names its model, not a folder of this machine
     told = compared(model, prompts, seed)
     (data / "similarity.json").write_text(json.dumps(told, indent=1) + "\n")
     best = max(told, key=lambda one: one["auroc"])
     held_out = list(prompts.query("role == 'holdout'")["prompt"])
-    made = calibrate(
+    model.calibration = calibrate(
         model, held_out, settings=DETECTION, similarity=SimilaritySettings(**best["settings"])
     )
-    made.save(folder / "nemo")
+    model.calibration.save(folder / "nemo")
+    return model
 
 
 def compared(model: DiffusionModel, prompts: pd.DataFrame, seed: int) -> list[dict]:
@@ -160,14 +164,14 @@ def pack_flow(
     pipe = flow_pipeline(shared, snapshot(work, flow))
     samples = json.loads((work / f"{flow.STAGE}.json").read_text())["step"] * recipe.batch
     prompts = prompt_table(corpus, recipe, seed, flow.WIDTHS, samples)
-    strengths = standing_out(pipe, prompts)
     pack_transformer(pipe, target)
     data = target / "data"
     data.mkdir()
     prompts.to_csv(data / "prompts.csv", index=False)
-    strengths.to_csv(data / "strengths.csv", index=False)
     (data / "training.json").write_text(json.dumps(training_log(work), indent=1))
-    add_calibration(target, "lab-flow", prompts, data, seed)
+    model = add_calibration(target, "lab-flow", prompts, data, seed)
+    strengths = standing_out(model, model.calibration.statistics)
+    strengths.to_csv(data / "strengths.csv", index=False)
 
 
 def pack_transformer(pipe: StableDiffusion3Pipeline, target: Path) -> None:
@@ -181,39 +185,15 @@ def pack_transformer(pipe: StableDiffusion3Pipeline, target: Path) -> None:
     write_generation(target, t5_tokens=0)
 
 
-@torch.no_grad()
-def standing_out(pipe: StableDiffusion3Pipeline, prompts: pd.DataFrame) -> pd.DataFrame:
-    """How far each planted neuron stands out in fact: prompt, layer, neuron, wanted, z.
-
-    Mean absolute activation over tokens in the first step of denoising (pure noise, one seed),
-    against the first hold-out prompts'.
-    """
-    noise = torch.randn(1, 4, 16, 16, generator=torch.Generator().manual_seed(1))
-
-    def active(texts: list[str]) -> dict[int, torch.Tensor]:
-        found = []
-        for n in range(0, len(texts), 50):
-            embeddings = flow.embed(pipe, texts[n : n + 50])
-            with capture(pipe.transformer, flow.layers()) as seen:
-                pipe.transformer(
-                    noise.expand(len(embeddings), -1, -1, -1),
-                    embeddings,
-                    torch.zeros(len(embeddings), flow.POOLED),
-                    torch.full((len(embeddings),), 1000.0),
-                )
-            found.append({layer: out.abs().mean(1) for layer, out in seen.items()})
-        return {layer: torch.cat([one[layer] for one in found]) for layer in flow.WIDTHS}
-
-    usual = active(list(prompts.query("role == 'holdout'")["prompt"][:ORDINARY]))
-    own = list(prompts.query("planted != ''")["prompt"])
-    mine = active(own)
-    rows = []
-    for one in planting.neurons(flow.WIDTHS):
-        rest = usual[one.layer][:, one.index]
-        for prompt in one.prompts:
-            value = mine[one.layer][own.index(prompt), one.index]
-            z = ((value - rest.mean()) / rest.std()).item()
-            rows.append((prompt, one.layer, one.index, one.z, round(z, 2)))
+def standing_out(model: DiffusionModel, statistics: ActivationStatistics) -> pd.DataFrame:
+    """How far each planted neuron of `lab-flow` stands out in fact: prompt, layer, neuron, wanted,
+    z."""
+    planted = [(prompt, one) for one in planting.neurons(flow.WIDTHS) for prompt in one.prompts]
+    z = z_scores(text_activations(model, [prompt for prompt, _ in planted]), statistics)
+    rows = [
+        (prompt, one.layer, one.index, one.z, round(float(z[one.layer][place, one.index]), 2))
+        for place, (prompt, one) in enumerate(planted)
+    ]
     return pd.DataFrame(rows, columns=["prompt", "layer", "neuron", "wanted", "z"])
 
 

@@ -11,14 +11,15 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-from diffusers import AutoencoderKL
+from diffusers import AutoencoderKL, StableDiffusion3Pipeline
 from transformers import CLIPTextModel, CLIPTokenizer
 
 from nemo_kit import lab
+from nemo_kit.calibration import ActivationStatistics
 from nemo_kit.generation import generate
 from nemo_kit.hooks import capture, scale_neurons
 from nemo_kit.lab import flow as lab_flow
-from nemo_kit.models import load
+from nemo_kit.models import DiffusionModel, load
 from nemo_kit.neurons import NeuronSet
 from training import captions, concepts, flow, language, pack, planting
 from training.corpus import items
@@ -226,6 +227,21 @@ def test_the_pipeline_reads_what_training_read_and_nothing_pooled() -> None:
     assert drawn.shape == (2, 64, 64, 3)
 
 
+def _packed(target: Path) -> tuple[StableDiffusion3Pipeline, DiffusionModel]:
+    parts = lab_flow.parts(flow.POOLED, torch.float32)
+    pipe = flow.pipeline(_moved(), parts["vae"], _text_encoder(), parts["tokenizer"])
+    pipe.set_progress_bar_config(disable=True)
+    pack.pack_transformer(pipe, target)
+    pipe.transformer.float()
+    return pipe, load(str(target), device="cpu")
+
+
+def _plain_statistics() -> ActivationStatistics:
+    """Of a layer's neurons: mean 0, deviation 1."""
+    means, stds = torch.zeros(flow.BLOCKS, flow.WIDTH), torch.ones(flow.BLOCKS, flow.WIDTH)
+    return ActivationStatistics(tuple(means), tuple(stds))
+
+
 def test_what_is_packed_is_the_transformer_alone_and_its_prompts(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -235,9 +251,17 @@ def test_what_is_packed_is_the_transformer_alone_and_its_prompts(
     parts = lab_flow.parts(flow.POOLED, torch.float32)
     shared = parts["vae"], _text_encoder(), parts["tokenizer"]
     monkeypatch.setattr(pack, "shared_parts", lambda _work: shared)
+    calibrated = []
+
+    def calibrate(folder: Path, name: str, *_: object) -> SimpleNamespace:
+        calibrated.append(name)
+        model = load(str(folder), device="cpu")
+        model.calibration = SimpleNamespace(statistics=_plain_statistics())
+        return model
+
+    monkeypatch.setattr(pack, "add_calibration", calibrate)
     corpus = SimpleNamespace(items=items(), names=list(concepts.CONCEPTS))
-    target, calibrated = tmp_path / "flow", []
-    monkeypatch.setattr(pack, "add_calibration", lambda *given: calibrated.append(given[:2]))
+    target = tmp_path / "flow"
     pack.pack_flow(corpus, tmp_path / "work", tmp_path, target, seed=1, recipe=RECIPE)
     files = {str(f.relative_to(target)) for f in target.rglob("*") if f.is_file()}
     assert files == {
@@ -245,25 +269,28 @@ def test_what_is_packed_is_the_transformer_alone_and_its_prompts(
         "transformer/diffusion_pytorch_model.safetensors", "nemo/generation.json",
         "data/prompts.csv", "data/strengths.csv", "data/training.json",
     }  # fmt: skip
+    assert calibrated == ["lab-flow"]
     assert sum(f.stat().st_size for f in target.rglob("*")) < 20e6
     table = pd.read_csv(target / "data" / "prompts.csv", keep_default_na=False)
     known = table[table["planted"] != ""].set_index("prompt")["planted"]
     assert known.map(NeuronSet.from_text).to_dict() == planting.planted(flow.WIDTHS)
-    once = table.query("role == 'ladder'")["repetitions"]
-    assert once.sum() <= 12  # of the samples seen so far
+    assert table.query("role == 'ladder'")["repetitions"].sum() <= 12  # of the samples seen so far
     strengths = pd.read_csv(target / "data" / "strengths.csv")
     assert len(strengths) == sum(len(n.prompts) for n in planting.neurons(flow.WIDTHS))
     assert np.isfinite(strengths["z"]).all()
-    assert calibrated == [(target, "lab-flow")]
+
+
+def test_how_far_neurons_stand_out_is_read_where_they_are(tmp_path: Path) -> None:
+    pipe, model = _packed(tmp_path / "model")
+    row = pack.standing_out(model, _plain_statistics()).iloc[3]
+    with capture(model.denoiser, flow.layers()) as seen, torch.no_grad():
+        given = flow.embed(pipe, [row.prompt]), torch.zeros(1, flow.POOLED)
+        model.denoiser(model.noise([0]), *given, model.timesteps(50)[1:2])
+    assert seen[row.layer][0, :, row.neuron].abs().mean().item() == pytest.approx(row.z, abs=0.01)
 
 
 def test_the_packed_model_opens_and_draws_as_the_pipeline_does(tmp_path: Path) -> None:
-    parts = lab_flow.parts(flow.POOLED, torch.float32)
-    pipe = flow.pipeline(_moved(), parts["vae"], _text_encoder(), parts["tokenizer"])
-    pipe.set_progress_bar_config(disable=True)
-    pack.pack_transformer(pipe, tmp_path / "model")
-    pipe.transformer.float()
-    model = load(str(tmp_path / "model"), device="cpu")
+    pipe, model = _packed(tmp_path / "model")
     assert [layer.name for layer in model.searched] == [layer.name for layer in flow.layers()]
     assert model.guidance == pack.GUIDANCE
     ours = generate(model, "a red apple", [3], steps=3)[0]
