@@ -91,7 +91,10 @@ def test_the_version(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixt
         (["figures", "--set", "steps"], "--set must be NAME=VALUE, got 'steps'"),
         (["figures", "--set", "stepz=3"], "got 'stepz'; did you mean steps"),
         (["figures", "--set", "steps=many"], "steps of 00_quickstart must be int, got 'many'"),
-        (["figures", "--set", "device=cpu"], "NAME of --set must be one of bootstrap, clip"),
+        (
+            ["figures", "--set", "device=cpu"],
+            "NAME of --set must be one of audit_batch, audit_steps",
+        ),
         (["figures", "--also", "gif"], "--also must be one of pdf, svg; got 'gif'"),
         (
             ["figures", "--training-images", "/nowhere"],

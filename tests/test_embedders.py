@@ -217,7 +217,5 @@ def test_a_clip_from_a_folder(tmp_path: Path) -> None:
 
 
 def test_a_clip_that_is_not_there(tmp_path: Path) -> None:
-    with pytest.raises(
-        ValueError, match='name must be "lab" or "lab-flow", a folder with a CLIP, or a hub id'
-    ):
+    with pytest.raises(ValueError, match='name must be "lab", a folder with a CLIP, or a hub id'):
         metrics.load_clip(tmp_path)

@@ -107,11 +107,11 @@ def test_another_family_is_refused_before_its_weights_are_fetched(
     cache: Path, monkeypatch: pytest.MonkeyPatch, toy_folder: Path
 ) -> None:
     files = repository(SD14, toy_folder)
-    other = index(toy_folder) | {"_class_name": "StableDiffusionXLPipeline"}
+    other = index(toy_folder) | {"_class_name": "KandinskyPipeline"}
     files["model_index.json"] = json.dumps(other).encode()
     with served(SD14, files) as (address, fetched), monkeypatch.context() as online:
         go_online(online, address)
-        with pytest.raises(ValueError, match=r"the pipeline StableDiffusionXLPipeline is not supp"):
+        with pytest.raises(ValueError, match=r"the pipeline KandinskyPipeline is not supp"):
             load(SD14, device="cpu")
     assert fetched == ["model_index.json"]
 
