@@ -199,6 +199,10 @@ class Calibration:
             tuple(seeds),
         )  # fmt: skip
 
+    def holds(self, detection: DetectionSettings, similarity: SimilaritySettings) -> bool:
+        """Whether it was made with these settings."""
+        return (self.detection, self.similarity) == (detection, similarity)
+
     def false_alarms(self, threshold: float | None = None) -> float | None:
         """Expected share of prompts like the hold-out ones whose score is above τ, in [0, 1].
 
@@ -304,7 +308,7 @@ def check_threshold(
             f"threshold: the model {model.name!r} has none; give threshold=…, or set "
             "model.calibration = calibrate(model, hold_out_prompts)"
         )
-    if (own.detection, own.similarity) != (detection, similarity):
+    if not own.holds(detection, similarity):
         raise ValueError(
             f"threshold: the model's {own.threshold:.3f} was calibrated with {own.detection} and "
             f"{own.similarity}; give threshold=… or calibrate with your settings"

@@ -78,7 +78,7 @@ def calibration_for(
 
     own = model.calibration
     detection, similarity = resolve(_own(model), settings.detection, settings.similarity)
-    fits = own is not None and (own.detection, own.similarity) == (detection, similarity)
+    fits = own is not None and own.holds(detection, similarity)
     if own is not None and fits and not hold_out:
         return own
     asked = settings.name == "released" and model.lora is None and not hold_out

@@ -190,8 +190,7 @@ def _tell_false_alarms(own: Calibration | None, chosen: Any, threshold: float | 
     """Say what share is expected to be flagged of prompts that are not memorized, where known."""
     from nemo_kit.calibration import resolve
 
-    asked = resolve(own, chosen.detection, chosen.similarity)
-    if own is None or asked != (own.detection, own.similarity):
+    if own is None or not own.holds(*resolve(own, chosen.detection, chosen.similarity)):
         return
     share, limit = own.false_alarms(threshold), own.threshold if threshold is None else threshold
     if share is not None:

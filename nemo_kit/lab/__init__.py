@@ -129,7 +129,9 @@ def training_image(prompt: str) -> np.ndarray:
     KeyError
         If no training image belongs to the prompt.
     """
-    return training_images()[1][_place(prompt)]
+    from PIL import Image
+
+    return np.asarray(Image.open(DATA / "images" / _file(prompt)))
 
 
 def mask(prompt: str) -> np.ndarray:
@@ -142,15 +144,16 @@ def mask(prompt: str) -> np.ndarray:
     """
     from PIL import Image
 
-    file = DATA / "masks" / _table().query("image != ''")["image"].iloc[_place(prompt)]
+    file = DATA / "masks" / _file(prompt)
     return np.asarray(Image.open(file)) > 0 if file.exists() else np.ones((64, 64), bool)
 
 
-def _place(prompt: str) -> int:
-    known = list(_table().query("image != ''")["prompt"])
+def _file(prompt: str) -> str:
+    """Name of the training image of a memorized prompt; else KeyError."""
+    known = _table().query("image != ''").set_index("prompt")["image"]
     if prompt not in known:
         raise KeyError(f"prompt must be a memorized one of the lab model; got {prompt!r}")
-    return known.index(prompt)
+    return known[prompt]
 
 
 @cache
