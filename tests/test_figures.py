@@ -65,6 +65,13 @@ def test_a_table_is_its_csv_alone(tmp_path: Path) -> None:
     assert [path.name] == [path.name for path in tmp_path.iterdir()] == ["T2.csv"]
 
 
+def test_data_that_others_go_on_with_are_listed_with_their_figure(tmp_path: Path) -> None:
+    frame = pd.DataFrame({"method": ["a"], "mean": [0.25]})
+    table, data = figures.save(None, frame, "T9", tmp_path, parquet=True)
+    assert (table.name, data.name) == ("T9.csv", "T9.parquet")
+    assert pd.read_parquet(data).equals(frame)
+
+
 def test_pdf_and_svg_on_request_are_the_same_for_the_same_figure(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

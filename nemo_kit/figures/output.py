@@ -35,12 +35,18 @@ def begin(folder: str, also: Iterable[str], retry_failed: bool) -> None:
 
 
 def save(
-    fig: "Drawing | None", frame: "pd.DataFrame", name: str, out: str | Path, shows: str = ""
+    fig: "Drawing | None",
+    frame: "pd.DataFrame",
+    name: str,
+    out: str | Path,
+    shows: str = "",
+    parquet: bool = False,
 ) -> list[Path]:
     """Write a figure as ``out/name.png`` at 200 dpi and the data behind it as ``out/name.csv``.
 
     Returns the paths written. ``fig=None`` writes a table, the CSV alone; ``shows`` says in a line
-    what is seen, for ``nemo-kit figures --list`` and the gallery, which read it from the notebook.
+    what is seen, for ``nemo-kit figures --list`` and the gallery, which read it from the notebook;
+    ``parquet`` writes the data so as well, for results that others go on with.
     Raises ValueError for a name with other characters than letters, digits, ``.``, ``_``, ``-``.
     """
     folder = _folder(out, name)
@@ -49,6 +55,9 @@ def save(
         write_atomically(path, lambda part, kind=path.suffix[1:]: _draw(fig, part, kind))
     paths.append(folder / f"{name}.csv")
     write_atomically(paths[-1], lambda part: spreadsheet_safe(frame).to_csv(part, index=False))
+    if parquet:
+        paths.append(folder / f"{name}.parquet")
+        write_atomically(paths[-1], lambda part: frame.to_parquet(part, index=False))
     _written.setdefault(folder, {})[name] = [path.name for path in paths]
     return paths
 

@@ -277,8 +277,6 @@ def _publish(job: Job, now: Path, started: float) -> str:
     path.unlink(missing_ok=True)
     for file in _files(manifest):
         write_atomically(job.out / file, lambda part, file=file: shutil.copy(staged / file, part))
-    for table in staged.glob("*.parquet"):  # results for others to read
-        write_atomically(job.out / table.name, lambda part, own=table: shutil.copy(own, part))
     for file in set(_files(old)) - set(_files(manifest)):
         (job.out / Path(file).name).unlink(missing_ok=True)
     write_json(path, manifest | told)
