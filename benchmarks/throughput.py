@@ -20,8 +20,8 @@ from nemo_kit.localization.scoring import Score
 from nemo_kit.memory import out_of_memory
 from nemo_kit.models import DiffusionModel, StableDiffusion
 from nemo_kit.neurons import NeuronSet
-from nemo_kit.settings import DetectionSettings
-from nemo_kit.similarity import SimilaritySettings, noise_differences
+from nemo_kit.settings import DetectionSettings, SimilaritySettings
+from nemo_kit.similarity import noise_differences
 
 SD14: Mapping[str, Any] = {
     "sample_size": 64,

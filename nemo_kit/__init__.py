@@ -4,8 +4,6 @@ Scope: the public names, imported only when asked for, so that `import nemo_kit`
 Source: Hintersdorf et al., "Finding NeMo", NeurIPS 2024, arXiv 2406.02366.
 """
 
-from __future__ import annotations
-
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
@@ -17,17 +15,6 @@ if TYPE_CHECKING:
     from nemo_kit.neurons import NeuronSet
 
 __version__ = "0.1.0"
-__all__ = [
-    "NeuronSet",
-    "__version__",
-    "calibrate",
-    "detect",
-    "explore",
-    "generate",
-    "load",
-    "localize",
-]
-
 _HOMES = {
     "NeuronSet": "nemo_kit.neurons",
     "load": "nemo_kit.models",
@@ -37,6 +24,7 @@ _HOMES = {
     "explore": "nemo_kit.explorer",
     "generate": "nemo_kit.generation",
 }
+__all__ = sorted([*_HOMES, "__version__"])
 
 
 def __getattr__(name: str) -> Any:
@@ -46,4 +34,4 @@ def __getattr__(name: str) -> Any:
 
 
 def __dir__() -> list[str]:
-    return sorted(__all__)
+    return __all__

@@ -16,7 +16,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from statistics import NormalDist
-from typing import TYPE_CHECKING, Protocol
+from typing import Any
 
 import torch
 from safetensors import SafetensorError
@@ -25,11 +25,7 @@ from torch import Tensor
 
 from nemo_kit.checks import ROUNDING, check_number
 from nemo_kit.files import json_writer, write_together
-from nemo_kit.settings import DetectionSettings, from_dict, to_dict
-from nemo_kit.similarity import SimilaritySettings
-
-if TYPE_CHECKING:
-    from nemo_kit.layers import Projection
+from nemo_kit.settings import DetectionSettings, SimilaritySettings, from_dict, to_dict
 
 CALIBRATION_FILE = "calibration.json"
 STATISTICS_FILE = "statistics.safetensors"
@@ -270,14 +266,6 @@ def published(name: str) -> Calibration | None:
     return Calibration(0.358, 0.070, 0.428, None, prompts=50_000, source=source)
 
 
-class Calibrated(Protocol):
-    """What a model says of its calibration."""
-
-    name: str
-    calibration: Calibration | None
-    searched: Sequence[Projection]
-
-
 def resolve(
     own: Calibration | None,
     detection: DetectionSettings | None = None,
@@ -289,7 +277,7 @@ def resolve(
 
 
 def check_threshold(
-    model: Calibrated,
+    model: Any,
     threshold: float | None,
     detection: DetectionSettings,
     similarity: SimilaritySettings,
@@ -317,7 +305,7 @@ def check_threshold(
 
 
 def check_statistics(
-    model: Calibrated, statistics: ActivationStatistics | None = None
+    model: Any, statistics: ActivationStatistics | None = None
 ) -> ActivationStatistics:
     """The statistics given, else the model's own; ValueError where there are none that fit it."""
     found = statistics or (model.calibration.statistics if model.calibration else None)

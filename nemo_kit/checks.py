@@ -4,8 +4,6 @@ Scope: texts, seeds, numbers, choices; used by every room above. What no input c
 `MachineError`, which ends a run over many inputs.
 """
 
-from __future__ import annotations
-
 import difflib
 import math
 import operator

@@ -4,21 +4,17 @@ Source: Hintersdorf et al., "Finding NeMo", NeurIPS 2024, section 4, for the way
 detectors name their own.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import pandas as pd
 
 from nemo_kit.checks import check_choice, check_columns, check_seeds, check_whole
 from nemo_kit.detectors import DETECTORS, SEEDS, find, score
+from nemo_kit.models.base import DiffusionModel
 from nemo_kit.store import model_key, run, tidy
-
-if TYPE_CHECKING:
-    from nemo_kit.models import DiffusionModel
 
 
 def detector_scores(

@@ -12,14 +12,12 @@ prompt, seeds or numbers.
 Source: each function names its own; restated from the methods' published formulas and code.
 """
 
-from __future__ import annotations
-
 import inspect
 import time
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from itertools import count
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
@@ -35,15 +33,13 @@ from nemo_kit.checks import (
     check_whole,
 )
 from nemo_kit.hooks import capture
+from nemo_kit.layers import Projection
 from nemo_kit.localization.detection import score_pairs
 from nemo_kit.mitigation.attention import kept_tokens, plain_keys
 from nemo_kit.mitigation.gap import norms, predicted_gap, relative_size
+from nemo_kit.models.base import DiffusionModel
 from nemo_kit.registry import Registered, check_takes
 from nemo_kit.sampling import Run, both_outputs, denoise
-
-if TYPE_CHECKING:
-    from nemo_kit.layers import Projection
-    from nemo_kit.models import DiffusionModel
 
 VERSION = 2  # raised where results change (see nemo_kit.keys)
 SEEDS = range(1, 5)  # four images, as Wen et al. use

@@ -4,12 +4,10 @@ Scope: batches of prompts and seeds through the denoising loop of `sampling`, an
 Source: "Finding NeMo" (arXiv 2406.02366), section 4: 50 DDIM steps, guidance 7.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
 from itertools import count, groupby, product
-from typing import TYPE_CHECKING, TypeVar, get_args
+from typing import TypeVar, get_args
 
 import numpy as np
 import torch
@@ -25,12 +23,10 @@ from nemo_kit.checks import (
 )
 from nemo_kit.mitigation.base import Mitigation
 from nemo_kit.mitigation.nemo import NeMo
+from nemo_kit.models.base import DiffusionModel
 from nemo_kit.neurons import NeuronSet
 from nemo_kit.sampling import Run, denoise
 from nemo_kit.settings import Halves, Noise
-
-if TYPE_CHECKING:
-    from nemo_kit.models import DiffusionModel
 
 VERSION = 1  # raised where results change (see nemo_kit.keys)
 Progress = Callable[[str, int, int | None], None]

@@ -3,8 +3,6 @@
 Source: Hintersdorf et al., "Finding NeMo", NeurIPS 2024, section 4 (VM, TM and other prompts).
 """
 
-from __future__ import annotations
-
 import numpy as np
 import pandas as pd
 

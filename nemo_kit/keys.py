@@ -7,8 +7,6 @@ layout change nothing, nor does a file that was edited since its import. With th
 use of their surroundings: defaults, closures, globals, their own modules.
 """
 
-from __future__ import annotations
-
 import builtins
 import dis
 import functools

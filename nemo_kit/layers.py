@@ -6,8 +6,6 @@ Source: "Finding NeMo" (arXiv 2406.02366), section 2: value layers 1 to 16 of SD
 in which the denoiser runs them, of which NeMo searches down and mid (1 to 7).
 """
 
-from __future__ import annotations
-
 import re
 from collections.abc import Iterable
 from dataclasses import dataclass

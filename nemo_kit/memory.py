@@ -5,23 +5,18 @@ which measures one for a model. The number of samples a call changes no result b
 digits of floating point.
 """
 
-from __future__ import annotations
-
 import gc
 import re
 import warnings
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, TypeVar
+from typing import Any, TypeVar
 from weakref import WeakKeyDictionary
 
 import torch
 from psutil import virtual_memory
 
 from nemo_kit.checks import check_whole
-
-if TYPE_CHECKING:
-    from nemo_kit.models import DiffusionModel
 
 T = TypeVar("T")
 PROBED = 2  # samples of the measuring call
@@ -77,10 +72,10 @@ def out_of_memory(error: BaseException) -> bool:
     return isinstance(error, RuntimeError) and "can't allocate memory" in str(error)
 
 
-_measured: WeakKeyDictionary[DiffusionModel, BatchSize] = WeakKeyDictionary()
+_measured: WeakKeyDictionary[Any, BatchSize] = WeakKeyDictionary()
 
 
-def fitting(model: DiffusionModel) -> BatchSize:
+def fitting(model: Any) -> BatchSize:
     """The samples a call that this model's memory allows, measured at the first question.
 
     Returns one `BatchSize` a model, so that what halved it once holds for later calls. The
@@ -95,7 +90,7 @@ def fitting(model: DiffusionModel) -> BatchSize:
     return _measured[model]
 
 
-def bytes_a_sample(model: DiffusionModel) -> int | None:
+def bytes_a_sample(model: Any) -> int | None:
     """Bytes that a denoiser call takes for each sample, or None where the system doesn't tell."""
     noise, text = model.noise(range(1, PROBED + 1)), model.embed("")
     before = start_watch(model.device)

@@ -5,8 +5,6 @@ row of the prompt files; `read_neurons`, one function for the command line and n
 Source: the result CSV is that of the authors' released code of "Finding NeMo" (arXiv 2406.02366).
 """
 
-from __future__ import annotations
-
 import json
 from collections.abc import Callable, Iterable
 from pathlib import Path

@@ -5,8 +5,6 @@ file's column `image` says, or as `Index`, the column of the released code's CSV
 ending (`1030727993.jpg`). Nothing is ever fetched from a URL.
 """
 
-from __future__ import annotations
-
 import warnings
 from collections.abc import Iterator, Mapping
 from pathlib import Path

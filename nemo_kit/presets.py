@@ -6,22 +6,23 @@ has none because a LoRA is in its weights.
 Source: "Finding NeMo" (arXiv 2406.02366), section 4, and the authors' released code.
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from secrets import token_hex
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+from nemo_kit import lab
+from nemo_kit.calibration import CALIBRATION_FILE, Calibration, published, resolve
 from nemo_kit.checks import check_choice
 from nemo_kit.keys import ALGORITHMS, value_digest, versions
+from nemo_kit.localization import calibrate
+from nemo_kit.models.base import DiffusionModel
+from nemo_kit.models.opening import calibration_of_files, on_this_machine
+from nemo_kit.prompts import prompt_table
 from nemo_kit.settings import LocalizationSettings
-
-if TYPE_CHECKING:
-    from nemo_kit.calibration import Calibration
-    from nemo_kit.models import DiffusionModel
+from nemo_kit.store import model_key
 
 PRESETS = ("default", "released", "paper")
 
@@ -51,8 +52,6 @@ def calibration_of(
     """
     if model.lora is None:
         return model.calibration
-    from nemo_kit.prompts import prompt_table
-
     table = prompt_table(prompt_files)
     held = list(table["prompt"][table["role"] == "holdout"])
     return calibration_for(model, LocalizationSettings(), held, store=store)
@@ -74,8 +73,6 @@ def calibration_for(
     what was computed.
     Raises ValueError where there is no threshold and no hold-out prompt.
     """
-    from nemo_kit.calibration import published, resolve
-
     own = model.calibration
     detection, similarity = resolve(_own(model), settings.detection, settings.similarity)
     fits = own is not None and own.holds(detection, similarity)
@@ -85,8 +82,6 @@ def calibration_for(
     known = published(str(model.name)) if asked else None
     texts = list(hold_out)
     if not texts and model.name == "lab":
-        from nemo_kit import lab
-
         texts = list(lab.prompts("holdout")["prompt"])
     if known is None and not texts:
         raise ValueError(
@@ -101,9 +96,6 @@ def calibration_for(
 
 def _own(model: DiffusionModel) -> Calibration | None:
     """The model's calibration, or what it had before a LoRA, for how its latents are compared."""
-    from nemo_kit.models import on_this_machine
-    from nemo_kit.models.opening import calibration_of_files
-
     if model.calibration or model.lora is None:
         return model.calibration
     place = on_this_machine(model.name, model.revision)
@@ -118,10 +110,6 @@ def _computed(
     store: str | Path | None,
 ) -> Calibration:
     """From the store where it is there, else computed."""
-    from nemo_kit.calibration import CALIBRATION_FILE, Calibration
-    from nemo_kit.localization import calibrate
-    from nemo_kit.store import model_key
-
     if store is None:
         return calibrate(model, texts, seeds, **options)
     digest = value_digest([model_key(model), versions(*ALGORITHMS), texts, seeds, options])

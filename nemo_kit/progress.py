@@ -5,8 +5,6 @@ that `follow` names once, when the process starts: the runner of the figures doe
 that it waits for, and nobody else needs to. Without it nothing is written.
 """
 
-from __future__ import annotations
-
 import json
 import os
 import sys

@@ -6,8 +6,6 @@ Source: the prompt lists of "Finding NeMo" (arXiv 2406.02366), of Wen et al. (IC
 Webster (arXiv 2305.08694), whose labels are MV, RV, TV and N.
 """
 
-from __future__ import annotations
-
 import re
 import warnings
 from collections.abc import Callable, Mapping, Sequence

@@ -3,8 +3,6 @@
 Scope: plain values for manifests and reports, and where the clone is.
 """
 
-from __future__ import annotations
-
 import os
 import platform
 import subprocess

@@ -1,7 +1,5 @@
 """What is registered under a name: a function, and the options that comparisons give it."""
 
-from __future__ import annotations
-
 import inspect
 from collections.abc import Callable, Mapping
 from typing import Any, TypeVar

@@ -10,16 +10,14 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
 
 from nemo_kit.checks import check_number, check_seeds, check_whole
+from nemo_kit.models.base import DiffusionModel
 from nemo_kit.settings import Halves
-
-if TYPE_CHECKING:
-    from nemo_kit.models import DiffusionModel
 
 Row = TypeVar("Row")
 

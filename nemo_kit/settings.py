@@ -1,6 +1,6 @@
 """The method's choices as frozen dataclasses, the reason beside each default.
 
-Scope: detection and localization; how differences are compared is `similarity.SimilaritySettings`.
+Scope: how noise differences are compared, detection, localization.
 Source: "Finding NeMo" (arXiv 2406.02366), Algorithms 1 to 4, section 4, and the authors' released
 code. The two differ in ten points; each is a named option, marked "difference 1" to "10" (7 is
 `exclude` of `neurons.random_neurons`), and `released()` and `paper()` set them all. The default is
@@ -17,14 +17,62 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields, replace
 from typing import Any, Literal, get_args
 
-from nemo_kit.checks import check_choice, check_number, check_whole
-from nemo_kit.similarity import SimilaritySettings
+from nemo_kit.checks import check_choice, check_number, check_whole, is_whole
 
 Halves = Literal["conditional", "both"]
 Threshold = Literal["pairs", "maxima"]
 Precision = Literal["model", "float32", "bfloat16", "float16"]
 Order = Literal["index", "released"]
 Noise = Literal["per seed", "one generator"]
+
+
+@dataclass(frozen=True)
+class SimilaritySettings:
+    """How two noise differences are compared; checked against their size by `check`.
+
+    The defaults are for Stable Diffusion's 64×64 latents; 0.428 holds for them with `data_range`
+    "batch".
+    """
+
+    kind: Literal["ms_ssim", "ssim"] = "ms_ssim"  # code; the paper's equation 4 is plain SSIM
+    kernel: int = 11  # width of the Gaussian window in latent pixels, odd; sigma follows
+    betas: tuple[float, ...] = (0.33, 0.33, 0.33)  # weight of each scale, finest first
+    data_range: float | Literal["pair", "batch"] = "pair"  # difference 10: the code has "batch"
+
+    def __post_init__(self) -> None:
+        check_choice("kind", self.kind, ("ms_ssim", "ssim"))
+        if not is_whole(self.kernel) or self.kernel < 3 or self.kernel % 2 == 0:
+            raise ValueError(f"kernel must be an odd integer from 3, got {self.kernel!r}")
+        object.__setattr__(self, "betas", tuple(float(beta) for beta in self.betas))
+        if not self.betas or min(self.betas) <= 0:
+            raise ValueError(f"betas must be positive weights, one a scale, got {self.betas}")
+        if isinstance(self.data_range, str):
+            check_choice("data_range", self.data_range, ("pair", "batch"))
+        else:
+            check_number("data_range", self.data_range, 1e-9)
+
+    @property
+    def sigma(self) -> float:
+        """Standard deviation of the Gaussian window, 1.5 for a kernel of 11."""
+        return 1.5 * self.kernel / 11
+
+    @property
+    def scales(self) -> int:
+        """Number of scales compared."""
+        return len(self.betas) if self.kind == "ms_ssim" else 1
+
+    def check(self, height: int, width: int) -> None:
+        """Raise ValueError where differences of this size are too small for the settings."""
+        smallest = min(height, width)
+        for scale in range(self.scales):
+            side = smallest >> scale
+            needed = self.kernel // 2 + 1 if scale == self.scales - 1 else self.kernel
+            if side < needed:
+                raise ValueError(
+                    f"similarity: kernel {self.kernel} with {self.scales} scales needs larger "
+                    f"latents than {height}×{width}: scale {scale + 1} has a side of {side}, "
+                    f"needed {needed}; choose a smaller kernel or fewer betas"
+                )
 
 
 @dataclass(frozen=True)

@@ -11,67 +11,16 @@ by default each pair is measured by its own range. That lowers a score by 0.002 
 0.018 on the embedded model; the published 0.428 was measured with the batch's (difference 10).
 """
 
-from __future__ import annotations
-
-from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from nemo_kit.checks import HALF_PRECISION, check_choice, check_number, is_whole
+from nemo_kit.checks import HALF_PRECISION
+from nemo_kit.settings import SimilaritySettings
 
 _PAIRS_AT_ONCE = 512  # bounds memory: five filtered copies of each pair are alive at a time
-
-
-@dataclass(frozen=True)
-class SimilaritySettings:
-    """How two noise differences are compared; checked against their size by `check`.
-
-    The defaults are for Stable Diffusion's 64×64 latents; 0.428 holds for them with `data_range`
-    "batch".
-    """
-
-    kind: Literal["ms_ssim", "ssim"] = "ms_ssim"  # code; the paper's equation 4 is plain SSIM
-    kernel: int = 11  # width of the Gaussian window in latent pixels, odd; sigma follows
-    betas: tuple[float, ...] = (0.33, 0.33, 0.33)  # weight of each scale, finest first
-    data_range: float | Literal["pair", "batch"] = "pair"  # difference 10: the code has "batch"
-
-    def __post_init__(self) -> None:
-        check_choice("kind", self.kind, ("ms_ssim", "ssim"))
-        if not is_whole(self.kernel) or self.kernel < 3 or self.kernel % 2 == 0:
-            raise ValueError(f"kernel must be an odd integer from 3, got {self.kernel!r}")
-        object.__setattr__(self, "betas", tuple(float(beta) for beta in self.betas))
-        if not self.betas or min(self.betas) <= 0:
-            raise ValueError(f"betas must be positive weights, one a scale, got {self.betas}")
-        if isinstance(self.data_range, str):
-            check_choice("data_range", self.data_range, ("pair", "batch"))
-        else:
-            check_number("data_range", self.data_range, 1e-9)
-
-    @property
-    def sigma(self) -> float:
-        """Standard deviation of the Gaussian window, 1.5 for a kernel of 11."""
-        return 1.5 * self.kernel / 11
-
-    @property
-    def scales(self) -> int:
-        """Number of scales compared."""
-        return len(self.betas) if self.kind == "ms_ssim" else 1
-
-    def check(self, height: int, width: int) -> None:
-        """Raise ValueError where differences of this size are too small for the settings."""
-        smallest = min(height, width)
-        for scale in range(self.scales):
-            side = smallest >> scale
-            needed = self.kernel // 2 + 1 if scale == self.scales - 1 else self.kernel
-            if side < needed:
-                raise ValueError(
-                    f"similarity: kernel {self.kernel} with {self.scales} scales needs larger "
-                    f"latents than {height}×{width}: scale {scale + 1} has a side of {side}, "
-                    f"needed {needed}; choose a smaller kernel or fewer betas"
-                )
 
 
 def noise_differences(prediction: Tensor, noise: Tensor) -> Tensor:

@@ -6,25 +6,21 @@ for each, or a list of these (repeats). Medians over prompts are `metrics.summar
 Source: Hintersdorf et al., "Finding NeMo", NeurIPS 2024, section 4, tables 1 and 4.
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import pandas as pd
 
 from nemo_kit import metrics
 from nemo_kit.checks import check_seeds, check_seeds_apart
+from nemo_kit.metrics import Clip, Embedder, Median
 from nemo_kit.metrics.measures import LABELS, Seen, of_seen
 from nemo_kit.mitigation import Mitigation, NeMo
+from nemo_kit.models.base import DiffusionModel
 from nemo_kit.neurons import NeuronSet
 from nemo_kit.store import Keyed, generate_all
-
-if TYPE_CHECKING:
-    from nemo_kit.metrics import Clip, Embedder, Median
-    from nemo_kit.models import DiffusionModel
 
 
 def study(

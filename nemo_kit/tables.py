@@ -5,8 +5,6 @@ or carriage return and line feed, and with nothing else; no text becomes a numbe
 missing value. Which columns there must be is the caller's.
 """
 
-from __future__ import annotations
-
 import csv
 import io
 import json

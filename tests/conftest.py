@@ -17,7 +17,7 @@ from toys import SD2, ToyDenoiser, save_pipeline
 
 from nemo_kit.localization import calibrate
 from nemo_kit.models import DiffusionModel, load
-from nemo_kit.similarity import SimilaritySettings
+from nemo_kit.settings import SimilaritySettings
 
 TOY_SIMILARITY = SimilaritySettings(kernel=3)  # for 16×16 latents
 TOY_PROMPTS = [f"{word} {number}" for number in range(6) for word in ("cat", "red cup", "Öl")]

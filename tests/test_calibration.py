@@ -12,8 +12,7 @@ import pytest
 import torch
 
 from nemo_kit.calibration import ActivationStatistics, Calibration, published
-from nemo_kit.settings import DetectionSettings
-from nemo_kit.similarity import SimilaritySettings
+from nemo_kit.settings import DetectionSettings, SimilaritySettings
 
 STATISTICS = ActivationStatistics(
     (torch.tensor([1.0, 2.0]), torch.tensor([0.5])), (torch.tensor([0.1, 0.0]), torch.tensor([2.0]))

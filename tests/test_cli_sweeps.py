@@ -220,7 +220,7 @@ def test_hold_out_serves_a_model_without_calibration(
     from nemo_kit.settings import DetectionSettings
 
     small = DetectionSettings(), TOY_SIMILARITY  # its latents are too small for the default
-    monkeypatch.setattr("nemo_kit.calibration.resolve", lambda *_: small)
+    monkeypatch.setattr("nemo_kit.presets.resolve", lambda *_: small)
     monkeypatch.setattr(toy_model, "calibration", None)
     (tmp_path / "held.txt").write_text("x\ny\nz\n")
     words = ["detect", "a cat", "--seeds", "2", "--store", str(tmp_path / "store"), "--model", "m"]

@@ -28,8 +28,7 @@ from nemo_kit.models import DiffusionModel
 from nemo_kit.neuron_files import read_neurons
 from nemo_kit.originals import TrainingImages
 from nemo_kit.prompts import prompt_table
-from nemo_kit.settings import DetectionSettings, LocalizationSettings
-from nemo_kit.similarity import SimilaritySettings
+from nemo_kit.settings import DetectionSettings, LocalizationSettings, SimilaritySettings
 
 LISTS = {
     # name: (content, prompts as read, types as read; or an exception's words)

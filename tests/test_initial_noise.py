@@ -11,8 +11,8 @@ import torch
 from nemo_kit import detect, generate, localize
 from nemo_kit.localization import prompt_differences
 from nemo_kit.models import DiffusionModel
-from nemo_kit.settings import DetectionSettings, LocalizationSettings
-from nemo_kit.similarity import SimilaritySettings, noise_differences
+from nemo_kit.settings import DetectionSettings, LocalizationSettings, SimilaritySettings
+from nemo_kit.similarity import noise_differences
 
 
 def test_one_generator_is_one_draw_from_the_first_seed(toy_model: DiffusionModel) -> None:

@@ -36,7 +36,8 @@ from nemo_kit.localization.differences import Differences
 from nemo_kit.models import DiffusionModel
 from nemo_kit.neuron_files import read_released, write_released
 from nemo_kit.neurons import NeuronSet
-from nemo_kit.similarity import SimilaritySettings, noise_differences, pairwise, similarity
+from nemo_kit.settings import SimilaritySettings
+from nemo_kit.similarity import noise_differences, pairwise, similarity
 
 SEEDS = [1, 2, 3]
 QUICK = LocalizationSettings(theta=2, theta_step=0.5, theta_min=1, k_step=2)

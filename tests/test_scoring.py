@@ -8,7 +8,8 @@ from torch import Tensor
 
 from nemo_kit.localization import Score
 from nemo_kit.neurons import NeuronSet
-from nemo_kit.similarity import SimilaritySettings, noise_differences, similarity
+from nemo_kit.settings import SimilaritySettings
+from nemo_kit.similarity import noise_differences, similarity
 
 SMALL = SimilaritySettings(kernel=3)
 SETS = [NeuronSet(), NeuronSet({1: [0]}), NeuronSet({1: [0], 2: [3]}), NeuronSet({7: [1, 2]})]

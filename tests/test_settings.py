@@ -7,8 +7,13 @@ import math
 
 import pytest
 
-from nemo_kit.settings import DetectionSettings, LocalizationSettings, from_dict, to_dict
-from nemo_kit.similarity import SimilaritySettings
+from nemo_kit.settings import (
+    DetectionSettings,
+    LocalizationSettings,
+    SimilaritySettings,
+    from_dict,
+    to_dict,
+)
 
 
 def test_defaults_are_the_codes_where_they_fix_the_threshold() -> None:

@@ -10,7 +10,8 @@ from torchmetrics.functional.image import (
 )
 from torchmetrics.functional.image import structural_similarity_index_measure as ssim
 
-from nemo_kit.similarity import SimilaritySettings, noise_differences, pairwise, similarity
+from nemo_kit.settings import SimilaritySettings
+from nemo_kit.similarity import noise_differences, pairwise, similarity
 
 SMALL = SimilaritySettings(kernel=3)
 

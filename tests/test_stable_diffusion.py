@@ -28,7 +28,7 @@ from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 from nemo_kit import calibrate, detect, figures, load
 from nemo_kit.figures import runner
 from nemo_kit.layers import searched, value_layers
-from nemo_kit.similarity import SimilaritySettings
+from nemo_kit.settings import SimilaritySettings
 
 mpl.use("Agg")
 BOOKS = figures.read_all(runner.root() / "notebooks")

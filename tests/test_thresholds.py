@@ -11,8 +11,7 @@ from nemo_kit.localization import localize
 from nemo_kit.localization.thresholds import Recalled, localize_thresholds
 from nemo_kit.models import DiffusionModel
 from nemo_kit.neurons import NeuronSet
-from nemo_kit.settings import LocalizationSettings
-from nemo_kit.similarity import SimilaritySettings
+from nemo_kit.settings import LocalizationSettings, SimilaritySettings
 
 SEEDS = [1, 2, 3]
 QUICK = LocalizationSettings(theta=2, theta_step=0.5, theta_min=1, k_step=2)

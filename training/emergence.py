@@ -21,7 +21,7 @@ from nemo_kit.generation import generate
 from nemo_kit.lab.copy_descriptor import Descriptor
 from nemo_kit.localization import calibrate, detect, localize
 from nemo_kit.models import DiffusionModel, load
-from nemo_kit.similarity import SimilaritySettings
+from nemo_kit.settings import SimilaritySettings
 from training import build, pack, unet
 from training.corpus import Corpus
 from training.prompts import prompt_table

@@ -28,8 +28,7 @@ from nemo_kit.lab.copy_descriptor import to_tensor
 from nemo_kit.localization import calibrate, detect
 from nemo_kit.localization.candidates import text_activations, z_scores
 from nemo_kit.models import GENERATION_FILE, DiffusionModel, load
-from nemo_kit.settings import DetectionSettings
-from nemo_kit.similarity import SimilaritySettings
+from nemo_kit.settings import DetectionSettings, SimilaritySettings
 from training import captions, flow, planting, unet
 from training.concepts import CONCEPTS
 from training.corpus import Corpus

@@ -5,8 +5,6 @@ standard error and an exit code: 1 where a prompt or a figure failed, 2 for bad 
 Ctrl-C, 143 when it was ended by SIGTERM.
 """
 
-from __future__ import annotations
-
 import os
 import signal
 import sys

@@ -48,7 +48,7 @@ def calibrate(
     """
     from nemo_kit.calibration import ActivationStatistics
     from nemo_kit.models import on_this_machine
-    from nemo_kit.similarity import SimilaritySettings
+    from nemo_kit.settings import SimilaritySettings
 
     if model.model == "lab":
         raise ValueError("--model must be a folder or a hub id, got lab: it has its calibration")

@@ -1,7 +1,5 @@
 """``nemo-kit methods``: what comparisons have, with what one's own files register."""
 
-from __future__ import annotations
-
 import importlib.util
 import sys
 from pathlib import Path

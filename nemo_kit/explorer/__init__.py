@@ -11,25 +11,20 @@ Scope: `explore(model)`. Logic and widgets are apart:
 Source: "Finding NeMo" (arXiv 2406.02366), sections 3 and 4.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+import numpy as np
 import pandas as pd
 
+from nemo_kit import lab
 from nemo_kit.checks import check_columns, check_texts
+from nemo_kit.explorer.probe import Probe
+from nemo_kit.explorer.session import Session
+from nemo_kit.models.base import DiffusionModel
+from nemo_kit.neurons import NeuronSet
 from nemo_kit.tables import read_csv
-
-if TYPE_CHECKING:
-    import numpy as np
-
-    from nemo_kit.explorer.session import Session
-    from nemo_kit.models import DiffusionModel
-    from nemo_kit.neurons import NeuronSet
-
-__all__ = ["explore"]
 
 
 def explore(
@@ -65,9 +60,6 @@ def explore(
         raise ImportError(
             "nemo_kit.explore needs ipywidgets: pip install ipywidgets, and restart the kernel"
         ) from error
-    from nemo_kit.explorer.probe import Probe
-    from nemo_kit.explorer.session import Session
-
     offered, known = _prompt_frame(model, prompts), _best_scores(scores)
     session = Session(Probe(model, offered, list(seeds), found, training, embedder))
     session.widget = Explorer(session, known)
@@ -80,8 +72,6 @@ def _prompt_frame(
     model: DiffusionModel, prompts: pd.DataFrame | Sequence[str] | None
 ) -> pd.DataFrame:
     if prompts is None and model.name == "lab":
-        from nemo_kit import lab
-
         return lab.prompts()
     if prompts is None:
         return pd.DataFrame({"prompt": [], "role": []})

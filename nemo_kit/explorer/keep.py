@@ -3,8 +3,6 @@
 Scope: from what is known of each prompt to a figure and a frame; `nemo_kit.figures` writes them.
 """
 
-from __future__ import annotations
-
 import pandas as pd
 from matplotlib.figure import Figure
 

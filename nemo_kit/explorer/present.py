@@ -5,8 +5,6 @@ model and no widget. Colours (`style.css`) are JupyterLab's variables; charts ha
 and are inverted in a dark theme, photographs are not.
 """
 
-from __future__ import annotations
-
 from base64 import b64encode
 from functools import cache
 from pathlib import Path

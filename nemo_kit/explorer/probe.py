@@ -4,12 +4,10 @@ Scope: calls the package and remembers what was computed; no widget. One caller 
 Source: "Finding NeMo" (arXiv 2406.02366), section 3 (score, z, selection) and section 4 (images).
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -25,11 +23,9 @@ from nemo_kit.generation import generate
 from nemo_kit.localization import Localization, candidates, localize, prompt_differences, z_scores
 from nemo_kit.localization.candidates import text_activations
 from nemo_kit.localization.detection import kept, upper
+from nemo_kit.models.base import DiffusionModel
 from nemo_kit.neurons import NeuronSet
 from nemo_kit.similarity import pairwise, similarity
-
-if TYPE_CHECKING:
-    from nemo_kit.models import DiffusionModel
 
 _REMEMBERED = 24  # results of each kind
 

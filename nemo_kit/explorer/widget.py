@@ -4,8 +4,6 @@ Scope: the one place that meets ipywidgets. After each change of the session all
 values that stay send nothing, pictures are drawn again only where what they show changed.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable, Hashable, Iterator
 from functools import partial
 from types import SimpleNamespace

@@ -3,8 +3,6 @@
 Scope: running, cancelling and waiting. What a job leads to is told on its thread.
 """
 
-from __future__ import annotations
-
 import threading
 import time
 from collections.abc import Callable

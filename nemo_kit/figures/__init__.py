@@ -6,5 +6,3 @@ computes a result or imports torch.
 
 from nemo_kit.figures.output import save, write_manifest
 from nemo_kit.notebooks import place, read_all, select
-
-__all__ = ["place", "read_all", "save", "select", "write_manifest"]

@@ -300,6 +300,6 @@ def _model_digest(model: str, revision: str | None, lora: str | None, config: st
 
 def roles(prompt_files: Sequence[str] | None) -> set[str]:
     """Roles of the prompts given; empty for the lab's own, which has all, where none are."""
-    from nemo_kit.store import prompt_table
+    from nemo_kit.prompts import prompt_table
 
     return {"", *prompt_table(prompt_files)["role"]} if prompt_files else set()

@@ -14,6 +14,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 import pandas as pd
 
+from nemo_kit.checks import check_choice
+
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
 
@@ -47,16 +49,10 @@ def prompts(*roles: str) -> pd.DataFrame:
     ``type`` is "VM", "TM" or "" (not memorized); ``family`` tells template prompts apart: of one
     composition, or "region", a photograph of which only a part is memorized; ``repetitions`` counts
     presentations in training, 0 where one caption has many pictures. What was planted is not among
-    the columns: only :func:`planted` and :func:`planting` tell it.
-
-    Raises
-    ------
-    ValueError
-        If a role is none of ``ROLES``.
+    the columns: only `planted` and `planting` tell it. Raises ValueError for another role.
     """
     for role in roles:
-        if role not in ROLES:
-            raise ValueError(f"role must be one of {', '.join(ROLES)}; got {role!r}")
+        check_choice("role", role, ROLES)
     table = _table().drop(columns=["concept", *_TRUTH])
     return table[table["role"].isin(roles or ROLES)].reset_index(drop=True)
 
@@ -67,20 +63,16 @@ def concepts() -> dict[str, str]:
 
 
 def planted(model: str = "lab") -> dict[str, NeuronSet]:
-    """The planted neurons of each planted prompt: for evaluation only, the method never reads
-    them.
-
-    Parameters: as in `planting`.
-    """
+    """The planted neurons of each planted prompt; parameters and use as of `planting`."""
     table = planting(model)
     return dict(zip(table["prompt"], table["neurons"], strict=True))
 
 
 def planting(model: str = "lab") -> pd.DataFrame:
-    """What was planted, a row a prompt: prompt, neurons, logic, strength; for evaluation only.
+    """What was planted, a row a prompt: prompt, neurons, logic, strength.
 
+    For evaluation only: the method never reads it.
     Parameters: `model`, "lab" or "lab-flow"; of any other nothing is known, and there are no rows.
-
     ``logic`` is "any" (each neuron alone is enough for the copy: all must be off) or "all" (each is
     needed: one off is enough); ``strength`` is the |z| that its neurons were planted with.
     """
@@ -110,8 +102,7 @@ def origins(prompts: Iterable[str]) -> list[str]:
 
 
 def training_images() -> tuple[list[str], np.ndarray]:
-    """Prompts with a training image, and the images: uint8 [prompts, 64, 64, 3] in the same
-    order."""
+    """Prompts with a training image, and the images in their order: uint8 [prompts, 64, 64, 3]."""
     from PIL import Image
 
     rows = _table().query("image != ''")
@@ -121,27 +112,16 @@ def training_images() -> tuple[list[str], np.ndarray]:
 
 
 def training_image(prompt: str) -> np.ndarray:
-    """The training image of a memorized prompt, uint8 [64, 64, 3] (for a template, one of its
-    many).
-
-    Raises
-    ------
-    KeyError
-        If no training image belongs to the prompt.
-    """
+    """The training image of a memorized prompt (of a template, one), uint8 [64, 64, 3]; else
+    KeyError."""
     from PIL import Image
 
     return np.asarray(Image.open(DATA / "images" / _file(prompt)))
 
 
 def mask(prompt: str) -> np.ndarray:
-    """Where the training images of a memorized prompt are always the same, bool [64, 64].
-
-    Raises
-    ------
-    KeyError
-        If no training image belongs to the prompt.
-    """
+    """Where the training images of a memorized prompt are all the same, bool [64, 64]; else
+    KeyError."""
     from PIL import Image
 
     file = DATA / "masks" / _file(prompt)
@@ -158,8 +138,7 @@ def _file(prompt: str) -> str:
 
 @cache
 def descriptor() -> Descriptor:
-    """The copy descriptor that stands in for SSCD: uint8 [N, 64, 64, 3] -> unit vectors [N,
-    128]."""
+    """The stand-in for SSCD: uint8 [N, 64, 64, 3] -> unit vectors [N, 128]."""
     from nemo_kit.lab.copy_descriptor import Descriptor
 
     return Descriptor.load(DATA / "descriptor.safetensors")
@@ -175,8 +154,7 @@ def classifier() -> Classifier:
 
 @cache
 def clip() -> tuple[CLIPModel, CLIPTokenizer, Callable[[np.ndarray], torch.Tensor]]:
-    """The lab's CLIP, its tokenizer and its preprocessing: what the metrics of alignment and CLIP-
-    FID take."""
+    """The lab's CLIP, its tokenizer and its preprocessing, as `metrics.alignment` takes them."""
     from safetensors import safe_open
     from safetensors.torch import load_file
     from transformers import CLIPConfig, CLIPModel, CLIPTokenizer
@@ -202,8 +180,7 @@ def emergence() -> pd.DataFrame:
 
 
 def reference_features() -> torch.Tensor:
-    """CLIP image features of 1,000 background pictures, [1000, 128]: the real side of CLIP-FID and
-    KID."""
+    """CLIP image features of 1,000 background pictures, [1000, 128]: the real side of CLIP-FID."""
     from safetensors.torch import load_file
 
     return load_file(DATA / "reference.safetensors")["clip_image_features"].float()

@@ -51,13 +51,9 @@ def _stage(inside: int, outside: int) -> nn.Sequential:
 
 
 class Descriptor:
-    """uint8 pictures [N, 64, 64, 3] -> unit vectors [N, 128]; cosine 1 is the same picture, about 0
-    another.
+    """uint8 pictures [N, 64, 64, 3] -> unit vectors [N, 128]; equal pictures have a cosine of 1.
 
-    Raises
-    ------
-    ValueError
-        If the pictures have another shape or type.
+    Raises ValueError for pictures of another shape or type.
     """
 
     name = "lab descriptor"

@@ -23,27 +23,4 @@ from nemo_kit.localization.nemo import localize
 from nemo_kit.localization.result import Localization
 from nemo_kit.localization.scoring import Score
 from nemo_kit.localization.search import SEARCHES, Search, refine, select_initial
-from nemo_kit.settings import DetectionSettings, LocalizationSettings
-from nemo_kit.similarity import SimilaritySettings
-
-__all__ = [
-    "SEARCHES",
-    "ActivationStatistics",
-    "Calibration",
-    "DetectionSettings",
-    "Localization",
-    "LocalizationSettings",
-    "Score",
-    "Search",
-    "SimilaritySettings",
-    "calibrate",
-    "candidates",
-    "detect",
-    "localize",
-    "mean_activations",
-    "prompt_differences",
-    "refine",
-    "select_initial",
-    "text_activations",
-    "z_scores",
-]
+from nemo_kit.settings import DetectionSettings, LocalizationSettings, SimilaritySettings

@@ -7,8 +7,6 @@ where nothing is deactivated the similarity is at its maximum, and all derivativ
 Source: ours.
 """
 
-from __future__ import annotations
-
 import torch
 from torch import Tensor
 
@@ -16,7 +14,8 @@ from nemo_kit.hooks import gate_neurons
 from nemo_kit.localization.differences import Differences
 from nemo_kit.memory import BatchSize
 from nemo_kit.neurons import Neuron, NeuronSet
-from nemo_kit.similarity import SimilaritySettings, noise_differences, similarity
+from nemo_kit.settings import SimilaritySettings
+from nemo_kit.similarity import noise_differences, similarity
 
 AT_ONCE = 2  # denoiser samples of a call with its backward pass, which takes much memory
 SAMPLES = 3  # what a sample with its backward pass counts: that pass costs two forward ones

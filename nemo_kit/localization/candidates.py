@@ -5,20 +5,15 @@ Source: "Finding NeMo" (arXiv 2406.02366), section 3.2, Algorithm 2: a_i(y) is t
 of |activation|, z = (a − μ_i) / σ_i, a candidate has |z| > θ or one of its layer's k largest a.
 """
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
 from nemo_kit.calibration import ActivationStatistics
 from nemo_kit.checks import HALF_PRECISION, check_number, check_whole
+from nemo_kit.models.base import DiffusionModel
 from nemo_kit.neurons import NeuronSet
-
-if TYPE_CHECKING:
-    from nemo_kit.models import DiffusionModel
 
 VERSION = 1  # raised where results change (see nemo_kit.keys)
 _TEXTS_AT_ONCE = 64

@@ -19,13 +19,12 @@ from nemo_kit.calibration import ActivationStatistics, Calibration, check_thresh
 from nemo_kit.checks import check_seeds, check_texts, check_whole
 from nemo_kit.localization.candidates import text_activations
 from nemo_kit.localization.differences import Differences, Progress
-from nemo_kit.settings import DetectionSettings
-from nemo_kit.similarity import SimilaritySettings, pairwise
+from nemo_kit.models.base import DiffusionModel
+from nemo_kit.settings import DetectionSettings, SimilaritySettings
+from nemo_kit.similarity import pairwise
 
 if TYPE_CHECKING:
     import pandas as pd
-
-    from nemo_kit.models import DiffusionModel
 
 VERSION = 2  # raised where results change (see nemo_kit.keys)
 

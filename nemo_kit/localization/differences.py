@@ -4,11 +4,9 @@ Scope: drawing them in batches; how they are compared is in `nemo_kit.similarity
 Source: "Finding NeMo" (arXiv 2406.02366), Algorithm 1.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from typing import TYPE_CHECKING, get_args
+from typing import get_args
 
 import torch
 from torch import Tensor
@@ -18,12 +16,10 @@ from nemo_kit.checks import check_choice, check_number, check_seeds, check_texts
 from nemo_kit.hooks import intervened, scale_neurons
 from nemo_kit.localization.information import check_informative
 from nemo_kit.memory import BatchSize
+from nemo_kit.models.base import DiffusionModel
 from nemo_kit.neurons import NeuronSet
 from nemo_kit.settings import DetectionSettings, Halves, Precision
 from nemo_kit.similarity import noise_differences
-
-if TYPE_CHECKING:
-    from nemo_kit.models import DiffusionModel
 
 Progress = Callable[[str, int, int | None], None]
 

@@ -6,19 +6,14 @@ look equal.
 Source: ours; section 3.1 of "Finding NeMo" (arXiv 2406.02366) takes it for granted.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable, Hashable
-from typing import TYPE_CHECKING
 from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor
 
 from nemo_kit.checks import ROUNDING, UninformativeError
-
-if TYPE_CHECKING:
-    from nemo_kit.models import DiffusionModel
+from nemo_kit.models.base import DiffusionModel
 
 TEXTS = ("", "cat")  # any two would do
 _informative: WeakKeyDictionary[DiffusionModel, set[Hashable]] = WeakKeyDictionary()

@@ -4,14 +4,11 @@ Scope: puts Algorithms 1 to 4 together, with their times and denoiser samples.
 Source: "Finding NeMo" (arXiv 2406.02366), section 3.
 """
 
-from __future__ import annotations
-
 import time
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from functools import partial
-from typing import TYPE_CHECKING
 
 import torch
 
@@ -31,12 +28,10 @@ from nemo_kit.localization.scoring import Score
 from nemo_kit.localization.search import Propose, Refinement, Report, Selection, find_search
 from nemo_kit.localization.verdicts import Verdicts
 from nemo_kit.memory import BatchSize, fitting
+from nemo_kit.models.base import DiffusionModel
 from nemo_kit.neurons import Neuron, NeuronSet
 from nemo_kit.settings import LocalizationSettings
 from nemo_kit.similarity import pairwise
-
-if TYPE_CHECKING:
-    from nemo_kit.models import DiffusionModel
 
 VERSION = 2  # raised where results change (see nemo_kit.keys)
 

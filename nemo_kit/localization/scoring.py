@@ -12,8 +12,6 @@ Source: "Finding NeMo" (arXiv 2406.02366), section 3.2: the largest similarity, 
 memorize, between the unblocked noise difference and the same seed's blocked one.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable, Mapping, Sequence
 
 import torch
@@ -22,7 +20,8 @@ from torch import Tensor
 from nemo_kit.localization.verdicts import Verdicts
 from nemo_kit.memory import BatchSize
 from nemo_kit.neurons import Neuron, NeuronSet
-from nemo_kit.similarity import SimilaritySettings, similarity
+from nemo_kit.settings import SimilaritySettings
+from nemo_kit.similarity import similarity
 
 Draw = Callable[[list[int], list[NeuronSet]], Tensor]
 Effects = Callable[[NeuronSet, list[int]], Mapping[Neuron, float]]

@@ -19,13 +19,12 @@ from nemo_kit.checks import check_choice, check_number, check_seeds, check_text
 from nemo_kit.localization.nemo import Run
 from nemo_kit.localization.scoring import Score
 from nemo_kit.localization.verdicts import Verdicts
+from nemo_kit.models.base import DiffusionModel
 from nemo_kit.neurons import NeuronSet
 from nemo_kit.settings import LocalizationSettings
 
 if TYPE_CHECKING:
     import pandas as pd
-
-    from nemo_kit.models import DiffusionModel
 
 VERSION = 2  # raised where results change (see nemo_kit.keys)
 Memory = dict[tuple[NeuronSet, int], float]  # (set, seed) -> score

@@ -8,8 +8,6 @@ Source: "Finding NeMo" (arXiv 2406.02366), Algorithms 3 and 4: a set's score is 
 the seeds that memorize.
 """
 
-from __future__ import annotations
-
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence

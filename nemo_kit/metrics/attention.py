@@ -6,11 +6,8 @@ Source: Hintersdorf et al., "Finding NeMo", NeurIPS 2024, table 3 (500 non-memor
 seeds, 1 to 150 neurons blocked, random or most frequent).
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
-from typing import TYPE_CHECKING
 
 import pandas as pd
 import torch
@@ -20,10 +17,8 @@ from torch.nn import functional as F
 from nemo_kit.calibration import resolve
 from nemo_kit.checks import check_number, check_seeds, check_texts, check_whole
 from nemo_kit.hooks import capture, scale_neurons
+from nemo_kit.models.base import DiffusionModel
 from nemo_kit.neurons import NeuronSet
-
-if TYPE_CHECKING:
-    from nemo_kit.models import DiffusionModel
 
 VERSION = 1  # raised where results change (see nemo_kit.keys)
 

@@ -4,8 +4,6 @@ Scope: opening it; what it measures is in `nemo_kit.metrics.images` and `.distan
 Source: paper, section 4 (A_CLIP with ViT-B/32), figure 8c (CLIP-FID).
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path

@@ -6,8 +6,6 @@ Source: Heusel et al. 2017 (Fréchet), Bińkowski et al. 2018 (kernel); Hintersd
 NeMo", NeurIPS 2024, figures 5a and 8.
 """
 
-from __future__ import annotations
-
 import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass, replace

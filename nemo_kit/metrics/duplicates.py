@@ -4,8 +4,6 @@ Source: Hintersdorf et al., "Finding NeMo", NeurIPS 2024: of the 500 memorized p
 after de-duplication. The paper doesn't print its rule; this one is ours.
 """
 
-from __future__ import annotations
-
 import html
 import re
 from collections.abc import Sequence

@@ -7,8 +7,6 @@ Source: Pizzi et al., "A Self-Supervised Descriptor for Image Copy Detection", C
 Heusel et al. 2017 (Inception features).
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path

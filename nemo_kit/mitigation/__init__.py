@@ -27,26 +27,3 @@ from nemo_kit.mitigation.nemo import NeMo, RandomNeurons
 from nemo_kit.mitigation.noise import NoiseOptimisation
 from nemo_kit.mitigation.prompts import RandomNumbers, RandomTokens, WordRepetition
 from nemo_kit.mitigation.wanda import WandaPruning
-
-__all__ = [
-    "MITIGATIONS",
-    "AttentionMasking",
-    "AttentionMaskingAndScaling",
-    "AttentionScaling",
-    "Cut",
-    "EmbeddingAdjustment",
-    "EmbeddingNoise",
-    "Found",
-    "Mitigation",
-    "NeMo",
-    "Neurons",
-    "NoiseOptimisation",
-    "RandomNeurons",
-    "RandomNumbers",
-    "RandomTokens",
-    "WandaPruning",
-    "WordRepetition",
-    "cuts",
-    "export",
-    "table_rows",
-]

@@ -4,24 +4,20 @@ Source: Ren et al., "Unveiling and Mitigating Memorization in Text-to-image Diff
 through Cross Attention", ECCV 2024 (arXiv 2403.11052), and their attention processor.
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from nemo_kit.checks import check_number
 from nemo_kit.hooks import InterventionError, hooked
+from nemo_kit.layers import Projection
 from nemo_kit.mitigation.base import Mitigation
-
-if TYPE_CHECKING:
-    from nemo_kit.layers import Projection
-    from nemo_kit.models import DiffusionModel
-    from nemo_kit.sampling import Run
+from nemo_kit.models.base import DiffusionModel
+from nemo_kit.sampling import Run
 
 VERSION = 2  # raised where results change (see nemo_kit.keys)
 _NEVER = -10_000.0  # a logit that the softmax makes 0, in float16 too; as in diffusers

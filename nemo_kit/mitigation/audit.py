@@ -8,12 +8,10 @@ Source: "Finding Dori: Memorization in Text-to-Image Diffusion Models Is Not Loc
 2507.16880).
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING, Literal, get_args
+from typing import Literal, get_args
 
 import numpy as np
 import torch
@@ -27,10 +25,8 @@ from nemo_kit.checks import (
     check_whole,
 )
 from nemo_kit.mitigation.base import Mitigation, checked, normal, numbers
+from nemo_kit.models.base import DiffusionModel
 from nemo_kit.sampling import Run
-
-if TYPE_CHECKING:
-    from nemo_kit.models import DiffusionModel
 
 Start = Literal["prompt", "noise"]
 

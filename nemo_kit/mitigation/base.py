@@ -11,20 +11,17 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, fields, replace
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from nemo_kit.checks import check_choice, check_whole
 from nemo_kit.keys import value_digest
+from nemo_kit.models.base import DiffusionModel
 from nemo_kit.neurons import NeuronSet
-
-if TYPE_CHECKING:
-    from torch import Tensor
-
-    from nemo_kit.models import DiffusionModel
-    from nemo_kit.sampling import Run
+from nemo_kit.sampling import Run
 
 VERSION = 1  # raised where results change (see nemo_kit.keys)
 Neurons = NeuronSet | Mapping[str, NeuronSet]

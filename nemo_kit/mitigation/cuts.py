@@ -4,12 +4,10 @@ Scope: not a mitigation that anybody would use, but one in form, so that it is a
 Source: Hintersdorf et al., "Finding NeMo", NeurIPS 2024, figures 16 to 20.
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, ClassVar, get_args
+from typing import ClassVar, get_args
 
 import numpy as np
 
@@ -17,11 +15,9 @@ from nemo_kit.checks import check_choice, check_number, check_whole
 from nemo_kit.hooks import scale_neurons
 from nemo_kit.layers import Kind, Projection, down_convolutions
 from nemo_kit.mitigation.base import Mitigation
+from nemo_kit.models.base import DiffusionModel
 from nemo_kit.neurons import NeuronSet
-
-if TYPE_CHECKING:
-    from nemo_kit.models import DiffusionModel
-    from nemo_kit.sampling import Run
+from nemo_kit.sampling import Run
 
 VERSION = 1  # raised where results change (see nemo_kit.keys)
 

@@ -4,13 +4,10 @@ Source: Wen et al., "Detecting, Explaining, and Mitigating Memorization in Diffu
 ICLR 2024 (arXiv 2407.21720), and their `local_sd_pipeline.py`; Somepalli et al., NeurIPS 2023.
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
@@ -18,9 +15,7 @@ from torch import Tensor
 from nemo_kit.checks import check_number, check_whole
 from nemo_kit.mitigation.base import Mitigation, normal
 from nemo_kit.mitigation.gap import SAMPLES_AT_ONCE, first_gap, norms, relative_size
-
-if TYPE_CHECKING:
-    from nemo_kit.sampling import Run
+from nemo_kit.sampling import Run
 
 VERSION = 2  # raised where results change (see nemo_kit.keys)
 _SD_TARGET = 3 / 4**0.5  # released: 3 for one norm over a batch of 4 images

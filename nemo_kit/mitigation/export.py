@@ -7,8 +7,6 @@ since it would bring the weights back.
 Source: "Finding NeMo" (arXiv 2406.02366), section 5: neurons can be pruned from the model.
 """
 
-from __future__ import annotations
-
 import json
 import os
 import shutil
@@ -16,7 +14,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from safetensors.torch import load_file, save_file
@@ -27,11 +25,9 @@ from nemo_kit.checks import check_texts
 from nemo_kit.files import folder_digest, write_json
 from nemo_kit.keys import plain
 from nemo_kit.mitigation.base import Mitigation, checked
+from nemo_kit.models.base import DiffusionModel
 from nemo_kit.models.parts import choose, files_of
 from nemo_kit.provenance import versions
-
-if TYPE_CHECKING:
-    from nemo_kit.models import DiffusionModel
 
 RECORD = "export.json"
 _KEPT = {".json", ".txt", ".safetensors", ".bin", ".model"}  # parts; no other framework's weights

@@ -3,20 +3,14 @@
 Source: Wen et al., ICLR 2024 (arXiv 2407.21720), which measures memorization by ‖Δε‖.
 """
 
-from __future__ import annotations
-
 import math
-from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
 from nemo_kit.checks import HALF_PRECISION, ROUNDING
-from nemo_kit.sampling import both_outputs
-
-if TYPE_CHECKING:
-    from nemo_kit.models import DiffusionModel
-    from nemo_kit.sampling import Run
+from nemo_kit.models.base import DiffusionModel
+from nemo_kit.sampling import Run, both_outputs
 
 SD2_WIDTH = 1024  # of the text embeddings, by which SD 2.x is known
 _SD_LATENT = 4 * 64 * 64

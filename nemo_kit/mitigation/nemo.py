@@ -3,14 +3,11 @@
 Source: "Finding NeMo" (arXiv 2406.02366), section 4 and tables 1 and 4.
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import reduce
 from operator import or_
-from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
@@ -18,11 +15,9 @@ from torch import Tensor
 from nemo_kit.checks import check_number, check_whole
 from nemo_kit.hooks import scale_neurons
 from nemo_kit.mitigation.base import Found, Mitigation, Neurons, draw_seed
+from nemo_kit.models.base import DiffusionModel
 from nemo_kit.neurons import NeuronSet, random_neurons
-
-if TYPE_CHECKING:
-    from nemo_kit.models import DiffusionModel
-    from nemo_kit.sampling import Run
+from nemo_kit.sampling import Run
 
 VERSION = 1  # raised where results change (see nemo_kit.keys)
 

@@ -4,12 +4,10 @@ Source: Jeon et al., "Understanding and Mitigating Memorization in Generative Mo
 of Probability Landscapes", ICML 2025 (arXiv 2412.04140): SAIL.
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Literal, get_args
+from typing import Literal, get_args
 
 import torch
 from torch import Tensor
@@ -17,10 +15,8 @@ from torch import Tensor
 from nemo_kit.checks import check_choice, check_number, check_whole
 from nemo_kit.mitigation.base import Mitigation, normal
 from nemo_kit.mitigation.gap import SAMPLES_AT_ONCE, SD2_WIDTH, first_gap, norms, relative_size
-
-if TYPE_CHECKING:
-    from nemo_kit.models import DiffusionModel
-    from nemo_kit.sampling import Run
+from nemo_kit.models.base import DiffusionModel
+from nemo_kit.sampling import Run
 
 VERSION = 2  # raised where results change (see nemo_kit.keys)
 _SD_ACCEPTED, _SD_RISE = 8.2, 0.1

@@ -7,18 +7,13 @@ Source: Somepalli et al., "Understanding and Mitigating Copying in Diffusion Mod
 (arXiv 2305.20086), and their `sd_mitigation.py`.
 """
 
-from __future__ import annotations
-
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 import numpy as np
 
 from nemo_kit.checks import check_whole
 from nemo_kit.mitigation.base import Found, Mitigation, numbers
-
-if TYPE_CHECKING:
-    from nemo_kit.models import DiffusionModel
+from nemo_kit.models.base import DiffusionModel
 
 VERSION = 1  # raised where results change (see nemo_kit.keys)
 _MOST_TOKEN = 49400  # of Stable Diffusion's 49,408; the last eight are left out there

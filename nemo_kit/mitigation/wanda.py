@@ -5,13 +5,10 @@ Subspace that can be Located and Deleted", 2024 (arXiv 2406.18566), and their `w
 is that of Sun et al., "A Simple and Effective Pruning Approach for Large Language Models".
 """
 
-from __future__ import annotations
-
 import re
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
@@ -20,10 +17,8 @@ from torch.nn import functional as F
 from nemo_kit.checks import check_number, check_seeds, check_texts, check_whole
 from nemo_kit.hooks import Hook, hooked
 from nemo_kit.mitigation.base import Mitigation
+from nemo_kit.models.base import DiffusionModel
 from nemo_kit.sampling import Run, denoise
-
-if TYPE_CHECKING:
-    from nemo_kit.models import DiffusionModel
 
 VERSION = 2  # raised where results change (see nemo_kit.keys)
 _LAYER = re.compile(r"transformer_blocks\.\d+\.ff\.net\.2")

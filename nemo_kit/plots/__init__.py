@@ -19,23 +19,3 @@ from nemo_kit.plots.style import (
     style,
 )
 from nemo_kit.plots.tables import results, table
-
-__all__ = [
-    "ACCENT",
-    "COLUMN",
-    "MARKERS",
-    "PALE",
-    "PALETTE",
-    "TEXT",
-    "legend",
-    "noise_pictures",
-    "picture_rows",
-    "plain",
-    "png",
-    "results",
-    "score_in_distribution",
-    "show",
-    "style",
-    "table",
-    "z_map",
-]

@@ -4,8 +4,6 @@ Source: Hintersdorf et al., "Finding NeMo", NeurIPS 2024, section 3 (score, thre
 form on a screen is an addition.
 """
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 from io import BytesIO
 

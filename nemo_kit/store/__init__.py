@@ -11,18 +11,3 @@ from nemo_kit.prompts import prompt_rows, prompt_table
 from nemo_kit.store.method import detect_all, generate_all, localize_all, thresholds_all
 from nemo_kit.store.runs import Sweep, run, tidy
 from nemo_kit.store.work import Keyed, ModelRef, model_key
-
-__all__ = [
-    "Keyed",
-    "ModelRef",
-    "Sweep",
-    "detect_all",
-    "generate_all",
-    "localize_all",
-    "model_key",
-    "prompt_rows",
-    "prompt_table",
-    "run",
-    "thresholds_all",
-    "tidy",
-]

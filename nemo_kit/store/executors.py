@@ -6,8 +6,6 @@ process that dies is replaced, and what it had in hand is done again; an item th
 twice is recorded as failed. dask is imported only where it is used.
 """
 
-from __future__ import annotations
-
 import multiprocessing
 import os
 import pickle

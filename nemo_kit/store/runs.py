@@ -5,8 +5,6 @@ goes on where it stopped; an item that fails is recorded with its error and does
 runs that share a store share the work.
 """
 
-from __future__ import annotations
-
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import closing, contextmanager

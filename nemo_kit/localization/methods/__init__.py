@@ -9,7 +9,7 @@ what they share.
 Source: each names its own.
 """
 
-from nemo_kit.localization.methods import (  # noqa: F401
+from nemo_kit.localization.methods import (
     activation,
     chance,
     gradient,
@@ -24,5 +24,3 @@ from nemo_kit.localization.methods import (  # noqa: F401
 from nemo_kit.localization.methods.base import METHODS, Method, Ranking, find, method, rank
 from nemo_kit.localization.methods.many import rankings
 from nemo_kit.localization.methods.memory import LOSSES, Memory
-
-__all__ = ["LOSSES", "METHODS", "Memory", "Method", "Ranking", "find", "method", "rank", "rankings"]

@@ -1,7 +1,5 @@
 """The largest activations, and nothing else."""
 
-from __future__ import annotations
-
 from torch import Tensor
 
 from nemo_kit.localization.candidates import text_activations

@@ -1,7 +1,5 @@
 """At random, with NeMo's count in each layer: what a method must beat."""
 
-from __future__ import annotations
-
 import torch
 from torch import Tensor
 

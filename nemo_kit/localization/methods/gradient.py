@@ -1,7 +1,5 @@
 """Gradient × activation: how fast memory goes as a neuron's gate begins to close."""
 
-from __future__ import annotations
-
 import numpy as np
 import torch
 from torch import Tensor

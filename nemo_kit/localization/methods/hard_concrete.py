@@ -1,7 +1,5 @@
 """Hard-concrete gates: stochastic switches, learned with a price on their expected number (L0)."""
 
-from __future__ import annotations
-
 import math
 
 import numpy as np

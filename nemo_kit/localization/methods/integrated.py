@@ -1,7 +1,5 @@
 """Integrated gradients of memory along gates that open together from 0 to 1."""
 
-from __future__ import annotations
-
 import numpy as np
 import torch
 from torch import Tensor

@@ -4,8 +4,6 @@ Source: Chang et al., NAACL 2024. They learn the mask that keeps a text; what is
 to switch off, so the mask that loses the picture is learned, and the price is on closed neurons.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable
 
 import torch

@@ -1,7 +1,5 @@
 """Every registered method over prompts, through the store."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any

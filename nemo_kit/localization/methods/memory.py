@@ -9,8 +9,6 @@ Scope: `Memory`, a differentiable function of one gate a searched neuron, in thr
 All are unguided, at detection's timestep; "image" has one timestep for each seed, spread evenly.
 """
 
-from __future__ import annotations
-
 import numpy as np
 import torch
 from torch import Tensor

@@ -1,7 +1,5 @@
 """NeMo as a ranking: what was refined, then the candidates, then the rest, each by |z|."""
 
-from __future__ import annotations
-
 from torch import Tensor
 
 from nemo_kit.calibration import check_statistics, check_threshold

@@ -1,7 +1,5 @@
 """Activation patching: each neuron switched off by itself; the exact single effect."""
 
-from __future__ import annotations
-
 import numpy as np
 import torch
 from torch import Tensor

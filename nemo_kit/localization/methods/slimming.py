@@ -1,7 +1,5 @@
 """Slimming: a gate a neuron, learned so that memory goes while few gates close (L1)."""
 
-from __future__ import annotations
-
 import numpy as np
 import torch
 from torch import Tensor

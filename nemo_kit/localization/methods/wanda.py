@@ -1,7 +1,5 @@
 """Wanda on value neurons: weights times inputs, beyond what the empty prompt gives."""
 
-from __future__ import annotations
-
 import torch
 from torch import Tensor
 

@@ -1,7 +1,5 @@
 """How far each neuron's activation lies from its hold-out mean, and nothing else."""
 
-from __future__ import annotations
-
 from torch import Tensor
 
 from nemo_kit.calibration import check_statistics
