@@ -252,9 +252,59 @@ def test_a_draw_that_ignores_its_generator_is_refused() -> None:
         course.check("7.1", lambda w, taken, n, rng: own.permutation(free(w, taken))[:n])
 
 
-@pytest.mark.parametrize("name", ["0.1", "9.1", "3.9", "3", "x", "", "3.2.1"])
+def test_a_ranking_may_be_sorted_by_numpy_but_not_turned_around() -> None:
+    def sorted_by(scores: dict[int, torch.Tensor], kind: str) -> list[Any]:
+        layers = sorted(scores)
+        flat = np.concatenate([scores[layer].numpy() for layer in layers])
+        every = [(layer, n) for layer in layers for n in range(len(scores[layer]))]
+        places = np.argsort(-flat, kind="stable") if kind == "down" else np.argsort(flat)[::-1]
+        return [(np.int64(every[n][0]), torch.tensor(every[n][1])) for n in places]
+
+    course.check("9.1", lambda scores: sorted_by(scores, "down"))
+    with pytest.raises(Wrong, match=r"9\.1: right but for equal scores"):
+        course.check("9.1", lambda scores: sorted_by(scores, "turned"))
+
+
+def test_slopes_come_from_one_call_of_the_model() -> None:
+    def backward(memory: Callable, width: int) -> torch.Tensor:
+        gates = torch.ones(width, requires_grad=True)
+        memory(gates).backward()
+        return gates.grad
+
+    def nudged(memory: Callable, width: int) -> torch.Tensor:
+        steps = 1e-3 * torch.eye(width)
+        return torch.stack([memory(1 + one) - memory(1 - one) for one in steps]) / 2e-3
+
+    course.check("9.2", backward)
+    with pytest.raises(Wrong, match=r"9\.2: yours asks the model for one neuron after another"):
+        course.check("9.2", nudged)
+    with pytest.raises(Wrong, match=r"9\.2: your function stops with RuntimeError"):
+        course.check(
+            "9.2", lambda memory, width: torch.autograd.grad(memory(torch.ones(width)), ())
+        )
+
+
+def test_a_deletion_curve_may_hand_over_lists_and_agreement_may_return_them() -> None:
+    course.check(
+        "9.4",
+        lambda score, order, sizes, draw: (
+            [score(order[:k]) for k in sizes],
+            np.array([score(draw(order[:k])) for k in sizes]),
+        ),
+    )
+    course.check("9.5", lambda orders, k: course.exercises(9)["9.5"].solution(orders, k).tolist())
+
+
+def test_a_neuron_may_be_neither_necessary_nor_sufficient() -> None:
+    exercise = course.exercises(9)["9.6"]
+    assert [tuple(map(len, exercise.solution(*edge))) for edge in exercise.edges] == [
+        (1, 0), (0, 2), (2, 0),
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize("name", ["0.1", "10.1", "3.9", "3", "x", "", "3.2.1"])
 def test_an_unknown_exercise_is_refused(name: str) -> None:
     with pytest.raises(ValueError, match="exercise must be one of"):
         course.check(name, 1)
-    with pytest.raises(ValueError, match="lesson must be 1 to 8"):
-        course.exercises(9)
+    with pytest.raises(ValueError, match="lesson must be 1 to 9"):
+        course.exercises(10)

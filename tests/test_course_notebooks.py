@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import nbformat
+import pandas as pd
 import pytest
 from jupyter_client.manager import KernelManager, start_new_kernel
 from nbclient import NotebookClient
@@ -18,6 +19,7 @@ from nbclient import NotebookClient
 import checks as course
 from checks.progress import NEEDS
 from nemo_kit import lab
+from nemo_kit.calibration import Calibration
 
 FOLDER = Path(__file__).resolve().parents[1] / "notebooks" / "course"
 LESSONS = sorted(FOLDER.glob("0*.ipynb"))
@@ -250,6 +252,35 @@ def test_the_lesson_on_guidance_says_what_guidance_0_means_to_the_package() -> N
     notebook = nbformat.read(LESSONS[0], as_version=4)
     [text] = [c.source for c in notebook.cells if "### Exercise 1.5" in c.source]
     assert "`generate(..., guidance=0)` means *no guidance*" in text
+
+
+def test_what_lesson_9_says_of_the_results_is_what_they_say() -> None:
+    """The words below **Decide** are typed; the numbers are those of the committed files."""
+    folder, limit = (
+        FOLDER.parents[1] / "figures" / "lab",
+        Calibration.load(lab.MODEL / "nemo").threshold,
+    )
+    benchmark = pd.read_parquet(folder / "benchmark.parquet")
+    columns = ["part", "measure", "method", "kind"]
+    means = benchmark.set_index(columns)["mean"].to_dict()
+    assert means["deletion", "left", "NeMo", "known"] < limit / 2
+    assert means["deletion", "left", "NeMo", "natural"] < limit
+    assert means["deletion", "orig", "NeMo", "natural"] > 0.6
+    assert means["consistency", "IoU, seeds", "NeMo", "all"] > 0.9
+    assert means["consistency", "IoU, rewording", "NeMo", "all"] < 0.5
+    pairs = pd.read_csv(folder / "consistency.csv").query("between == 'methods'")
+    assert pairs["mean"].mean() < 0.5
+    ap = benchmark.query("part == 'injection' and measure == 'AP'").sort_values("mean")
+    assert ap["mean"].iloc[0] < 0.05
+    assert (ap["high"] >= ap["low"].iloc[-1]).sum() == 11  # as the page has it
+    back = pd.read_csv(folder / "resurfacing.csv")
+    control = back.query("method == 'control'")["after"].max()
+    logo, case = back.query("method == 'planted'").to_dict("records")
+    whole = back.query("method == 'undisturbed' and prompt == @case['prompt']")["before"].item()
+    assert logo["before"] < 0.7 < logo["after"]
+    assert max(control, whole, case["after"]) < 0.7
+    assert abs(case["after"] - control) < 0.1
+    assert (back.query("method == 'NeMo' and kind == 'natural'")["before"] > 0.6).all()
 
 
 @pytest.mark.slow

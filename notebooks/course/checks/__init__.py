@@ -14,7 +14,7 @@ from checks.exercise import Exercise, Feedback, Open, Wrong
 from checks.pictures import pictures
 from checks.progress import answered, listen, solution, solutions, tried
 
-LESSONS = range(1, 9)
+LESSONS = range(1, 10)
 
 __all__ = [
     "LESSONS", "Exercise", "Feedback", "Open", "Wrong", "check", "exercises", "pictures",

@@ -7,18 +7,20 @@ from pathlib import Path
 STEPS = (  # of the lessons, in order: two lines each
     ("noise to", "picture"), ("copy or", "not?"), ("value", "neurons"), ("score:", "flagged?"),
     ("candidate", "neurons"), ("refined", "neurons"), ("switched", "off"), ("gone, or", "hidden?"),
+    ("who finds", "them?"),
 )  # fmt: skip
 PARTS = (("look at pictures", 0, 2), ("look inside", 2, 3), ("NeMo: detect, select, refine", 3, 6),
-         ("judge", 6, 8))  # fmt: skip
+         ("judge", 6, 9))  # fmt: skip
 WIDTH, BOX, TOP, HEIGHT = 96, 80, 26, 46  # of a step and its box, pixels
 
 
 def svg(lesson: int) -> str:
     """The pipeline with the step of a lesson marked, as SVG text."""
+    whole = len(STEPS) * WIDTH
     lines = [
-        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {8 * WIDTH} 84" width="{8 * WIDTH}" '
+        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {whole} 84" width="{whole}" '
         'height="84" font-family="sans-serif" font-size="12" text-anchor="middle">',
-        f'<rect width="{8 * WIDTH}" height="84" fill="#ffffff"/>',
+        f'<rect width="{whole}" height="84" fill="#ffffff"/>',
     ]
     for name, first, last in PARTS:
         left, right = first * WIDTH + 8, last * WIDTH - 8
