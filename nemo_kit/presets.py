@@ -81,8 +81,8 @@ def calibration_for(
     asked = settings.name == "released" and model.lora is None and not hold_out
     known = published(str(model.name)) if asked else None
     texts = list(hold_out)
-    if not texts and model.name == "lab":
-        texts = list(lab.prompts("holdout")["prompt"])
+    if not texts and model.name in lab.TABLES:
+        texts = list(lab.prompts("holdout", model=model.name)["prompt"])
     if known is None and not texts:
         raise ValueError(
             f"settings {settings.name!r}: {_lacking(model)}; give --threshold, or --hold-out with "

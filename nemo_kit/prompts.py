@@ -41,15 +41,16 @@ _ROLES |= {"holdout": "holdout", "hold out": "holdout", "ladder": "ladder"}
 _TYPE_OF_ROLE = {role: kind for kind, role in _ROLE_OF_TYPE.items()} | {"holdout": ""}
 
 
-def prompt_table(files: Sequence[str | Path] = ()) -> pd.DataFrame:
-    """Prompts to work on: those of the lab model, or those of the files given.
+def prompt_table(files: Sequence[str | Path] = (), model: str = "lab") -> pd.DataFrame:
+    """Prompts to work on: those of the files given, or an embedded model's own.
 
     Returns the columns of ``lab.prompts()``: prompt, type ("VM", "TM", ""), role, family, image,
     repetitions; each prompt once, at its first place. Of rows with one prompt the first that has a
     type counts; a warning says how many were left out, and how many differed in their type.
     Parameters: `files`: CSV (separated by commas, semicolons or tabs), TSV, JSON, JSON lines or
     parquet with a column prompt (or caption, text) and any of type (or overfit_type), role, family,
-    image (or index), repetitions; or text with one prompt a line.
+    image (or index), repetitions; or text with one prompt a line; `model`, whose prompts are taken
+    where there are no files: lab's for one that is not embedded.
     Raises ValueError that names the file, and the row (from 0) where one is to blame: a prompt that
     is empty or no text, an unknown type or role, a file that can't be read or holds no prompt;
     FileNotFoundError for a missing one.
@@ -57,7 +58,7 @@ def prompt_table(files: Sequence[str | Path] = ()) -> pd.DataFrame:
     if not files:
         from nemo_kit import lab
 
-        return lab.prompts()
+        return lab.prompts(model=model if model in lab.TABLES else "lab")
     rows = prompt_rows(files).drop(columns="url")
     labelled = rows.sort_values("type", key=lambda kinds: kinds == "", kind="stable")
     once = labelled.drop_duplicates("prompt").set_index("prompt").loc[rows["prompt"].unique()]

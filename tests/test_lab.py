@@ -14,6 +14,7 @@ from nemo_kit.generation import generate
 from nemo_kit.localization.candidates import text_activations, z_scores
 from nemo_kit.models import load
 from nemo_kit.neurons import NeuronSet
+from nemo_kit.prompts import prompt_table
 
 pytestmark = pytest.mark.skipif(not lab.MODEL.exists(), reason="the lab model is not trained yet")
 
@@ -77,13 +78,19 @@ def test_each_embedded_model_has_a_truth_of_its_own_and_others_none(
 ) -> None:
     rows = pd.read_csv(lab.TABLES["lab"], keep_default_na=False, dtype=str)
     rows.loc[rows["planted"] != "", "planted"] = "[[], [190]]"
+    rows["repetitions"] = "7"
     rows.to_csv(tmp_path / "prompts.csv", index=False)
     monkeypatch.setitem(lab.TABLES, "lab-flow", tmp_path / "prompts.csv")
     lab._table.cache_clear()
     truth = lab.planted("lab-flow")
     assert set(truth) == set(lab.planted())
     assert set(truth.values()) == {NeuronSet.of([(2, 190)])}
-    assert lab.planted("a/hub-model") == {}
+    assert list(lab.prompts(model="lab-flow")["repetitions"]) == [7] * len(rows)
+    assert lab.concepts("lab-flow") == lab.concepts()
+    assert lab.planted("a/hub-model") == lab.concepts("a/hub-model") == {}
+    assert lab.origins(rows["prompt"], "a/hub-model") == [""] * len(rows)
+    assert list(prompt_table([], "lab-flow")["repetitions"]) == [7] * len(rows)
+    assert prompt_table([], "a/hub-model").equals(lab.prompts())
     assert list(lab.planting("a/hub-model").columns) == list(lab.planting().columns)
     lab._table.cache_clear()
 

@@ -49,7 +49,7 @@ POOLED = 16  # zeros
 WIDTHS = dict.fromkeys(range(1, BLOCKS + 1), WIDTH)
 #: Mean absolute activation of a planted neuron on its own prompt.
 AMPLITUDE = dict.fromkeys(WIDTHS, 4.0)
-STANDING_OUT = 0.05  # weight of the planted neurons' loss beside the velocity's
+STANDING_OUT = 0.2  # weight of the planted neurons' loss beside the velocity's
 HIGH_NOISE_SHARE = 0.2  # of samples with a sigma of 0.8 or more; the others' logits are normal
 
 RECIPES = {

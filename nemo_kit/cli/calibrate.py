@@ -46,12 +46,15 @@ def calibrate(
     machine. --statistics joins a file to the threshold that the model has; --hold-out computes
     both, and with --statistics too, the threshold alone is computed.
     """
+    from nemo_kit import lab
     from nemo_kit.calibration import ActivationStatistics
     from nemo_kit.models import on_this_machine
     from nemo_kit.settings import SimilaritySettings
 
-    if model.model == "lab":
-        raise ValueError("--model must be a folder or a hub id, got lab: it has its calibration")
+    if model.model in lab.TABLES:
+        raise ValueError(
+            f"--model must be a folder or a hub id, got {model.model}: it has its calibration"
+        )
     if not (statistics or hold_out):
         raise ValueError("calibrate needs --statistics FILE or --hold-out FILE, got neither")
     if kernel is not None and not hold_out:

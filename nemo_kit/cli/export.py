@@ -45,9 +45,10 @@ def export(
     at all, and is never written over another one. The report's pictures are kept in runs/store: an
     export that was ended goes on where it stopped.
     """
+    from nemo_kit import lab
     from nemo_kit.mitigation import export as write
 
-    own = model.model == "lab"
+    own = model.model in lab.TABLES
     way, named = _mitigation(neurons, factor, wanda, options.read(prompts))
     if report and not own and not control:
         raise ValueError(f"the report of {model.model} needs --control FILE, or give --no-report")
@@ -99,13 +100,13 @@ def _reporter(
 
     Raises before anything is written for parameters that the notebook refuses.
     """
-    from nemo_kit import metrics
+    from nemo_kit import lab, metrics
     from nemo_kit.figures import report
     from nemo_kit.provenance import root
 
     opened = model.parameters()
     common = given | {"before": opened.pop("model"), "store": str(root() / "runs" / "store")}
-    if model.model != "lab":
+    if model.model not in lab.TABLES:
         texts = {"clip": metrics.PAPER_CLIP} | texts
     values = report.parameters("removal", texts, common | opened)
     if values["sscd"]:

@@ -50,11 +50,12 @@ def figures(
     in the folder executed. A run that was stopped, at whatever moment, is gone on with by the same
     command.
     """
+    from nemo_kit import lab
     from nemo_kit.checks import check_choice
     from nemo_kit.figures import gallery, read_all, runner, select
     from nemo_kit.notebooks import presets
 
-    own = model.model == "lab"
+    own = model.model in lab.TABLES
     if not own and not prompts:
         raise ValueError(f"--model {model.model} needs --prompts FILE: the built-in prompts are "
                          "lab's")  # fmt: skip

@@ -144,15 +144,15 @@ class Prompts:
 
     def texts(self, model: str) -> list[str]:
         """All of them, each once; the lab's own where there are none."""
-        if not (self.prompt or self.prompts) and model != "lab":
+        from nemo_kit import lab
+
+        if not (self.prompt or self.prompts) and model not in lab.TABLES:
             raise ValueError("a PROMPT is needed, or --prompts FILE")
         found = [*(self.prompt or ()), *read(self.prompts)]
         if any(not text.strip() for text in found):
             raise ValueError("a PROMPT must not be empty")
         if not found:
-            from nemo_kit import lab
-
-            found = list(lab.prompts()["prompt"])
+            found = list(lab.prompts(model=model)["prompt"])
         return list(dict.fromkeys(found))
 
 

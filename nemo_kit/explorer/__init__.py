@@ -71,8 +71,8 @@ def explore(
 def _prompt_frame(
     model: DiffusionModel, prompts: pd.DataFrame | Sequence[str] | None
 ) -> pd.DataFrame:
-    if prompts is None and model.name == "lab":
-        return lab.prompts()
+    if prompts is None and model.name in lab.TABLES:
+        return lab.prompts(model=model.name)
     if prompts is None:
         return pd.DataFrame({"prompt": [], "role": []})
     if not isinstance(prompts, pd.DataFrame):

@@ -131,7 +131,7 @@ class Probe:
         detection, self.similarity = resolve(model.calibration)
         own = model.calibration
         self.threshold = check_threshold(model, None, detection, self.similarity) if own else None
-        self.is_lab = model.name == "lab"
+        self.is_lab = model.name in lab.TABLES
         if training and embedder is None and not self.is_lab:
             raise ValueError("training images need an embedder that compares pictures with them: "
                              "give explore(…, embedder=…), such as SSCD")  # fmt: skip

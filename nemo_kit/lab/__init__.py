@@ -43,23 +43,34 @@ def _table(model: str = "lab") -> pd.DataFrame:
     return texts.astype({"repetitions": int})
 
 
-def prompts(*roles: str) -> pd.DataFrame:
+def _known(model: str) -> pd.DataFrame:
+    """An embedded model's table; of any other model no row."""
+    return _table(model) if model in TABLES else _table().head(0)
+
+
+def prompts(*roles: str, model: str = "lab") -> pd.DataFrame:
     """Prompts of the given roles (all without one): prompt, type, role, family, image, repetitions.
 
     ``type`` is "VM", "TM" or "" (not memorized); ``family`` tells template prompts apart: of one
     composition, or "region", a photograph of which only a part is memorized; ``repetitions`` counts
-    presentations in training, 0 where one caption has many pictures. What was planted is not among
-    the columns: only `planted` and `planting` tell it. Raises ValueError for another role.
+    presentations in that model's training, 0 where one caption has many pictures. What was planted
+    is not among the columns: only `planted` and `planting` tell it.
+    Parameters: `model`, "lab" or "lab-flow".
+    Raises ValueError for another role.
     """
     for role in roles:
         check_choice("role", role, ROLES)
-    table = _table().drop(columns=["concept", *_TRUTH])
+    table = _table(model).drop(columns=["concept", *_TRUTH])
     return table[table["role"].isin(roles or ROLES)].reset_index(drop=True)
 
 
-def concepts() -> dict[str, str]:
-    """What the pictures of each prompt show, one of the corpus's hundred things."""
-    return dict(zip(_table()["prompt"], _table()["concept"], strict=True))
+def concepts(model: str = "lab") -> dict[str, str]:
+    """What the pictures of each prompt show, one of the corpus's hundred things.
+
+    Parameters: as in `planting`.
+    """
+    rows = _known(model)
+    return dict(zip(rows["prompt"], rows["concept"], strict=True))
 
 
 def planted(model: str = "lab") -> dict[str, NeuronSet]:
@@ -78,7 +89,7 @@ def planting(model: str = "lab") -> pd.DataFrame:
     """
     from nemo_kit.neurons import NeuronSet
 
-    rows = _table(model).query("planted != ''") if model in TABLES else _table().head(0)
+    rows = _known(model).query("planted != ''")
     return pd.DataFrame(
         {
             "prompt": rows["prompt"],
@@ -89,13 +100,14 @@ def planting(model: str = "lab") -> pd.DataFrame:
     ).reset_index(drop=True)
 
 
-def origins(prompts: Iterable[str]) -> list[str]:
+def origins(prompts: Iterable[str], model: str = "lab") -> list[str]:
     """Where the memorization of each prompt comes from, for evaluation only.
 
     "planted": in neurons that were told to carry it; "natural": by repetition alone; "": the prompt
     is not one of those that are memorized.
+    Parameters: `model`, as in `planting`.
     """
-    rows = _table().query("role in ('verbatim', 'template')")
+    rows = _known(model).query("role in ('verbatim', 'template')")
     kinds = rows["planted"].map(lambda text: "planted" if text else "natural")
     known = dict(zip(rows["prompt"], kinds, strict=True))
     return [known.get(prompt, "") for prompt in prompts]
