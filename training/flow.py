@@ -53,7 +53,7 @@ STANDING_OUT = 0.2  # weight of the planted neurons' loss beside the velocity's
 HIGH_NOISE_SHARE = 0.2  # of samples with a sigma of 0.8 or more; the others' logits are normal
 
 RECIPES = {
-    "cpu": Recipe(32, 8e-4, 200_000, 200_000),
+    "cpu": Recipe(32, 8e-4, 272_000, 200_000),
     "cuda": Recipe(256, 1.2e-3, 3_000_000, 3_000_000),
 }
 

@@ -9,6 +9,7 @@ web-scale data the memorized ones would hardly count there.
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -32,7 +33,8 @@ class Recipe:
     """How much a device trains: batch, rate, samples in all.
 
     In the first third of the samples `planned`, memorized pictures are half of what is seen, then a
-    fifth; the ladder's presentations are spread over them. Training may end before, at `samples`.
+    fifth; the ladder's presentations are spread over them. Training may end before, at `samples`,
+    or after, and then goes through the second phase again.
     """
 
     batch: int
@@ -201,6 +203,17 @@ def ladder_presentations(items: list[Item], recipe: Recipe, seed: int) -> dict[i
     places = rng.choice(recipe.planned, sum(counts), replace=False, p=often / often.sum())
     shown = zip(places.tolist(), np.repeat(numbers, counts).tolist(), strict=True)
     found = {place: number for place, number in shown if place < recipe.samples}
+    found |= _again(found, recipe)
     late = sorted(set(range(recipe.samples * 4 // 5, recipe.samples)) - set(found))
     missing = sorted(set(numbers) - set(found.values()))
     return found | dict(zip(rng.permutation(late).tolist(), missing, strict=False))
+
+
+def _again(found: dict[int, int], recipe: Recipe) -> dict[int, int]:
+    """Presentations after what was planned: the second phase's once more, without pictures that
+    are shown a single time."""
+    begin, count = math.ceil(recipe.planned / 3), Counter(found.values())
+    once_more = range(recipe.planned, recipe.samples)
+    before = {place: begin + (place - begin) % (recipe.planned - begin) for place in once_more}
+    kept = {place: found[old] for place, old in before.items() if old in found}
+    return {place: number for place, number in kept.items() if count[number] > 1}

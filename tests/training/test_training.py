@@ -114,6 +114,20 @@ def test_a_training_that_ends_early_shows_what_it_would_have_shown_and_each_pict
     assert samples.expected("verbatim", replace(RECIPE, samples=20_000)) == pytest.approx(142)
 
 
+def test_a_training_that_goes_on_shows_the_second_phase_again_but_no_single_picture_twice() -> None:
+    memorized = items()
+    whole = samples.ladder_presentations(memorized, RECIPE, seed=1)
+    end = 55_000  # of 30,000 planned, of which the second phase is 20,000
+    longer = samples.ladder_presentations(memorized, replace(RECIPE, samples=end), seed=1)
+    assert {place: n for place, n in longer.items() if place < 30_000} == whole
+    counts = Counter(whole.values())
+    for place in range(30_000, end):
+        before = whole.get(place - 20_000 if place < 50_000 else place - 40_000)
+        assert longer.get(place) == (before if counts[before] > 1 else None)
+    told = samples.presented(memorized, replace(RECIPE, samples=end), seed=1)
+    assert [told[n] for n in counts if counts[n] == 1] == [1] * list(counts.values()).count(1)
+
+
 def test_ladder_pictures_have_nothing_in_common() -> None:
     grounds = np.stack([ladder.painting(n).mean(-1).ravel() for n in range(42)])
     likeness = np.corrcoef(grounds) - np.eye(len(grounds))
