@@ -8,7 +8,6 @@ Source: Hu et al., "LoRA" (arXiv 2106.09685), equation 3.
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -59,47 +58,52 @@ class Lora:
         return f"{Path(self.path).name} × {self.scale:g}"
 
 
+def check_reads(pipeline: str) -> None:
+    """Raise ValueError for a pipeline's class into which diffusers reads no LoRA."""
+    import diffusers
+
+    if not hasattr(getattr(diffusers, pipeline), "load_lora_weights"):
+        raise ValueError(f"lora: diffusers reads none into a {pipeline}; not supported")
+
+
 def fuse(pipeline: Any, lora: Lora) -> None:
-    """Add the LoRA to the weights of the pipeline's U-Net and text encoder, in place.
+    """Add the LoRA to the weights of the pipeline's denoiser and text encoders, in place.
 
     Raises ValueError for weights that are no LoRA, or of another kind (DoRA, LoHa, LoKr), and where
     any of them fits no layer of this model: a LoRA for another one.
     """
-    count = _layers_in(lora)
+    wanted = _outputs_in(lora)
     with readable(f"lora: {lora.path}"):
         pipeline.load_lora_weights(Path(lora.path).parent, weight_name=Path(lora.path).name,
                                    local_files_only=True)  # fmt: skip
-    found = _adapted(pipeline.components)
-    if found != count:
+    found = {name: _adapted(part) for name, part in pipeline.components.items()}
+    if sum(found.values()) != wanted:
         raise ValueError(
-            f"lora: {found} of its {count} layers are in this model; is {lora.path} for "
-            "another one?"
+            f"lora: {sum(found.values())} of the {wanted} outputs that it acts on are in this "
+            f"model; is {lora.path} for another one?"
         )
-    pipeline.fuse_lora(lora_scale=lora.scale)
+    pipeline.fuse_lora([name for name, count in found.items() if count], lora_scale=lora.scale)
     pipeline.unload_lora_weights()
 
 
-def _layers_in(lora: Lora) -> int:
-    """How many layers the file is for."""
+def _outputs_in(lora: Lora) -> int:
+    """On how many outputs of layers the file acts, whether they are joined in it or not."""
     from safetensors import safe_open
 
     with safe_open(lora.path, "pt") as opened:
         keys = list(opened.keys())
+        ups = [opened.get_slice(key).get_shape()[0] for key in keys if _UP.search(key)]
     downs = [key for key in keys if _DOWN.search(key)]
-    ups = [key for key in keys if _UP.search(key)]
-    foreign = sorted({*keys} - {*downs, *ups} - {key for key in keys if key.endswith(".alpha")})
+    foreign = [k for k in keys if not (_DOWN.search(k) or _UP.search(k) or k.endswith(".alpha"))]
     if foreign or not downs or len(downs) != len(ups):
-        told = (
-            f"it holds {foreign[0]}" if foreign else f"{len(downs)} down and {len(ups)} up weights"
-        )
+        told = f"{len(downs)} down and {len(ups)} up weights"
+        told = f"it holds {min(foreign)}" if foreign else told
         raise ValueError(f"lora: {lora.path} is no plain LoRA: {told}")
-    return len(downs)
+    return sum(ups)
 
 
-def _adapted(components: Mapping[str, Any]) -> int:
-    """How many layers have LoRA weights."""
-    from torch import nn
-
-    modules = [part for part in components.values() if isinstance(part, nn.Module)]
-    layers = [layer for module in modules for layer in module.modules()]
-    return sum(bool(getattr(layer, "lora_A", None)) for layer in layers)
+def _adapted(part: Any) -> int:
+    """How many outputs of a part's layers have LoRA weights."""
+    layers = part.modules() if hasattr(part, "modules") else ()
+    held = [one for layer in layers for one in getattr(layer, "lora_B", {}).values()]
+    return sum(one.weight.shape[0] for one in held)

@@ -19,7 +19,7 @@ from nemo_kit.checks import check_choice, check_whole
 from nemo_kit.models import hub, single_file
 from nemo_kit.models.base import DiffusionModel
 from nemo_kit.models.families import INDEX, family_of
-from nemo_kit.models.lora import Lora, fuse
+from nemo_kit.models.lora import Lora, check_reads, fuse
 from nemo_kit.models.parts import WITHOUT_WEIGHTS, bytes_of, read_json
 from nemo_kit.models.stable_diffusion import StableDiffusion
 
@@ -67,6 +67,8 @@ def load(
     with _opening(name):
         family = _family(found)
     kind = _dtype(dtype, place, family.half)
+    if extra:
+        check_reads(family.pipelines[0])
     if device == OFFLOAD and not family.offloads:
         raise ValueError(f'device: "{OFFLOAD}" is not supported for {family.__name__}')
     kept = {*family.kept_off, *([family.denoising] if device == OFFLOAD else [])}

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pandas as pd
 import pipelines
 import pytest
 import torch
@@ -21,14 +22,19 @@ from test_cli import call
 from test_reading import Reading, compare
 from torch import Tensor
 
+from nemo_kit.calibration import Calibration
 from nemo_kit.generation import generate
 from nemo_kit.hooks import capture, scale_neurons
 from nemo_kit.localization import calibrate, detect, localize
+from nemo_kit.localization.detection import upper
+from nemo_kit.localization.methods.base import by_layer
+from nemo_kit.localization.methods.memory import Memory
 from nemo_kit.metrics.attention import disentanglement
 from nemo_kit.mitigation import MITIGATIONS, Found, NeMo, export
 from nemo_kit.models import DiffusionModel, load, opening
 from nemo_kit.models.conditioning import Conditioning
 from nemo_kit.neurons import NeuronSet
+from nemo_kit.similarity import noise_differences, pairwise, similarity
 from nemo_kit.store.work import model_key
 
 PROMPT = "a red cup"
@@ -126,7 +132,7 @@ def blocked_by_hand(case: Case, neurons: NeuronSet, factor: float) -> Tensor:
     denoiser, pipe = copy.deepcopy(case.denoiser), copy.copy(case.pipe)
     for layer in case.model.value_layers:
         module = denoiser.get_submodule(layer.name)
-        rows = list(neurons.layers[layer.index])
+        rows = list(neurons.layers.get(layer.index, ()))
         if layer.name.startswith("single"):
 
             def first(_m: Any, _i: Any, output: Tensor, rows: list[int] = rows) -> Tensor:
@@ -252,13 +258,65 @@ def test_neurons_are_written_into_the_weights(case: Case, tmp_path: Path) -> Non
             export(model, NeMo(NeuronSet({layer: [0]})), tmp_path / "other")
 
 
-def test_the_command_localizes(
+def test_the_commands_calibrate_and_localize(
     case: Case, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:
+    """A folder of which nothing is known, as on Stable Diffusion: refused, calibrated, searched."""
     monkeypatch.chdir(tmp_path)
-    told = ["--model", str(case.folder), "--seeds", "3", "--threshold", "0"]
-    assert call(monkeypatch, "localize", *told, PROMPT) == 0, capsys.readouterr().err
-    assert PROMPT in capsys.readouterr().out
+    folder = pipelines.save(tmp_path / "model", case.name)
+    (tmp_path / "held.txt").write_text("\n".join(TOY_PROMPTS[:5]), "utf-8")
+    (tmp_path / "own.txt").write_text(PROMPT, "utf-8")
+    told = ["--model", str(folder), "--seeds", "3"]
+    capsys.readouterr()
+    assert call(monkeypatch, "localize", *told, PROMPT) == 2
+    [line] = capsys.readouterr().err.splitlines()
+    assert "has no threshold; give --threshold, or --hold-out" in line
+    held = ["--hold-out", "held.txt", "--kernel", "3"]
+    assert call(monkeypatch, "calibrate", *told, *held) == 0, capsys.readouterr().err
+    made, known = Calibration.load(folder / "nemo"), case.model.calibration
+    assert made.threshold == pytest.approx(known.threshold, abs=1e-5)
+    made.statistics.check({layer.index: layer.width for layer in case.model.searched})
+    for means, wanted in zip(made.statistics.means, known.statistics.means, strict=True):
+        torch.testing.assert_close(means, wanted)
+
+    found = localize(case.model, PROMPT, SEEDS, threshold=0.0)
+    command = ["localize", *told, "--threshold"]
+    assert call(monkeypatch, *command, "0", "--prompts", "own.txt", "--out", "found.csv") == 0
+    [row] = pd.read_csv("found.csv").to_dict("records")
+    assert (row["prompt"], row["flagged"], row["n_refined"]) == (PROMPT, True, len(found.refined))
+    assert NeuronSet.from_json(row["initial"]) == found.initial
+    assert NeuronSet.from_json(row["refined"]) == found.refined
+    assert row["samples_evaluated"] == found.samples_evaluated >= len(SEEDS)
+    widths = {layer.index: layer.width for layer in case.model.searched}
+    assert all(index < widths[layer] for layer, index in found.initial)
+
+    capsys.readouterr()
+    assert call(monkeypatch, *command, "1", "--json", PROMPT) == 0
+    other = json.loads(capsys.readouterr().out)
+    assert (other["flagged"], other["kept_seeds"], other["refined"]) == (False, [], {})
+    assert other["samples_evaluated"] == len(SEEDS)
+
+
+def test_what_is_left_of_memory_is_told_by_what_is_compared(case: Case) -> None:
+    """Of a rectified flow by its velocities, as in detection."""
+    model = case.model
+    off = NeuronSet({layer.index: range(0, layer.width, 2) for layer in model.searched})
+    score, gap = (Memory(model, PROMPT, SEEDS, kind) for kind in ("score", "gap"))
+    pairs = upper(pairwise(score.open, TOY_SIMILARITY)).tolist()
+    assert pairs == pytest.approx(detect(model, PROMPT, SEEDS)["pairwise"].iloc[0], abs=1e-5)
+    gates = by_layer(torch.ones(score.neurons), model.searched)
+    for layer, index in off:
+        gates[layer][index] = 0
+    given = torch.cat(list(gates.values()))[None], [SEEDS.index(2)]
+    noise, blocked, plain = noise_of(2), blocked_by_hand(case, off, 0.0), case.raw(noise_of(2))
+    wanted = similarity(
+        *(noise_differences(one, noise) for one in (plain, blocked)), TOY_SIMILARITY
+    )
+    assert score(*given).item() == pytest.approx(wanted.item(), abs=1e-3)
+    assert score(*given).item() < 1 - 1e-4
+    empty = model.predict_compared(model.noise([2]), case.timestep, model.embed(""))
+    wanted = (blocked - empty).norm() / (plain - empty).norm()
+    assert gap(*given).item() == pytest.approx(wanted.item(), rel=1e-2)
 
 
 def test_mitigations_act_or_refuse_by_name(case: Case) -> None:

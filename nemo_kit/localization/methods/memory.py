@@ -3,7 +3,8 @@
 Scope: `Memory`, a differentiable function of one gate a searched neuron, in three kinds:
 - "score": similarity of each seed's noise difference to its ungated one (NeMo, section 3.2); at
   open gates it is at its maximum, and has no slope there;
-- "gap": ‖Δε‖ over the ungated one, Δε against the empty prompt (Wen et al., ICLR 2024);
+- "gap": ‖Δε‖ over the ungated one, Δε against the empty prompt (Wen et al., ICLR 2024), of a
+  rectified flow ‖Δv‖;
 - "image": minus the error of the noise predicted in the noised training image, over the ungated
   error (the loss of training; Chang et al., NAACL 2024, take a text's).
 All are unguided, at detection's timestep; "image" has one timestep for each seed, spread evenly.
@@ -86,8 +87,10 @@ class Memory:
         return torch.cat(self.batch.run(lambda p: self._predict(places[p], text), len(places)))
 
     def _predict(self, places: list[int], text: Tensor) -> Tensor:
-        text = text.expand(len(places), -1, -1)
-        return self.model.predict_noise(self.inputs[places], self.timesteps[places], text)
+        given = self.inputs[places], self.timesteps[places], text.expand(len(places), -1, -1)
+        if self.kind == "image":  # the loss of training is one on the noise
+            return self.model.predict_noise(*given)
+        return self.model.predict_compared(*given)
 
     def __call__(self, gates: Tensor, places: list[int]) -> Tensor:
         own = by_layer(gates.to(self.model.device).T, self.model.searched)
