@@ -19,6 +19,10 @@ class MachineError(RuntimeError):
     """This process can't do its work, whatever it is given: no fault of the input."""
 
 
+class UnsupportedError(ValueError):
+    """What was asked is not defined for this kind of model, whatever the prompt."""
+
+
 class UninformativeError(MachineError, ValueError):
     """The model's prediction can't tell prompts apart, so no score of it means anything."""
 

@@ -6,8 +6,9 @@ whichever file or notebook cell it stands in; `score` calls one and counts what 
 Built in is what the methods' own code computes. All but the anisotropy's cosine is taken of the
 predicted noise ε: a model trained to predict v (or x_0) is converted first, so that its ‖Δε‖ is
 √ᾱ_t·‖Δv‖; at one timestep this is a fixed factor, over several it gives later steps more weight
-than Δv would. Δε is the conditional minus the unconditional prediction; where it is 0 throughout,
-a score would be 0 for any prompt, and is refused. All raise TypeError or ValueError for a bad
+than Δv would. Of a rectified flow Δv stands for Δε, which is 0 at σ = 1. Δε is the conditional
+minus the unconditional prediction; where it is 0 throughout, a score would be 0 for any prompt, and
+is refused. All raise TypeError or ValueError for a bad
 prompt, seeds or numbers.
 Source: each function names its own; restated from the methods' published formulas and code.
 """
@@ -199,7 +200,7 @@ def noise_magnitude(
     found = []
 
     def look(timestep: Tensor, latents: Tensor, *halves: Tensor) -> None:
-        text, empty = (model.as_noise(one, latents, timestep) for one in halves)
+        text, empty = (model.as_compared(one, latents, timestep) for one in halves)
         found.append(text - empty)
 
     denoise(run, last=first or 0, look=look)
@@ -220,11 +221,11 @@ def attention_entropy(
     Source: Ren et al., "Unveiling and Mitigating Memorization in Text-to-Image Diffusion Models
     through Cross Attention", ECCV 2024.
     """
-    run = Run.of(model, check_text(prompt), seeds)
+    run, read = Run.of(model, check_text(prompt), seeds), _queries_and_keys(model)
     known = [one.index for one in model.key_layers]
     if layer not in known:
         raise ValueError(f"layer must be one of {known[0]} to {known[-1]}, got {layer!r}")
-    with capture(model.denoiser, _queries_and_keys(model)) as seen:
+    with capture(model.denoiser, read) as seen:
         model.predict(run.noise, model.timesteps(50)[0], run.embeddings)
     return _entropy(_attention(model, seen, layer))
 

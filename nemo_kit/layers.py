@@ -13,6 +13,8 @@ from typing import Literal
 
 from torch import nn
 
+from nemo_kit.checks import UnsupportedError
+
 Kind = Literal["value", "key", "convolution"]
 
 _SUFFIX = {"value": "to_v", "key": "to_k"}
@@ -63,7 +65,7 @@ def down_convolutions(denoiser: nn.Module) -> tuple[Projection, ...]:
         and max(module.kernel_size) > 1
     ]
     if not found:
-        raise ValueError(
+        raise UnsupportedError(
             f"denoiser: no convolution in the down_blocks of {type(denoiser).__name__}"
         )
     return tuple(

@@ -6,6 +6,7 @@ for each, or a list of these (repeats). Medians over prompts are `metrics.summar
 Source: Hintersdorf et al., "Finding NeMo", NeurIPS 2024, section 4, tables 1 and 4.
 """
 
+import warnings
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -14,7 +15,7 @@ import numpy as np
 import pandas as pd
 
 from nemo_kit import metrics
-from nemo_kit.checks import check_seeds, check_seeds_apart
+from nemo_kit.checks import UnsupportedError, check_seeds, check_seeds_apart
 from nemo_kit.metrics import Clip, Embedder, Median
 from nemo_kit.metrics.measures import LABELS, Seen, of_seen
 from nemo_kit.mitigation import Mitigation, NeMo
@@ -42,7 +43,8 @@ def study(
 
     Returns a frame with `setting`, `repeat` (0, 1, … where a setting is a list), the columns of
     `rows`, those of `metrics.measured`, and `mitigation_protocol`. A prompt whose pictures failed,
-    under the setting or undisturbed, is named in a warning and has no row for it.
+    under the setting or undisturbed, is named in a warning and has no row for it. So is a setting
+    that isn't defined for this kind of model; its rows hold no numbers, and 0 `images`.
 
     Parameters: `rows`, with `prompt`; `settings`, name -> None (the model as it is), a
     `NeuronSet`, a `Mitigation`, another model, a mapping from prompt to a set or a mitigation, or a
@@ -73,20 +75,32 @@ def study(
             how = _asked(name, one, keyed, prompts)
             other = how.pop("model", keyed)
             asked = how or other is not keyed
-            made = pictures(generate_all(other, prompts, numbers, **how, **drawing)) if asked \
-                else drawn  # fmt: skip
-            kept = rows[[prompt in made and prompt in plain for prompt in prompts]]
+            made = _drawn(name, other, prompts, numbers, **how, **drawing) if asked else drawn
+            both = plain if made is None else plain.keys() & made.keys()
+            kept = rows[rows["prompt"].isin(both)]
             if kept.empty and len(rows):
                 raise ValueError(f"settings: {name!r} has pictures of none of {len(rows)} prompts")
             seen = [
                 Seen(p, made[p], *networks, plain[p], plain[p].training, median)
                 for p in kept["prompt"]
+                if made is not None
             ]
             part = of_seen(kept, seen, measures)
             part.insert(0, "setting", [name] * len(part))
             part.insert(1, "repeat", repeat)
             parts.append(part.assign(mitigation_protocol=getattr(one, "protocol", "")))
     return pd.concat(parts, ignore_index=True)
+
+
+def _drawn(name: str, *given: Any, **options: Any) -> dict[str, np.ndarray] | None:
+    """Pictures under a setting; None and a warning where it isn't defined for the model."""
+    try:
+        return pictures(generate_all(*given, **options))
+    except RuntimeError as error:  # of all prompts
+        if UnsupportedError.__name__ not in str(error):
+            raise
+        warnings.warn(f"settings: {name!r} has no pictures: {error}", stacklevel=3)
+        return None
 
 
 def pictures(made: pd.DataFrame) -> dict[str, np.ndarray]:

@@ -41,6 +41,8 @@ def test_convolutions_of_the_down_blocks_in_forward_order() -> None:
     assert found[4].title == "down 0 downsampler"
     with pytest.raises(ValueError, match="no convolution in the down_blocks of Linear"):
         down_convolutions(nn.Linear(1, 1))
+    with pytest.warns(UserWarning, match="nothing is cut: denoiser: no convolution .* of Linear"):
+        assert cuts(Mock(denoiser=nn.Linear(1, 1)), "convolution") == []
 
 
 def test_channels_are_scaled_inside_the_block_alone() -> None:

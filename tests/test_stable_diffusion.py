@@ -115,13 +115,16 @@ class Setup:
     images: Path
 
 
-def own_files(folder: Path, memorized: list[str], other: list[str]) -> list[Path]:
+def own_files(
+    folder: Path, memorized: list[str], other: list[str],
+    ladder: tuple[str, str] = ("step one", "step two"),
+) -> list[Path]:  # fmt: skip
     """One CSV of our own with all roles; the images of the VM and the ladder prompts are there."""
     rows = [
         (memorized[0], "VM", "verbatim", "1", 0),
         (memorized[1], "TM", "template", "2", 0),
-        ("step one", "VM", "ladder", "3", 1),
-        ("step two", "VM", "ladder", "4", 8),
+        (ladder[0], "VM", "ladder", "3", 1),
+        (ladder[1], "VM", "ladder", "4", 8),
         *((text, "", "non_memorized", "", 0) for text in other[:3]),
         *((text, "", "holdout", "", 0) for text in other[3:]),
     ]

@@ -10,6 +10,7 @@ import matplotlib as mpl
 import numpy as np
 import pandas as pd
 import pytest
+from matplotlib import pyplot as plt
 
 from nemo_kit import metrics, plots
 from nemo_kit.metrics import MEASURES
@@ -103,6 +104,27 @@ def test_pictures_and_the_median_of_the_released_metrics(
     assert list(released["gen"]) == pytest.approx([pair.min() for pair in pairs])
     assert set(released["seed_median"]) == {"lower middle"}
     assert pictures(pd.DataFrame()) == {}
+
+
+def test_a_setting_that_is_not_defined_for_the_model_has_rows_without_numbers(
+    toy_model: DiffusionModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(type(toy_model), "clip_attention", False)
+    settings = {"default": None, "set": SET, "scaled": AttentionScaling()}
+    with pytest.warns(UserWarning, match="'scaled' has no pictures: .* is not defined for Stable"):
+        got = study(toy_model, ROWS, settings, [50, 51], ["gen", "orig"], **options(tmp_path))
+    assert got["images"].tolist() == [2, 2, 2, 2, 0, 0]
+    assert got["gen"].isna().tolist() == [False] * 4 + [True] * 2
+    table = metrics.summary(got, ["gen", "orig"])
+    assert table["measure"].tolist() == ["gen"] * 6  # none has a training image
+    none = table[table["setting"] == "scaled"]
+    assert (none["prompts"].tolist(), none["median"].isna().all()) == ([0, 0], True)
+    there = table.assign(median=[0.9, 0.9, 0.5, 0.5, 0.1, 0.1])
+    compared = metrics.orders(table, there)
+    assert not {"scaled"} & {*compared["lower"], *compared["higher"]}
+    drawn = plots.results(table)
+    assert "–" in {text.get_text() for text in drawn.axes[0].texts}
+    plt.close(drawn)
 
 
 def test_a_prompt_whose_pictures_failed_has_no_row(

@@ -181,15 +181,14 @@ def measured(
 def of_seen(
     rows: pd.DataFrame, seen: Sequence[Seen], measures: Iterable[Any] | None = None
 ) -> pd.DataFrame:
-    """`measured` of what was drawn for each row."""
+    """`measured` of what was drawn for each row; of nothing, 0 images and no numbers."""
     asked = chosen(measures)
+    if not seen:
+        return rows.assign(images=0, **{one.name: np.nan for one in asked})
     found = [{"images": len(one.images)} | {m.name: m(one) for m in asked} for one in seen]
-    columns = ["images", *(one.name for one in asked)]
-    table = pd.DataFrame(found, index=rows.index, columns=columns)
-    if seen:
-        one, told = seen[0], {"threshold": COPY_THRESHOLD, "seed_median": seen[0].median}
-        clip = {"clip_model": "" if one.clip is None else one.clip.name}
-        table = table.assign(**told, **one.look.labels, **clip)
+    one, told = seen[0], {"threshold": COPY_THRESHOLD, "seed_median": seen[0].median}
+    clip = {"clip_model": "" if one.clip is None else one.clip.name}
+    table = pd.DataFrame(found, index=rows.index).assign(**told, **one.look.labels, **clip)
     return pd.concat([rows, table], axis=1)
 
 

@@ -56,7 +56,7 @@ def summary(
     Returns a frame with the columns of `by`, `measure`, `prompts`, `median`, `mad`, `low`, `high`
     (as `summarize`), groups in their order. Several rows of a prompt (repeats) count as one, their
     mean. A number that is NaN for a prompt leaves the prompt out, a measure without any is left
-    out.
+    out; a group without pictures (`images` 0) has 0 prompts and no numbers.
 
     Parameters: `frame`, with `prompt`; `measures`, its columns to tell; `by`, columns that tell
     groups apart; `level`, of the interval.
@@ -66,13 +66,17 @@ def summary(
     keys, names = list(by), list(measures)
     check_columns("frame", frame, "prompt", *names, *keys)
     single = frame.groupby([*keys, "prompt"], sort=False, as_index=False)[names].mean()
+    told = ["measure", "prompts", "median", "mad", "low", "high"]
+    none = frame[frame["images"] == 0] if "images" in frame else frame[:0]
+    undrawn = {key for key, _ in none.groupby(keys)}
     found = [
-        dict(zip(keys, key, strict=True)) | {"measure": name} | summarize(known, level)
+        dict(zip(keys, key, strict=True))
+        | {"measure": name}
+        | (summarize(known, level) if len(known) else {"prompts": 0})
         for key, part in single.groupby(keys, sort=False)
         for name in names
-        if len(known := part[name].dropna())
+        if len(known := part[name].dropna()) or (key in undrawn and frame[name].notna().any())
     ]
-    told = ["measure", "prompts", "median", "mad", "low", "high"]
     return pd.DataFrame(found, columns=[*keys, *told])
 
 
@@ -89,7 +93,7 @@ def orders(here: pd.DataFrame, there: pd.DataFrame, margin: float = 0.05) -> pd.
     keys, found = ["group", "measure"], []
     known = {key: part.set_index("setting")["median"] for key, part in there.groupby(keys)}
     for key, part in here.groupby(keys, sort=False):
-        own, paper = part.set_index("setting")["median"], known.get(key, pd.Series(dtype=float))
+        own, paper = part.set_index("setting")["median"].dropna(), known.get(key, pd.Series())
         for one, two in combinations([name for name in paper.index if name in own.index], 2):
             low, high = (one, two) if paper[one] < paper[two] else (two, one)
             gap, ours = paper[high] - paper[low], own[high] - own[low]

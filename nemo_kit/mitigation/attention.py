@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from nemo_kit.checks import check_number
+from nemo_kit.checks import UnsupportedError, check_number
 from nemo_kit.hooks import InterventionError, hooked
 from nemo_kit.layers import Projection
 from nemo_kit.mitigation.base import Mitigation
@@ -127,7 +127,7 @@ def plain_keys(model: DiffusionModel) -> tuple[Projection, ...]:
 
 def _check_attention(model: DiffusionModel) -> None:
     if not model.clip_attention:
-        raise ValueError(
+        raise UnsupportedError(
             "model: what acts on or reads the attention to single tokens of CLIP (BOS first, "
             f"padding last) is not defined for {type(model).__name__}; not supported"
         )

@@ -4,6 +4,7 @@ Scope: not a mitigation that anybody would use, but one in form, so that it is a
 Source: Hintersdorf et al., "Finding NeMo", NeurIPS 2024, figures 16 to 20.
 """
 
+import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -11,7 +12,7 @@ from typing import ClassVar, get_args
 
 import numpy as np
 
-from nemo_kit.checks import check_choice, check_number, check_whole
+from nemo_kit.checks import UnsupportedError, check_choice, check_number, check_whole
 from nemo_kit.hooks import scale_neurons
 from nemo_kit.layers import Kind, Projection, down_convolutions
 from nemo_kit.mitigation.base import Mitigation
@@ -82,5 +83,9 @@ def places_of(model: DiffusionModel, kind: Kind) -> Sequence[Projection]:
 
 
 def cuts(model: DiffusionModel, kind: Kind, share: float = 1.0, draw: int = 0) -> list[Cut]:
-    """One cut for each of the model's layers of a kind."""
-    return [Cut(kind, place.index, share, draw) for place in places_of(model, kind)]
+    """One cut for each of the model's layers of a kind; a warning where it has none of it."""
+    try:
+        return [Cut(kind, place.index, share, draw) for place in places_of(model, kind)]
+    except UnsupportedError as error:
+        warnings.warn(f"nothing is cut: {error}", stacklevel=2)
+        return []

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from nemo_kit.checks import check_number, check_seeds, check_texts, check_whole
+from nemo_kit.checks import UnsupportedError, check_number, check_seeds, check_texts, check_whole
 from nemo_kit.hooks import Hook, hooked
 from nemo_kit.mitigation.base import Mitigation
 from nemo_kit.models.base import DiffusionModel
@@ -140,7 +140,9 @@ def feed_forward_layers(denoiser: nn.Module) -> dict[str, nn.Linear]:
         if _LAYER.search(name) and isinstance(module, nn.Linear)
     }
     if not found:
-        raise ValueError(f"denoiser: no feed-forward layer found in {type(denoiser).__name__}")
+        raise UnsupportedError(
+            f"denoiser: no feed-forward layer found in {type(denoiser).__name__}"
+        )
     return found
 
 

@@ -5,13 +5,11 @@ layers) is a family's own file.
 Source: "Finding NeMo" (arXiv 2406.02366), section 2 (the model's parts) and 4 (settings).
 """
 
-from __future__ import annotations
-
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Mapping, Sequence
 from inspect import signature
 from pathlib import Path
-from typing import Any, ClassVar, get_args
+from typing import Any, ClassVar, Self, get_args
 
 import numpy as np
 import torch
@@ -163,7 +161,7 @@ class DiffusionModel(ABC):
         """Raise ValueError where the parts don't fit one another or the family."""
 
     @classmethod
-    def assemble(cls, parts: Mapping[str, Any], **about: Any) -> DiffusionModel:
+    def assemble(cls, parts: Mapping[str, Any], **about: Any) -> Self:
         """The model of these parts."""
         there = {name: part for name, part in parts.items() if part is not None}
         encoders = {n: part for n, part in there.items() if n.startswith("text_encoder")}
@@ -305,9 +303,12 @@ class DiffusionModel(ABC):
         velocity v = ε − x_0, since ε predicted at σ = 1 is x_T whatever the prompt. There v − x_T
         is −x_0; where ᾱ_T is small, ε − x_T is that up to scale.
         """
-        if schedulers.is_flow(self.scheduler):
-            return self.predict(latents, timestep, embeddings)
-        return self.predict_noise(latents, timestep, embeddings)
+        return self.as_compared(self.predict(latents, timestep, embeddings), latents, timestep)
+
+    def as_compared(self, output: Tensor, latents: Tensor, timestep: Tensor | int) -> Tensor:
+        """What `predict_compared` gives, of an output of `predict` for these latents."""
+        flow = schedulers.is_flow(self.scheduler)
+        return output if flow else self.as_noise(output, latents, timestep)
 
     def predict_noise(self, latents: Tensor, timestep: Tensor | int, embeddings: Tensor) -> Tensor:
         """The predicted noise ε_θ(x, t, y), also for models trained to predict v or x_0.

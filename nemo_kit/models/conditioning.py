@@ -4,10 +4,8 @@ Scope: a tensor that keeps pooled text and masks with the samples they belong to
 repeats, picks or joins embeddings need not know which family they are of.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable, Iterable, Mapping
-from typing import Any
+from typing import Any, Self
 
 import torch
 from torch import Tensor
@@ -29,7 +27,7 @@ class Conditioning(Tensor):
     beside: dict[str, Tensor]
 
     @classmethod
-    def of(cls, tokens: Tensor, **beside: Tensor) -> Conditioning:
+    def of(cls, tokens: Tensor, **beside: Tensor) -> Self:
         """The embeddings, [N, tokens, dim], with what lies beside them, [N, …] each."""
         made = tokens.as_subclass(cls)
         made.beside = beside

@@ -1,7 +1,5 @@
 """Which family a diffusers folder belongs to: asked before a download and when it is opened."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from typing import Any
 

@@ -6,8 +6,6 @@ Source: Esser et al., "Scaling Rectified Flow Transformers" (arXiv 2403.03206), 
 Euler steps are diffusers'.
 """
 
-from __future__ import annotations
-
 import inspect
 from collections.abc import Mapping
 from typing import Any
@@ -16,6 +14,8 @@ import numpy as np
 import torch
 from diffusers import FlowMatchEulerDiscreteScheduler
 from torch import Tensor
+
+from nemo_kit.checks import UnsupportedError
 
 EULER = "FlowMatchEulerDiscreteScheduler"
 _OTHERS = {
@@ -75,8 +75,10 @@ class FlowSchedule(FlowMatchEulerDiscreteScheduler):
 
     @property
     def alphas_cumprod(self) -> Tensor:
-        """There are none: ValueError for what is defined by them."""
-        raise ValueError("model: its noise is a rectified flow's, which has no ᾱ; not supported")
+        """There are none: UnsupportedError for what is defined by them."""
+        raise UnsupportedError(
+            "model: its noise is a rectified flow's, which has no ᾱ; not supported"
+        )
 
     def plain(self) -> FlowMatchEulerDiscreteScheduler:
         """Diffusers' own schedule of these settings, for a pipeline that is saved."""

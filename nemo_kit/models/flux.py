@@ -12,8 +12,6 @@ is the pipeline's `true_cfg_scale`, against the empty prompt.
 Source: Black Forest Labs, FLUX.1, as diffusers has it.
 """
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any, ClassVar

@@ -4,8 +4,6 @@ Scope: where the files of a repository lie on this machine, and fetching the res
 model's family needs is taken: no code, no safety checker, no second copy of the weights.
 """
 
-from __future__ import annotations
-
 import sys
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager

@@ -6,8 +6,6 @@ what neurons can switch off. All blocks are searched: no study says which memori
 Source: Li et al., "Hunyuan-DiT" (arXiv 2405.08748).
 """
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from typing import Any, ClassVar
 

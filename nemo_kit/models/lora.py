@@ -5,13 +5,11 @@ is an ordinary one, so that neurons act on what is measured.
 Source: Hu et al., "LoRA" (arXiv 2106.09685), equation 3.
 """
 
-from __future__ import annotations
-
 import re
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 from nemo_kit.files import file_digest
 from nemo_kit.models.parts import check_whole, readable
@@ -30,7 +28,7 @@ class Lora:
     sha256: str
 
     @classmethod
-    def of(cls, text: str | Path) -> Lora:
+    def of(cls, text: str | Path) -> Self:
         """The file that "FILE" or "FILE:SCALE" names; the scale is 1 where none is given.
 
         Raises ValueError for what is no .safetensors file, and for a scale that is 0 or no number.

@@ -1,7 +1,5 @@
 """Opening a model: what a name means, on which device, in which number type, with which LoRA."""
 
-from __future__ import annotations
-
 import gc
 import re
 import sys
@@ -122,7 +120,10 @@ def _opening(name: str) -> Iterator[None]:
 
 def _family(found: Path) -> type[DiffusionModel]:
     """The family of a folder by its pipeline; a checkpoint's is Stable Diffusion 1 and 2."""
-    return family_of(read_json(found / INDEX)) if found.is_dir() else StableDiffusion
+    if found.is_dir():
+        return family_of(read_json(found / INDEX))
+    single_file.check_kind(found)
+    return StableDiffusion
 
 
 def _tell_size(

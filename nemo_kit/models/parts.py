@@ -4,8 +4,6 @@ Scope: one choice of weights for downloads and for opening, so that they can't d
 before and after the libraries load them, since these fill what is missing with random numbers.
 """
 
-from __future__ import annotations
-
 import json
 import math
 import re

@@ -5,8 +5,6 @@ searched: there is no bottleneck as in a U-Net, and no study says which of them 
 Source: Chen et al., "PixArt-α" (arXiv 2310.00426), "PixArt-Σ" (arXiv 2403.04692).
 """
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from typing import Any, ClassVar
 

@@ -5,8 +5,6 @@ All blocks are searched: there is no bottleneck as in a U-Net, and no study says
 Source: Xie et al., "SANA" (arXiv 2410.10629).
 """
 
-from __future__ import annotations
-
 import inspect
 from collections.abc import Mapping
 from typing import Any, ClassVar

@@ -5,8 +5,6 @@ diffusers' schedulers only walk the same noise levels in another way, so that a 
 one of them is the same under DDIM; a denoiser of another noise process is not, and is refused.
 """
 
-from __future__ import annotations
-
 import inspect
 from collections.abc import Mapping
 from typing import Any

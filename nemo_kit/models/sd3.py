@@ -8,8 +8,6 @@ study says which of them memorize.
 Source: Esser et al., "Scaling Rectified Flow Transformers" (arXiv 2403.03206).
 """
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, ClassVar

@@ -6,11 +6,9 @@ off. Down and mid blocks are searched, as in the paper: it is the same U-Net in 
 Source: Podell et al., "SDXL" (arXiv 2307.01952).
 """
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Self
 
 import torch
 from torch import Tensor, nn
@@ -76,7 +74,7 @@ class StableDiffusionXL(DiffusionModel):
         check_pairs("unet", pairs)
 
     @classmethod
-    def assemble(cls, parts: Mapping[str, Any], **about: Any) -> DiffusionModel:
+    def assemble(cls, parts: Mapping[str, Any], **about: Any) -> Self:
         """The model of these parts; the VAE in float32 where it overflows in float16."""
         rest = {name: part for name, part in parts.items() if name != _ZEROS}
         if parts["vae"].config.force_upcast and about["dtype"] == torch.float16:

@@ -5,8 +5,6 @@ settings and no vocabulary: they come from a diffusers folder or hub model of th
 which no weights are read. Pickles (.ckpt) run code when opened, and are refused.
 """
 
-from __future__ import annotations
-
 import warnings
 from pathlib import Path
 from typing import Any
@@ -20,8 +18,26 @@ _UNET = "model.diffusion_model.input_blocks.0.0.weight"
 _V1_CONFIG = "stable-diffusion-v1-5/stable-diffusion-v1-5"
 _V2_CONFIGS = "stabilityai/stable-diffusion-2-1 (v-prediction, 768 pixels) or " \
     "stabilityai/stable-diffusion-2-1-base (ε, 512 pixels)"  # fmt: skip
+_OTHERS = {  # what the names of other families' tensors hold
+    "conditioner.embedders.": "Stable Diffusion XL", "joint_blocks.": "Stable Diffusion 3",
+    "double_blocks.": "FLUX", "cross_attn.kv_linear": "PixArt or Sana",
+    "attn2.kv_proj": "HunyuanDiT",
+}  # fmt: skip
 _PREDICTIONS = {"epsilon": "epsilon", "eps": "epsilon", "v": "v_prediction",
                 "v_prediction": "v_prediction"}  # fmt: skip
+
+
+def check_kind(file: Path) -> None:
+    """Raise ValueError for a checkpoint of another family, by its name where it is known."""
+    shapes, _ = _read(file)
+    for mark, kind in _OTHERS.items():
+        if any(mark in name for name in shapes):
+            raise ValueError(
+                f"{file} is a checkpoint of {kind}, which is opened from a diffusers folder or a "
+                "hub id, not from one file"
+            )
+    if _UNET not in shapes:
+        raise ValueError(f"{file} is no checkpoint of Stable Diffusion: it has no {_UNET}")
 
 
 def default_config(file: Path) -> str:
@@ -49,8 +65,6 @@ def open_file(file: Path, settings: Path) -> dict[str, Any]:
     from diffusers import StableDiffusionPipeline
 
     shapes, metadata = _read(file)
-    if _UNET not in shapes:
-        raise ValueError(f"{file} is no checkpoint of Stable Diffusion: it has no {_UNET}")
     config = read_json(settings / "scheduler" / "scheduler_config.json")
     scheduler = schedulers.read(config)
     _check_prediction(file, scheduler.config.prediction_type, shapes, metadata)

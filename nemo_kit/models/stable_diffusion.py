@@ -3,10 +3,8 @@
 Source: "Finding NeMo" (arXiv 2406.02366), section 2 (the model's parts).
 """
 
-from __future__ import annotations
-
 from collections.abc import Mapping
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Self
 
 from torch import Tensor, nn
 
@@ -53,7 +51,7 @@ class StableDiffusion(DiffusionModel):
         _check_together(**parts)
 
     @classmethod
-    def assemble(cls, parts: Mapping[str, Any], **about: Any) -> StableDiffusion:
+    def assemble(cls, parts: Mapping[str, Any], **about: Any) -> Self:
         """The model of these parts."""
         others = {name: part for name, part in parts.items() if name != "unet"}
         return cls(denoiser=parts["unet"], **others, **about)

@@ -3,18 +3,15 @@
 Scope: CLIP, T5 and the like as diffusers' pipelines use them.
 """
 
-from __future__ import annotations
-
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-if TYPE_CHECKING:
-    from nemo_kit.models.base import DiffusionModel
+from nemo_kit.models.base import DiffusionModel
 
 
 def tokenized(tokenizer: Any, texts: list[str], length: int, **options: Any) -> Any:

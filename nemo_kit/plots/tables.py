@@ -117,6 +117,8 @@ def _heading(measure: str) -> str:
 def _cell(row: Any) -> str:
     digits = 1 if row.measure == "neurons" else 2
     deviation, low = getattr(row, "mad", float("nan")), getattr(row, "low", float("nan"))
+    if pd.isna(row.median):
+        return "–"
     text = number(row.median, digits)
     text += f"±{number(deviation, digits)}" if pd.notna(deviation) else ""
     return f"{text}\n[{number(low, digits)}, {number(row.high, digits)}]" if pd.notna(low) else text

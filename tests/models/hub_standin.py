@@ -147,6 +147,7 @@ def _content(toy: Path, file: str) -> bytes:
 def served(name: str, files: Mapping[str, bytes]) -> Iterator[tuple[str, list[str]]]:
     """The address of a hub that holds this repository, and which of its files were fetched."""
     fetched: list[str] = []
+    sizes = FILES.get(name) or {file: len(content) for file, content in files.items()}
 
     class Hub(BaseHTTPRequestHandler):
         def do_HEAD(self) -> None:
@@ -159,10 +160,10 @@ def served(name: str, files: Mapping[str, bytes]) -> Iterator[tuple[str, list[st
             path = self.path.split("?")[0].lstrip("/")
             if path.startswith(f"api/models/{name}/tree"):
                 tree = [{"type": "file", "path": f, "size": s, "oid": COMMIT}
-                        for f, s in FILES[name].items()]  # fmt: skip
+                        for f, s in sizes.items()]  # fmt: skip
                 return self._send(json.dumps(tree).encode(), body)
             if path.startswith(f"api/models/{name}"):
-                listed = [{"rfilename": f, "size": s} for f, s in FILES[name].items()]
+                listed = [{"rfilename": f, "size": s} for f, s in sizes.items()]
                 about = {"id": name, "sha": COMMIT, "siblings": listed}
                 return self._send(json.dumps(about).encode(), body)
             file = path.removeprefix(f"{name}/resolve/").partition("/")[2]
@@ -171,12 +172,13 @@ def served(name: str, files: Mapping[str, bytes]) -> Iterator[tuple[str, list[st
                 return None
             if body:
                 fetched.append(file)
-            return self._send(files[file], body)
+            return self._send(files[file], body, file)
 
-        def _send(self, content: bytes, body: bool) -> None:
+        def _send(self, content: bytes, body: bool, name: str = "") -> None:
             self.send_response(200)
             self.send_header("Content-Length", str(len(content)))
-            self.send_header("ETag", f'"{hashlib.sha1(content).hexdigest()}"')
+            digest = hashlib.sha1(name.encode() + content).hexdigest()  # each file its own
+            self.send_header("ETag", f'"{digest}"')
             self.send_header("X-Repo-Commit", COMMIT)
             self.end_headers()
             if body:

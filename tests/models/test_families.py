@@ -23,10 +23,12 @@ from test_reading import Reading, compare
 from torch import Tensor
 
 from nemo_kit.calibration import Calibration
+from nemo_kit.detectors import DETECTORS
 from nemo_kit.generation import generate
 from nemo_kit.hooks import capture, scale_neurons
 from nemo_kit.localization import calibrate, detect, localize
 from nemo_kit.localization.detection import upper
+from nemo_kit.localization.methods import rank
 from nemo_kit.localization.methods.base import by_layer
 from nemo_kit.localization.methods.memory import Memory
 from nemo_kit.metrics.attention import disentanglement
@@ -195,6 +197,14 @@ def test_activations_are_what_hooks_see(case: Case) -> None:
         torch.testing.assert_close(captured[layer], values, rtol=1e-3, atol=1e-4)
 
 
+def attended(case: Case, prompt: str) -> int | None:
+    """How many leading tokens are no padding; None where attention sees all."""
+    if not (case.name.startswith("pixart") or case.name == "sana"):
+        return None
+    before = 2 if case.name == "sana" else 0  # the instruction's first and last
+    return before + len(case.pipe.tokenizer(prompt).input_ids)
+
+
 class FamilyReading(Reading):
     """The plain reading, of a pipeline: a prompt stands for its embedding."""
 
@@ -214,10 +224,7 @@ class FamilyReading(Reading):
 
     def activations(self, text: Any, number: int) -> list[float]:
         values = seen_by_hooks(self.case, text)[number + 1][0]
-        if self.case.name.startswith("pixart") or self.case.name == "sana":
-            tokens = self.case.pipe.tokenizer(text).input_ids
-            values = values[: len(tokens)]  # padding is not attended to
-        return values.abs().mean(dim=0).tolist()
+        return values[: attended(self.case, text)].abs().mean(dim=0).tolist()
 
 
 @pytest.mark.parametrize("quantile", [0.5, 1.5])
@@ -317,6 +324,50 @@ def test_what_is_left_of_memory_is_told_by_what_is_compared(case: Case) -> None:
     empty = model.predict_compared(model.noise([2]), case.timestep, model.embed(""))
     wanted = (blocked - empty).norm() / (plain - empty).norm()
     assert gap(*given).item() == pytest.approx(wanted.item(), rel=1e-2)
+
+
+def test_wanda_reads_what_the_layers_read(case: Case) -> None:
+    """Two prompts' scores differ by the norms of their inputs; the empty prompt's cancel."""
+    found = [rank("Wanda", case.model, text).scores for text in (PROMPT, "a dog on a hill")]
+    norms = [inputs_seen(case, text) for text in (PROMPT, "a dog on a hill")]
+    for layer in case.model.searched:
+        weight = case.denoiser.get_submodule(layer.name).weight.abs()
+        wanted = weight @ (norms[0][layer.index] - norms[1][layer.index])
+        change = found[0][layer.index] - found[1][layer.index]
+        torch.testing.assert_close(change, wanted, rtol=1e-3, atol=1e-4)
+
+
+def inputs_seen(case: Case, prompt: str) -> dict[int, Tensor]:
+    """Norm over tokens of what plain hooks see go into the searched layers; padding is left out."""
+    seen, handles, tokens = {}, [], attended(case, prompt)
+    for layer in case.model.searched:
+
+        def keep(_m: Any, inputs: tuple, number: int = layer.index) -> None:
+            seen[number] = inputs[0][0, :tokens].norm(dim=0)
+
+        module = case.denoiser.get_submodule(layer.name)
+        handles.append(module.register_forward_pre_hook(keep))
+    case.raw(noise_of(0), prompt)
+    for handle in handles:
+        handle.remove()
+    return seen
+
+
+def test_detectors_compare_what_the_method_does(case: Case) -> None:
+    model, first = case.model, case.model.timesteps(50)[0]
+    found = DETECTORS["noise magnitude, first step"].function(model, PROMPT, [2], first=1)
+    empty = model.predict_compared(model.noise([2]), first, model.embed(""))
+    plain = pipelines.raw(case.name, case.pipe, noise_of(2), PROMPT, float(first))
+    assert found.item() == pytest.approx((plain - empty).norm().item(), rel=1e-3)
+    for name in ("attention entropy E", "attention entropy D"):
+        if model.clip_attention:
+            assert torch.isfinite(DETECTORS[name].function(model, PROMPT, [1])).all()
+            continue
+        with pytest.raises(ValueError, match=f"is not defined for {type(model).__name__}"):
+            DETECTORS[name].function(model, PROMPT, [1])
+    if case.name in FLOWS:
+        with pytest.raises(ValueError, match="a rectified flow's, which has no ᾱ"):
+            DETECTORS["sharpness"].function(model, PROMPT, [1])
 
 
 def test_mitigations_act_or_refuse_by_name(case: Case) -> None:

@@ -16,10 +16,14 @@ import sentencepiece
 import torch
 from conftest import TOY_PROMPTS, TOY_SIMILARITY
 from diffusers import DiffusionPipeline
+from hub_standin import COMMIT, served
+from huggingface_hub import constants
 from peft import LoraConfig, get_peft_model_state_dict
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save, save_file
 from test_cli import call
+from test_hub import go_online
 from torch import Tensor
+from toys import tokenizer
 
 from nemo_kit.localization import calibrate
 from nemo_kit.models import DiffusionModel, load
@@ -103,7 +107,7 @@ def trained(request: pytest.FixtureRequest, folder: Folder, tmp_path: Path) -> A
     pipe = DiffusionPipeline.from_pretrained(folder(family))
     denoising = "unet" if family == "sdxl" else "transformer"
     aimed = {denoising: ["to_k", "to_v", "add_v_proj"]}
-    aimed |= dict.fromkeys(ENCODERS[family], ["q_proj", "out_proj"])
+    aimed |= {part: ["q_proj", "out_proj"] for part in ENCODERS[family]}
     held: dict[str, Any] = {}
     for part, names in aimed.items():
         module = getattr(pipe, part)
@@ -219,19 +223,17 @@ def kohya(family: str, model: DiffusionModel) -> tuple[dict[str, Tensor], dict[A
             ],
         },
     }[family]
+    parts = {model.denoising: model.denoiser, **model.text_encoder}
     tensors, added = {}, {}
     for name, places in aimed.items():
-        parts = [model.denoiser if p == model.denoising else model.text_encoder[p]
-                 for p, _ in places]  # fmt: skip
-        widths = [
-            part.get_submodule(n).weight.shape for part, (_, n) in zip(parts, places, strict=True)
-        ]
-        down = torch.randn(2, widths[0][1], generator=draw)
-        up = torch.randn(sum(w[0] for w in widths), 2, generator=draw)
+        shapes = [parts[part].get_submodule(layer).weight.shape for part, layer in places]
+        down = torch.randn(2, shapes[0][1], generator=draw)
+        up = torch.randn(sum(shape[0] for shape in shapes), 2, generator=draw)
         tensors |= {f"{name}.lora_down.weight": down, f"{name}.lora_up.weight": up,
                     f"{name}.alpha": torch.tensor(1.0)}  # fmt: skip
-        pieces = (up @ down / 2).split([w[0] for w in widths])
-        added |= {(p, f"{n}.weight"): one for (p, n), one in zip(places, pieces, strict=True)}
+        pieces = (up @ down / 2).split([shape[0] for shape in shapes])
+        for (part, layer), piece in zip(places, pieces, strict=True):
+            added[part, f"{layer}.weight"] = piece
     return tensors, added
 
 
@@ -255,3 +257,166 @@ def test_a_lora_of_kohya_s_is_fused_whole_or_refused(
     save_file(tensors | pair, file)
     with pytest.raises(ValueError, match=r"lora: .*k\.safetensors"):
         load(str(folder(family)), device="cpu", lora=file)
+
+
+# ------------------------------------------------------------------------- hub and single files
+
+CLIP = ["merges.txt", "special_tokens_map.json", "tokenizer_config.json", "vocab.json"]
+T5 = ["special_tokens_map.json", "spiece.model", "tokenizer.json", "tokenizer_config.json"]
+ONNX = ["model.onnx", "model.onnx_data", "openvino_model.bin", "openvino_model.xml"]
+
+
+def shards(stem: str, count: int, variant: str = "") -> list[str]:
+    """File names of weights in parts, with their index."""
+    names = [f"{stem}{variant}-{n:05d}-of-{count:05d}.safetensors" for n in range(1, count + 1)]
+    return [*names, f"{stem}.safetensors.index{variant}.json"]
+
+
+# What the hub lists: of each folder the files that are needed, and those that are not.
+PUBLISHED: dict[str, tuple[str, dict[str, tuple[list[str], list[str]]]]] = {
+    "stabilityai/stable-diffusion-xl-base-1.0": ("sdxl", {
+        "": (["model_index.json"], [
+            ".gitattributes", "01.png", "LICENSE.md", "README.md", "comparison.png", "pipeline.png",
+            "sd_xl_base_1.0.safetensors", "sd_xl_base_1.0_0.9vae.safetensors",
+            "sd_xl_offset_example-lora_1.0.safetensors",
+        ]),
+        "scheduler": (["scheduler_config.json"], []),
+        "text_encoder": (["config.json", "model.safetensors"], [
+            "flax_model.msgpack", "model.fp16.safetensors", *ONNX,
+        ]),
+        "text_encoder_2": (["config.json", "model.safetensors"], [
+            "flax_model.msgpack", "model.fp16.safetensors", *ONNX,
+        ]),
+        "tokenizer": (CLIP, []),
+        "tokenizer_2": (CLIP, []),
+        "unet": (["config.json", "diffusion_pytorch_model.safetensors"], [
+            "diffusion_flax_model.msgpack", "diffusion_pytorch_model.fp16.safetensors", *ONNX,
+        ]),
+        "vae": (["config.json", "diffusion_pytorch_model.safetensors"], [
+            "diffusion_flax_model.msgpack", "diffusion_pytorch_model.fp16.safetensors",
+        ]),
+        "vae_1_0": ([], ["config.json", "diffusion_pytorch_model.fp16.safetensors",
+                         "diffusion_pytorch_model.safetensors"]),
+        "vae_decoder": ([], ["config.json", *ONNX]),
+        "vae_encoder": ([], ["config.json", *ONNX]),
+    }),
+    "stabilityai/stable-diffusion-3.5-medium": ("sd3", {
+        "": (["model_index.json"], [
+            ".gitattributes", "LICENSE.md", "README.md", "SD3.5M_example_workflow.json",
+            "mmdit-x.png", "sd3.5_medium.safetensors", "sd3_medium_demo.jpg",
+        ]),
+        "scheduler": (["scheduler_config.json"], []),
+        "text_encoder": (["config.json", "model.safetensors"], ["model.fp16.safetensors"]),
+        "text_encoder_2": (["config.json", "model.safetensors"], ["model.fp16.safetensors"]),
+        "text_encoder_3": (["config.json", *shards("model", 2)], shards("model", 2, ".fp16")),
+        "text_encoders": ([], ["clip_g.safetensors", "clip_l.safetensors",
+                               "t5xxl_fp16.safetensors", "t5xxl_fp8_e4m3fn.safetensors"]),
+        "tokenizer": (CLIP, []),
+        "tokenizer_2": (CLIP, []),
+        "tokenizer_3": (T5, []),
+        "transformer": (["config.json", "diffusion_pytorch_model.safetensors"], []),
+        "vae": (["config.json", "diffusion_pytorch_model.safetensors"], []),
+    }),
+    "black-forest-labs/FLUX.1-dev": ("flux", {
+        "": (["model_index.json"], [
+            ".gitattributes", "LICENSE.md", "README.md", "ae.safetensors", "dev_grid.jpg",
+            "flux1-dev.safetensors",
+        ]),
+        "nemo": (["generation.json"], []),  # ours: of small latents
+        "scheduler": (["scheduler_config.json"], []),
+        "text_encoder": (["config.json", "model.safetensors"], []),
+        "text_encoder_2": (["config.json", *shards("model", 2)], []),
+        "tokenizer": (CLIP, []),
+        "tokenizer_2": (T5, []),
+        "transformer": (["config.json", *shards("diffusion_pytorch_model", 3)], []),
+        "vae": (["config.json", "diffusion_pytorch_model.safetensors"], []),
+    }),
+}  # fmt: skip
+
+
+def weights_as(folder: Path, names: list[str]) -> dict[str, bytes]:
+    """A part's weights under these names, over several files where their index is one of them."""
+    held = load_file(next(folder.glob("*.safetensors")))
+    found: dict[str, bytes] = {}
+    for index in [name for name in names if ".index" in name]:
+        variant = ".fp16" if "fp16" in index else ""
+        own = [name for name in names if f"{variant}-0" in name and name != index]
+        own = [name for name in own if ("fp16" in name) == bool(variant)]
+        places = {tensor: own[n % len(own)] for n, tensor in enumerate(sorted(held))}
+        told = {"metadata": {"total_size": 1}, "weight_map": places}
+        found[index] = json.dumps(told).encode()
+        for name in own:
+            part = {tensor: held[tensor] for tensor in held if places[tensor] == name}
+            found[name] = save(part, {"format": "pt"})
+    plain = [name for name in names if name.endswith(".safetensors") and name not in found]
+    return found | {name: save(held, {"format": "pt"}) for name in plain if "fp16" not in name}
+
+
+def as_published(name: str, place: Path) -> dict[str, bytes]:
+    """The content of each listed file; nonsense in those that are not needed."""
+    _, parts = PUBLISHED[name]
+    files = {}
+    for part, (needed, others) in parts.items():
+        there = place / part
+        known = {file.name: file.read_bytes() for file in there.iterdir() if file.is_file()} \
+            if there.is_dir() else {}  # fmt: skip
+        if any(name.endswith(".safetensors") for name in needed):
+            known |= weights_as(there, needed)
+        if "merges.txt" in needed:
+            vocabulary = json.dumps(tokenizer().get_vocab()).encode()
+            known |= {"vocab.json": vocabulary, "merges.txt": b"#version: 0.2\n"}
+        known |= {
+            "special_tokens_map.json": b"{}",
+            "spiece.model": b"not asked for beside the rest",
+        }
+        files |= {f"{part}/{file}".lstrip("/"): known[file] for file in needed}
+        files |= {f"{part}/{file}".lstrip("/"): b"nothing that may be read" for file in others}
+    return files
+
+
+@pytest.mark.parametrize("name", PUBLISHED)
+def test_a_repository_s_needed_files_are_fetched_and_open_offline(
+    name: str, folder: Folder, monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str], tmp_path: Path,
+) -> None:  # fmt: skip
+    family, parts = PUBLISHED[name]
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "hub"))
+    files = as_published(name, folder(family))
+    capsys.readouterr()
+    with served(name, files) as (address, fetched), monkeypatch.context() as online:
+        go_online(online, address)
+        first = load(name, device="cpu")
+    needed = {f"{part}/{file}".lstrip("/") for part, (own, _) in parts.items() for file in own}
+    assert sorted(fetched) == sorted(needed)
+    assert capsys.readouterr().err.startswith(f"downloading {name} (commit {COMMIT[:12]}): ")
+    again, plain = load(name, device="cpu"), load(str(folder(family)), device="cpu")
+    assert again.revision == first.revision == COMMIT
+    given = plain.noise([1]), plain.timesteps(50)[1]
+    wanted = plain.predict_compared(*given, plain.embed("a red cup"))
+    for model in (first, again):
+        found = model.predict_compared(*given, model.embed("a red cup"))
+        torch.testing.assert_close(found, wanted, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("tensor", "named"),
+    [
+        ("conditioner.embedders.0.transformer.text_model.final_layer_norm.bias", "Diffusion XL"),
+        ("model.diffusion_model.joint_blocks.0.context_block.attn.qkv.weight", "Diffusion 3"),
+        ("double_blocks.0.img_attn.qkv.weight", "FLUX"),
+        ("model.diffusion_model.double_blocks.0.img_attn.qkv.weight", "FLUX"),
+        ("blocks.0.cross_attn.kv_linear.weight", "PixArt or Sana"),
+        ("blocks.0.attn2.kv_proj.weight", "HunyuanDiT"),
+    ],
+)
+def test_a_checkpoint_of_another_family_is_refused_by_its_name(
+    tensor: str, named: str, monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str], tmp_path: Path,
+) -> None:  # fmt: skip
+    file = tmp_path / "x.safetensors"
+    unet = "model.diffusion_model.input_blocks.0.0.weight"  # of XL too
+    save_file({tensor: torch.zeros(1), unet: torch.zeros(1)}, file)
+    for more in ([], ["--config", "owner/model"]):
+        assert call(monkeypatch, "detect", "x", "--model", str(file), *more) == 2
+        [line] = capsys.readouterr().err.splitlines()
+        assert f"a checkpoint of {'' if 'Diff' not in named else 'Stable '}{named}, which" in line
