@@ -11,6 +11,7 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
+from PIL import Image, ImageOps
 
 from nemo_kit import lab
 from nemo_kit.checks import check_columns
@@ -63,8 +64,6 @@ class TrainingImages(Mapping[str, np.ndarray]):
     def __getitem__(self, prompt: str) -> np.ndarray:
         image = open_picture(self._files[prompt], "training_images")
         if self._side:
-            from PIL import Image, ImageOps
-
             image = ImageOps.fit(image, (self._side, self._side), Image.Resampling.BICUBIC)
         return np.asarray(image)
 

@@ -14,6 +14,7 @@ from typing import Any
 
 import pandas as pd
 
+from nemo_kit import lab
 from nemo_kit.tables import read_csv, read_json, read_lines, read_parquet
 
 # column -> what files call it, in any case; the first of these that is there
@@ -56,8 +57,6 @@ def prompt_table(files: Sequence[str | Path] = (), model: str = "lab") -> pd.Dat
     FileNotFoundError for a missing one.
     """
     if not files:
-        from nemo_kit import lab
-
         return lab.prompts(model=model if model in lab.TABLES else "lab")
     rows = prompt_rows(files).drop(columns="url")
     labelled = rows.sort_values("type", key=lambda kinds: kinds == "", kind="stable")

@@ -15,10 +15,10 @@ import pandas as pd
 import pytest
 from comm.base_comm import BaseComm
 from conftest import TOY_PROMPTS
-from matplotlib.figure import Figure
+from matplotlib import pyplot as plt
 from traitlets import TraitError
 
-from nemo_kit import explore, generate, plots
+from nemo_kit import explore, generate
 from nemo_kit.explorer import keep, present, values
 from nemo_kit.explorer.probe import Pictures, Probe
 from nemo_kit.explorer.session import Progress, Session
@@ -514,7 +514,7 @@ def test_a_running_localization_can_be_cancelled_or_stopped_by_a_newer_request(
         (lambda s: setattr(s, "steps", 0), TraitError, "should not be less than 1"),
         (lambda s: setattr(s, "factor", float("nan")), ValueError, "factor must be"),
         (lambda s: setattr(s, "guidance", -1.0), TraitError, "should not be less than 0"),
-        (lambda s: setattr(s, "seeds", "z"), ValueError, "seeds must read like"),
+        (lambda s: setattr(s, "seeds", "z"), ValueError, "seeds must be numbers or ranges"),
         (lambda s: setattr(s, "pictures", np.zeros((2, 8, 8, 3))), ValueError,
          r"pictures must be uint8 \[2 seeds, H, W, 3\], got float64"),
         (lambda s: s.toggle(99, 1), ValueError, "layer 99 does not exist"),
@@ -654,9 +654,11 @@ def test_what_is_shown_is_saved_with_its_data(session: Session, tmp_path: Any) -
     assert set(frame["neurons"]) == {ONE.to_json()}
     first = session.pictures.measured
     assert np.allclose(frame["copy"][:4], [*first["copy_before"], *first["copy_after"]])
-    titles = [axes.get_title("left") for axes in keep.figure(session.cases, None).axes]
-    assert titles[0].startswith("cat 0\nscore")
-    assert titles[1] == "1 neuron off"
+    drawn = keep.figure(session.cases, None)
+    words = [text.get_text() for axes in drawn.axes for text in axes.texts]
+    assert any(re.match(r"score 0\.\d\d, left of it .*: cat 0", one) for one in words)
+    assert words.count("1 neuron off") == 2
+    assert not plt.get_fignums()  # written, not shown
     session.selection = ""
     session.wait(LONG)
     with pytest.raises(ValueError, match="press Generate"):
@@ -734,43 +736,59 @@ def test_planted_neurons_are_told_only_when_revealed(session: Session) -> None:
     assert "No neuron was planted" in present.revealed(NeuronSet(), ONE)
 
 
-# plots
+# charts
 
 
-def labels(figure: Figure) -> str:
-    return " ".join(text.get_text() for axes in figure.axes for text in axes.texts)
+def test_the_map_names_and_counts_selected_neurons(session: Session) -> None:
+    chosen(session).focus = (3, 4)
+    width = session.probe.widths[1]
+    session.selection = {1: [0, 1, width - 1]}
+    drawn = present.z_chart(session.wait(LONG))
+    assert drawn.count("<i style=") == 3
+    assert drawn.count(f"<span>3 / {width}</span>") == 1
+    assert "<b>#" in drawn
+    assert drawn.count("<em ") == 1
+    assert drawn.count("<span>0 / ") == len(session.probe.widths) - 1
+    assert "selected by layer: layer 1: 3" in drawn
 
 
-def test_the_map_names_and_counts_selected_neurons() -> None:
-    z = {layer: np.array([0.0, 9.0, -np.inf]) for layer in (1, 2)}
-    figure = plots.z_map(z, NeuronSet({1: [1], 2: [1]}), focus=(2, 0))
-    assert labels(figure).count("#1") == 2
-    assert labels(figure).count("1 / 3") == 2
-    assert labels(plots.z_map(z, NeuronSet())).count("0 / 3") == 2
+def test_the_furthest_selected_neurons_are_named_where_there_is_room() -> None:
+    marks = present._marks(np.array([5.0, 9.0, 1.0, *[0.0] * 96, 3.0]), [0, 1, 2, 99])
+    assert [(neuron, named) for _, neuron, named in marks] == [
+        (0, False), (1, True), (2, False), (99, False)
+    ]  # fmt: skip
+    marks = present._marks(np.array([5.0, 1.0, *[0.0] * 97, 3.0]), [0, 1, 99])
+    assert marks == [(0.005, 0, True), (0.015, 1, False), (0.995, 99, True)]
 
 
-def test_the_score_is_drawn_with_its_threshold() -> None:
-    frame = pd.DataFrame({"prompt": list("abcd"), "group": ["VM"] * 2 + ["TM"] * 2,
+def test_colours_of_the_map_end_at_eight_deviations() -> None:
+    strips = [present._colours(np.array([z, 0.0])) for z in (8.0, 9.0, np.inf, 7.0, -9.0)]
+    assert strips[0] == strips[1] == strips[2]
+    assert len({strips[0], *strips[3:]}) == 3
+
+
+def test_the_score_is_drawn_with_its_threshold_and_what_is_left(session: Session) -> None:
+    chosen(session).selection = everything(session)
+    case = session.wait(LONG).case
+    drawn = present.score(session, None)
+    assert f"τ = {session.probe.threshold:.2f}" in drawn
+    assert f"with the selection scaled {case.left.same_seed:.2f}" in drawn
+    assert drawn.count("<circle") == 2
+    assert "hold-out prompts" in drawn
+    known = pd.DataFrame({"prompt": list("abcd"), "group": ["VM"] * 2 + ["TM"] * 2,
                           "score": [0.8, 0.9, 0.5, 0.5]})  # fmt: skip
-    figure = plots.score_in_distribution(0.8, 0.6, 0.5, 0.05, frame, left=0.3, measure="SSIM")
-    assert "0.60" in labels(figure)
-    assert figure.axes[0].get_xlabel() == "memorization score (SSIM)"
-    assert "σ" in labels(plots.score_in_distribution(0.8, None, 0.5, 0.05))
-    assert labels(plots.score_in_distribution(-0.2)) == ""
-    with pytest.raises(ValueError, match="frame lacks group"):
-        plots.score_in_distribution(0.8, frame=frame.drop(columns="group"))
+    drawn = present.score(session, known)
+    assert drawn.count("<polygon") == 1  # two equal scores have no density
+    assert "</tspan> VM</text>" in drawn
+    assert "hold-out prompts" not in drawn
 
 
-def test_noise_differences_become_pictures() -> None:
-    noise = np.zeros((2, 4, 5, 6))
-    noise[:, 1] = 1
-    pictures = plots.noise_pictures(noise)
-    assert pictures.shape == (2, 5, 6, 3)
-    assert pictures[0, 0, 0].tolist() == [0, 255, 0]
-    for bad in (noise[0], noise[:, :2], noise - 1, noise * np.nan):
-        with pytest.raises(ValueError, match="differences must"):
-            plots.noise_pictures(bad)
-    assert plots.png(pictures[0]).startswith(b"\x89PNG")
+def test_a_score_below_zero_has_room(session: Session) -> None:
+    case = replace(chosen(session).case, left=None)
+    low = replace(case, look=replace(case.look, score=-0.2))
+    x = present._chart(session, low, None)["x"]
+    assert x(-0.22) == 0
+    assert 0 < x(-0.2) < x(0.0) < x(1.0) < 430
 
 
 # the widget
@@ -813,7 +831,7 @@ def shown(toy_model: DiffusionModel, sizes: list[int]) -> Iterator[Any]:
 def test_the_widget_shows_what_was_asked_for(shown: Any, sizes: list[int]) -> None:
     session = shown.session
     assert session.prompt == TOY_PROMPTS[0]
-    assert 'alt="Memorization score' in shown.told.score.value
+    assert 'aria-label="Memorization score' in shown.told.score.value
     shown.at.theta.value = 1.5
     session.wait(LONG)
     assert session.origin == f"θ = 1.5, k = 0 for {TOY_PROMPTS[0]!r}"
@@ -885,8 +903,11 @@ def test_bad_arguments_are_refused(toy_model: DiffusionModel) -> None:
         explore(toy_model, prompts=["a"], seeds=[1])
     with pytest.raises(ValueError, match="layer 99 does not exist"):
         explore(toy_model, prompts=["a"], found={"a": NeuronSet({99: [1]})})
+    scores = pd.DataFrame({"prompt": ["a"], "score": [1.0]})
     with pytest.raises(ValueError, match="scores lacks group; it has"):
-        explore(toy_model, prompts=["a"], scores=pd.DataFrame({"prompt": ["a"], "score": [1.0]}))
+        explore(toy_model, prompts=["a"], scores=scores)
+    with pytest.raises(ValueError, match="group of scores must be one of VM, TM, "):
+        explore(toy_model, prompts=["a"], scores=scores.assign(group="verbatim"))
 
 
 # benchmark

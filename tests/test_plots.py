@@ -1,4 +1,4 @@
-"""The house style, grids of pictures, tables, and what draws without pyplot."""
+"""The house style, grids of pictures, tables."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from matplotlib import pyplot as plt
 from matplotlib.figure import Figure
 
 from nemo_kit import plots
-from nemo_kit.plots.style import canvas, require, row_of, show, styled
+from nemo_kit.plots.style import row_of, show
 
 RNG = np.random.default_rng(0)
 
@@ -85,27 +85,6 @@ def test_a_prompt_as_a_label_is_one_line_and_no_formula() -> None:
     assert "□" in plots.plain("\U0001fae8")
 
 
-# -------------------------------------------------------------------------- without pyplot
-
-
-def test_a_canvas_leaves_pyplot_and_the_settings_alone() -> None:
-    before = dict(mpl.rcParams)
-    figure, axes = styled(canvas)(2, 1)
-    axes.plot([0, 1])
-    assert figure._repr_png_().startswith(b"\x89PNG")
-    assert not plt.get_fignums()
-    assert dict(mpl.rcParams) == before
-
-
-def test_frames_are_refused_with_what_they_lack() -> None:
-    with pytest.raises(ValueError, match="frame lacks z; it has prompt, group"):
-        require(scores(), "prompt", "z")
-    with pytest.raises(ValueError, match="frame has no rows"):
-        require(scores()[:0], "prompt")
-    with pytest.raises(ValueError, match=r"group must be one of VM, TM, .* got \['verbatim'\]"):
-        require(scores().assign(group="verbatim"), "group")
-
-
 # -------------------------------------------------------------------------------- pictures
 
 
@@ -119,6 +98,17 @@ def test_pictures_stand_beside_one_another() -> None:
     assert np.array_equal(drawn[9:, 9:], four[3])
     show(ax, images(3), columns=2)
     assert (ax.images[-1].get_array()[9:, 9:] == 255).all()
+
+
+def test_noise_differences_become_pictures() -> None:
+    noise = np.zeros((2, 4, 5, 6))
+    noise[:, 1] = 1
+    pictures = plots.noise_pictures(noise)
+    assert pictures.shape == (2, 5, 6, 3)
+    assert pictures[0, 0, 0].tolist() == [0, 255, 0]
+    for bad in (noise[0], noise[:, :2], noise - 1, noise * np.nan):
+        with pytest.raises(ValueError, match="differences must"):
+            plots.noise_pictures(bad)
 
 
 def rows() -> list[list[Any]]:
@@ -197,3 +187,11 @@ def test_results_give_planted_and_natural_prompts_rows_of_their_own() -> None:
     assert len(thin) == 1  # below both rows of the setting
     plain = plots.results(pd.DataFrame(rows[::2], columns=columns).drop(columns="origin"))
     assert "VM (n = 20)" in {text.get_text() for text in plain.axes[0].texts}
+    frame = pd.DataFrame(rows, columns=columns)
+    for bad, message in (
+        (frame.drop(columns="median"), "frame lacks median; it has setting, origin"),
+        (frame[:0], "frame has no rows"),
+        (frame.assign(group="verbatim"), r"group must be one of VM, TM, .*; got 'verbatim'"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            plots.results(bad)

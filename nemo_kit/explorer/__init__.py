@@ -5,7 +5,7 @@ Scope: `explore(model)`. Logic and widgets are apart:
 - `probe`: what is asked of the model, remembered
 - `worker`: one background thread, the last request wins
 - `session`: the state as traits, requests in, results out
-- `present`, `explorer.html`, `style.css`: values as HTML, with the pictures of `nemo_kit.plots`
+- `present`, `explorer.html`, `style.css`: values as HTML, with its charts
 - `keep`: what is shown as a figure with its data
 - `widget`: the ipywidgets; nothing else here imports them
 Source: "Finding NeMo" (arXiv 2406.02366), sections 3 and 4.
@@ -19,11 +19,12 @@ import numpy as np
 import pandas as pd
 
 from nemo_kit import lab
-from nemo_kit.checks import check_columns, check_texts
+from nemo_kit.checks import check_choice, check_columns, check_texts
 from nemo_kit.explorer.probe import Probe
 from nemo_kit.explorer.session import Session
 from nemo_kit.models.base import DiffusionModel
 from nemo_kit.neurons import NeuronSet
+from nemo_kit.plots import PALETTE
 from nemo_kit.tables import read_csv
 
 
@@ -88,5 +89,7 @@ def _best_scores(scores: pd.DataFrame | str | Path | None) -> pd.DataFrame | Non
         return None
     frame = scores if isinstance(scores, pd.DataFrame) else read_csv(scores)
     check_columns("scores", frame, "prompt", "group", "score")
+    for group in frame["group"].unique():
+        check_choice("group of scores", group, PALETTE)
     frame = frame.assign(score=pd.to_numeric(frame["score"]))
     return frame.groupby(["prompt", "group"], as_index=False)["score"].max()

@@ -4,10 +4,11 @@ Scope: from what is known of each prompt to a figure and a frame; `nemo_kit.figu
 """
 
 import pandas as pd
+from matplotlib import pyplot as plt
 from matplotlib.figure import Figure
 
 from nemo_kit.explorer.probe import Case
-from nemo_kit.plots.style import TEXT, canvas, plain, show, styled
+from nemo_kit.plots import picture_rows
 
 
 def frame(cases: list[Case], threshold: float | None) -> pd.DataFrame:
@@ -39,20 +40,18 @@ def _rows(case: Case, threshold: float | None) -> list[pd.DataFrame]:
     return [part[[name for name in order if name in part]] for part in parts]
 
 
-@styled
 def figure(cases: list[Case], threshold: float | None) -> Figure:
     """Each prompt's pictures, with and without the selection, under its score.
 
-    Returns a figure outside pyplot, of the text width.
+    Returns a figure of the text width, which pyplot doesn't show.
     """
-    rows = [(case, name) for case in cases for name in ("before", "after")]
-    side = TEXT / len(cases[0].pictures.before)
-    drawn, axes = canvas(TEXT, (side + 0.45) * len(rows), len(rows), squeeze=False)
-    for axis, (case, name) in zip(axes[:, 0], rows, strict=True):
-        show(axis, getattr(case.pictures, name))
-        how = "all neurons on" if name == "before" else case.pictures.how
-        about = f"{plain(case.look.prompt, 90)}\n{_score(case, threshold)}\n" * (name == "before")
-        axis.set_title(about + how, fontsize=8, loc="left")
+    rows, labels, captions = [], [], []
+    for case in cases:
+        rows += [[case.pictures.before], [case.pictures.after]]
+        labels += ["all on", case.pictures.how]
+        captions += [f"{_score(case, threshold)}: {case.look.prompt}", ""]
+    drawn = picture_rows(rows, labels=labels, captions=captions)
+    plt.close(drawn)
     return drawn
 
 

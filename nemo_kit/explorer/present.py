@@ -1,34 +1,41 @@
 """What the explorer shows, as HTML: verdict, map, facts, images, each from the session's values.
 
-Scope: chooses words, calls `nemo_kit.plots`, fills `explorer.html`, which escapes every text; no
-model and no widget. Colours (`style.css`) are JupyterLab's variables; charts have a clear ground
-and are inverted in a dark theme, photographs are not.
+Scope: chooses words and places, fills `explorer.html`, which draws and escapes every text; no model
+and no widget. Colours (`style.css`) are JupyterLab's variables, in a light and in a dark theme.
+Source: "Finding NeMo" (arXiv 2406.02366), section 3 and figure 2a (score, threshold, z).
 """
 
 from base64 import b64encode
+from collections.abc import Callable, Sequence
 from functools import cache
+from io import BytesIO
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pandas as pd
+from jinja2 import Environment, FileSystemLoader
+from matplotlib import colormaps
+from PIL import Image
 
-from nemo_kit import plots
 from nemo_kit.explorer.probe import Case, Facts, Pictures, scaled_words
 from nemo_kit.explorer.session import Session
 from nemo_kit.explorer.values import write_seeds
 from nemo_kit.localization.result import ALGORITHMS
+from nemo_kit.metrics import COPY_THRESHOLD
 from nemo_kit.neurons import NeuronSet
+from nemo_kit.plots import PALETTE, noise_pictures
 
 STYLE = f"<style>\n{Path(__file__).with_name('style.css').read_text('utf-8')}</style>"
 STALE = "These pictures belong to another selection or other settings: press Generate."
 _SIDE, _THUMB = 128, 48  # pixels of shown pictures: messages stay small whatever the model draws
+_LIMIT = 8.0  # |z| at which the colours of the map end
+_WIDE, _HIGH = 430, 66  # of the score's chart, in the units of its drawing; densities within it
+_NAMED, _APART = 3, 0.06  # selected neurons named in each layer, where so much lies between them
 
 
 @cache
 def _macros() -> Any:
-    from jinja2 import Environment, FileSystemLoader
-
     folder = FileSystemLoader(Path(__file__).parent)
     return Environment(loader=folder, autoescape=True).get_template("explorer.html").module
 
@@ -38,18 +45,18 @@ def html(piece: str, *values: Any) -> str:
     return str(getattr(_macros(), piece)(*values)).strip()
 
 
-def uri(png: bytes) -> str:
-    """A PNG file as an address, so that the page need not ask the server."""
-    return f"data:image/png;base64,{b64encode(png).decode('ascii')}"
+def uri(image: Image.Image) -> str:
+    """A picture as an address, so that the page need not ask the server."""
+    png = BytesIO()
+    image.save(png, "png", optimize=True)
+    return f"data:image/png;base64,{b64encode(png.getvalue()).decode('ascii')}"
 
 
 def photo(image: np.ndarray, side: int = _SIDE) -> str:
     """A picture of at most that many pixels a side, as an address."""
-    from PIL import Image
-
     small = Image.fromarray(image)
     small.thumbnail((side, side), Image.Resampling.BICUBIC)
-    return uri(plots.png(np.asarray(small)))
+    return uri(small)
 
 
 def status_words(session: Session) -> str:
@@ -71,23 +78,52 @@ def score(session: Session, known: pd.DataFrame | None) -> str:
 
 
 def _scored(session: Session, case: Case, known: pd.DataFrame | None) -> dict[str, Any]:
-    probe, look, left = session.probe, case.look, case.left
-    own, limit = probe.model.calibration, probe.threshold
-    same = left.same_seed if left else None
-    figure = plots.score_in_distribution(
-        look.score, limit, own.mean if own else None, own.std if own else None, frame=known,
-        left=same, measure=probe.similarity.kind.upper().replace("_", "-"),
-    )  # fmt: skip
-    words = f"Memorization score {look.score:.2f}"
-    words += f", threshold {limit:.2f}" if limit is not None else ""
-    words += f", with the selection scaled {same:.2f}" if left else ""
     badges, remarks = verdict(session, case)
-    training = probe.training.get(look.prompt)
+    training = session.probe.training.get(case.look.prompt)
     return {
-        "prompt": look.prompt, "badges": badges, "remarks": remarks,
+        "prompt": case.look.prompt, "badges": badges, "remarks": remarks,
         "training": None if training is None else photo(training),
-        "chart": uri(plots.png(figure)), "chart_words": words, "tiles": _tiles(session, case),
+        "chart": _chart(session, case, known), "tiles": _tiles(session, case),
     }  # fmt: skip
+
+
+def _chart(session: Session, case: Case, known: pd.DataFrame | None) -> dict[str, Any]:
+    """The score's place before those of other prompts, else before mean and deviation of hold-out
+    prompts; the threshold, and what is left of it."""
+    probe, score = session.probe, case.look.score
+    limit, left = probe.threshold, case.left.same_seed if case.left else None
+    low = min(0.0, score, score if left is None else left) - 0.02
+
+    def x(value: float) -> float:
+        return round((value - low) / (1.02 - low) * _WIDE, 1)
+
+    words = f"Memorization score {score:.2f}"
+    words += f", threshold {limit:.2f}" if limit is not None else ""
+    words += f", with the selection scaled {left:.2f}" if left is not None else ""
+    return {
+        "x": x, "words": words, "score": score, "limit": limit, "left": left,
+        "above": limit is None or score > limit, "own": probe.model.calibration,
+        "densities": [] if known is None else _densities(known, np.linspace(low, 1.02, 200), x),
+        "measure": probe.similarity.kind.upper().replace("_", "-"),
+    }  # fmt: skip
+
+
+def _densities(
+    known: pd.DataFrame, grid: np.ndarray, x: Callable[[float], float]
+) -> list[tuple[str, str, str]]:
+    """Name, colour and outline of the density of each group that varies, all on one scale."""
+    from scipy.stats import gaussian_kde
+
+    groups = {name: known["score"][known["group"] == name] for name in PALETTE}
+    heights = {n: gaussian_kde(own)(grid) for n, own in groups.items() if own.nunique() > 1}
+    most = max((values.max() for values in heights.values()), default=1.0)
+    found = []
+    for name, values in heights.items():
+        ys = [_HIGH, *_HIGH * (1 - values / most), _HIGH]
+        xs = [grid[0], *grid, grid[-1]]
+        outline = " ".join(f"{x(at)},{y:.1f}" for at, y in zip(xs, ys, strict=True))
+        found.append((name, PALETTE[name], outline))
+    return found
 
 
 def _tiles(session: Session, case: Case) -> list[tuple[str, str]]:
@@ -139,8 +175,6 @@ def copies(shots: Pictures) -> tuple[int, int] | None:
     """
     if "copy_before" not in shots.measured:
         return None
-    from nemo_kit.metrics import COPY_THRESHOLD
-
     above = shots.measured[["copy_before", "copy_after"]] > COPY_THRESHOLD
     return tuple(above.sum().tolist())
 
@@ -158,16 +192,37 @@ def z_chart(session: Session) -> str:
     """All neurons by z, the selected ones marked."""
     if session.case is None:
         return ""
-    look, chosen = session.case.look, session.selection
+    look, chosen, focus = session.case.look, session.selection, session.focus
     z = look.z or {layer: np.zeros(len(a)) for layer, a in look.activations.items()}
-    figure = plots.z_map(
-        {layer: np.asarray(one) for layer, one in z.items()}, chosen, session.focus
-    )
+    rows = []
+    for layer, values in z.items():
+        own = chosen.layers.get(layer, ())
+        ringed = (focus[1] + 0.5) / len(values) if focus and focus[0] == layer else None
+        marks = _marks(np.abs(np.asarray(values)), own)
+        rows.append((layer, _colours(np.asarray(values)), marks, ringed, len(values)))
     counts = ", ".join(f"layer {k}: {n}" for k, n in chosen.counts().items()) or "none"
     words = f"z of all neurons in the searched value layers; selected by layer: {counts}"
     lacking = "This model has no statistics: all z are shown as 0, the buttons show activations."
     missing = "" if look.z else html("quiet", lacking)
-    return missing + html("image", uri(plots.png(figure)), words, "chart")
+    scale = _colours(np.linspace(-_LIMIT, _LIMIT, 33)), _LIMIT
+    return missing + html("z_map", rows, scale, words)
+
+
+def _colours(z: np.ndarray) -> str:
+    """A strip with a pixel for each neuron, from blue (−8 and below) to red, as an address."""
+    shades = colormaps["RdBu_r"](np.clip(z / _LIMIT, -1, 1) / 2 + 0.5, bytes=True)
+    return uri(Image.fromarray(shades[None, :, :3]))
+
+
+def _marks(size: np.ndarray, chosen: Sequence[int]) -> list[tuple[float, int, bool]]:
+    """Place in the layer, from 0 to 1, and number of its selected neurons, and whether it is named:
+    the furthest are, where there is room."""
+    places = {neuron: (neuron + 0.5) / len(size) for neuron in chosen}
+    named: list[int] = []
+    for neuron in sorted(chosen, key=lambda neuron: -size[neuron])[:_NAMED]:
+        if all(abs(places[neuron] - places[other]) > _APART for other in named):
+            named.append(neuron)
+    return [(at, neuron, neuron in named) for neuron, at in places.items()]
 
 
 def selection_line(session: Session) -> str:
@@ -227,7 +282,7 @@ def _pictures(session: Session, shots: Pictures) -> dict[str, Any]:
     noise = [
         {"words": how, "cells": [
             {"picture": photo(image), "words": f"Noise difference of seed {seed}, {how}"}
-            for seed, image in zip(shots.view.seeds, plots.noise_pictures(drawn), strict=True)
+            for seed, image in zip(shots.view.seeds, noise_pictures(drawn), strict=True)
         ]}
         for drawn, how in ((shots.noise_before, every), (shots.noise_after, shots.how))
         if len(drawn)

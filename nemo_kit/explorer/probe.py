@@ -23,6 +23,7 @@ from nemo_kit.generation import generate
 from nemo_kit.localization import Localization, candidates, localize, prompt_differences, z_scores
 from nemo_kit.localization.candidates import text_activations
 from nemo_kit.localization.detection import kept, upper
+from nemo_kit.metrics import Embedder, as_embedder
 from nemo_kit.models.base import DiffusionModel
 from nemo_kit.neurons import NeuronSet
 from nemo_kit.similarity import pairwise, similarity
@@ -149,8 +150,6 @@ class Probe:
     @cached_property
     def embedder(self) -> Callable[[np.ndarray], np.ndarray]:
         """Pictures, uint8 [N, H, W, 3] -> unit vectors [N, D]; `name` says which."""
-        from nemo_kit.metrics import Embedder, as_embedder
-
         own = self._embedder
         return as_embedder(own) if own else Embedder("lab descriptor", "64 px", lab.descriptor())
 

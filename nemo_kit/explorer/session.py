@@ -18,8 +18,9 @@ import pandas as pd
 from traitlets import Any as AnyValue
 from traitlets import Float, HasTraits, Int, Unicode, observe, validate
 
+from nemo_kit import figures
 from nemo_kit.checks import check_choice, check_number
-from nemo_kit.explorer import values
+from nemo_kit.explorer import keep, values
 from nemo_kit.explorer.probe import Case, Facts, Pictures, Probe
 from nemo_kit.explorer.values import History, View
 from nemo_kit.explorer.worker import Cancelled, Tick, Worker
@@ -267,9 +268,6 @@ class Session(HasTraits):
         Returns the paths written; `out` counts from the notebook's folder.
         Raises ValueError where no pictures are shown, and as `nemo_kit.figures.save`.
         """
-        from nemo_kit import figures
-        from nemo_kit.explorer import keep
-
         with self.turn:
             drawn = [case for case in self.cases if case.pictures is not None]
             if not drawn or self.stale:

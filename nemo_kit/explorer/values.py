@@ -82,22 +82,24 @@ def read_neurons(given: object, widths: dict[int, int]) -> NeuronSet:
         if not found or not found[2].strip(" ,#-"):
             raise ValueError(f'neurons must read like "layer 3: 14, 15", got {part.strip()!r:.60}')
         layer = int(found[1])
-        pairs += [(layer, index) for index in _indices(found[2], widths.get(layer, 0))]
+        indices = _numbers("neurons", found[2].replace("#", ""), widths.get(layer, 0))
+        pairs += [(layer, index) for index in indices]
     return NeuronSet.of(pairs).check(widths)
 
 
-def _indices(text: str, width: int) -> list[int]:
-    """Indices and ranges, as in "2, 5-7"; a range that runs out of the layer is cut one past it."""
-    indices: list[int] = []
-    for piece in filter(None, re.split(r"[,\s]+", re.sub(r"\s*-\s*", "-", text.replace("#", "")))):
-        ends = piece.split("-")
-        if len(ends) > 2 or not all(ends):
-            raise ValueError(f'neurons must be numbers or ranges like "2-4", got {piece!r:.20}')
-        first, last = int(ends[0]), int(ends[-1])
+def _numbers(name: str, text: str, most: int) -> list[int]:
+    """Numbers and ranges, as in "2, 5-7"; a range of more than `most` is cut to one more."""
+    found: list[int] = []
+    for piece in filter(None, re.split(r"[,;\s]+", re.sub(r"\s*[-–]\s*", "-", text))):
+        ends = re.fullmatch(r"(\d+)(?:-(\d+))?", piece, re.ASCII)
+        first, last = (int(ends[1]), int(ends[2] or ends[1])) if ends else (1, 0)
         if last < first:
-            raise ValueError(f"neurons: the range {piece!r:.20} runs backwards")
-        indices += range(first, min(last, max(first, width)) + 1)
-    return indices
+            fault = ", which runs backwards" if ends else ""
+            raise ValueError(
+                f'{name} must be numbers or ranges like "2-4", got {piece!r:.20}{fault}'
+            )
+        found += range(first, min(last, first + most) + 1)
+    return found
 
 
 def write_neurons(neurons: NeuronSet) -> str:
@@ -111,21 +113,11 @@ def read_seeds(given: str | Iterable[int]) -> tuple[int, ...]:
 
     Raises ValueError for anything else.
     """
-    seeds = _written_seeds(given) if isinstance(given, str) else check_seeds(given)
+    text = isinstance(given, str)
+    seeds = _numbers("seeds", given, _MOST_SEEDS) if text else check_seeds(given)
     if not 1 <= len(seeds) <= _MOST_SEEDS:
         raise ValueError(f"seeds must be 1 to {_MOST_SEEDS} numbers, got {len(seeds)}")
     return tuple(check_seeds(seeds, distinct=True))
-
-
-def _written_seeds(text: str) -> list[int]:
-    seeds: list[int] = []
-    for piece in filter(None, re.split(r"[,;\s]+", re.sub(r"\s*[-–]\s*", "-", text))):
-        found = re.fullmatch(r"(\d{1,10})(?:-(\d{1,10}))?", piece)
-        if not found:
-            raise ValueError(f'seeds must read like "101-104" or "1, 5, 9", got {piece!r:.20}')
-        first, last = int(found[1]), int(found[2] or found[1])
-        seeds += range(first, min(last, first + _MOST_SEEDS) + 1)
-    return seeds
 
 
 def write_seeds(seeds: tuple[int, ...]) -> str:

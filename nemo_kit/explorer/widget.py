@@ -12,6 +12,7 @@ from typing import Any
 import ipywidgets as widgets
 import pandas as pd
 
+from nemo_kit import lab
 from nemo_kit.explorer import present
 from nemo_kit.explorer.session import Session
 from nemo_kit.explorer.values import write_neurons, write_seeds
@@ -145,11 +146,6 @@ class Explorer(widgets.VBox):
         if isinstance(bundle, dict):
             bundle["text/plain"] = FALLBACK
         return bundle
-
-    def close(self) -> None:
-        """Let go of the session and remove the widget."""
-        self.session.unobserve(self._show, "revision")
-        super().close()
 
     def _boxes(self) -> Iterator[widgets.Box]:
         """What to choose; what it leads to; single neurons, and what is kept. By tab in this
@@ -330,8 +326,6 @@ class Explorer(widgets.VBox):
         """The planted neurons, once they were asked for."""
         if not (self.at.reveal.value and self.session.probe.is_lab):
             return None
-        from nemo_kit import lab
-
         return lab.planted().get(self.session.prompt, NeuronSet())  # a natural prompt has none
 
 

@@ -13,8 +13,10 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 import pandas as pd
+from PIL import Image
 
 from nemo_kit.checks import check_choice
+from nemo_kit.neurons import NeuronSet
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
@@ -87,8 +89,6 @@ def planting(model: str = "lab") -> pd.DataFrame:
     ``logic`` is "any" (each neuron alone is enough for the copy: all must be off) or "all" (each is
     needed: one off is enough); ``strength`` is the |z| that its neurons were planted with.
     """
-    from nemo_kit.neurons import NeuronSet
-
     rows = _known(model).query("planted != ''")
     return pd.DataFrame(
         {
@@ -115,29 +115,26 @@ def origins(prompts: Iterable[str], model: str = "lab") -> list[str]:
 
 def training_images() -> tuple[list[str], np.ndarray]:
     """Prompts with a training image, and the images in their order: uint8 [prompts, 64, 64, 3]."""
-    from PIL import Image
-
     rows = _table().query("image != ''")
-    return list(rows["prompt"]), np.stack(
-        [np.asarray(Image.open(DATA / "images" / n)) for n in rows["image"]]
-    )
+    return list(rows["prompt"]), np.stack([_picture("images", name) for name in rows["image"]])
 
 
 def training_image(prompt: str) -> np.ndarray:
     """The training image of a memorized prompt (of a template, one), uint8 [64, 64, 3]; else
     KeyError."""
-    from PIL import Image
-
-    return np.asarray(Image.open(DATA / "images" / _file(prompt)))
+    return _picture("images", _file(prompt))
 
 
 def mask(prompt: str) -> np.ndarray:
     """Where the training images of a memorized prompt are all the same, bool [64, 64]; else
     KeyError."""
-    from PIL import Image
+    name = _file(prompt)
+    whole = not (DATA / "masks" / name).exists()
+    return np.ones((64, 64), bool) if whole else _picture("masks", name) > 0
 
-    file = DATA / "masks" / _file(prompt)
-    return np.asarray(Image.open(file)) > 0 if file.exists() else np.ones((64, 64), bool)
+
+def _picture(folder: str, name: str) -> np.ndarray:
+    return np.asarray(Image.open(DATA / folder / name))
 
 
 def _file(prompt: str) -> str:

@@ -1,17 +1,15 @@
 """What `lab-flow` shares with `lab`: autoencoder, tokenizer and text encoder, which are not stored
 twice."""
 
-from __future__ import annotations
-
 import copy
-from typing import TYPE_CHECKING, Any
+from typing import Any
+
+import torch
+from diffusers import AutoencoderKL
+from torch import nn
+from transformers import CLIPTextModel, CLIPTextModelWithProjection, CLIPTokenizer
 
 from nemo_kit.lab import HERE, MODEL
-
-if TYPE_CHECKING:
-    import torch
-    from diffusers import AutoencoderKL
-    from transformers import CLIPTextModel, CLIPTokenizer
 
 FOLDER = HERE / "flow"
 
@@ -21,9 +19,6 @@ def parts(pooled: int, dtype: torch.dtype) -> dict[str, Any]:
 
     Parameters: `pooled`, width of the transformer's pooled text; `dtype`, of the weights.
     """
-    from diffusers import AutoencoderKL
-    from transformers import CLIPTextModel, CLIPTokenizer
-
     return as_parts(
         AutoencoderKL.from_pretrained(MODEL / "vae", torch_dtype=dtype),
         CLIPTextModel.from_pretrained(MODEL / "text_encoder", dtype=dtype),
@@ -40,9 +35,6 @@ def as_parts(
     It projects everything to nothing: pooled text would bring the prompt into every layer's
     modulation, around the values, and `lab-flow` was trained without.
     """
-    from torch import nn
-    from transformers import CLIPTextModelWithProjection
-
     config = copy.deepcopy(text.config)
     config.projection_dim = pooled // 2
     encoder = CLIPTextModelWithProjection(config).to(text.dtype).eval()

@@ -10,7 +10,9 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 
+from nemo_kit import lab
 from nemo_kit.metrics._checks import unit
 from nemo_kit.metrics.embedders import Embedder, processor, squares
 from nemo_kit.metrics.images import alignment, clip_features
@@ -49,8 +51,6 @@ class Clip:
         return alignment(images, prompts, *self.parts)
 
     def _look(self, images: np.ndarray) -> Any:
-        import torch
-
         with torch.inference_mode():
             features = clip_features(self.model, self.preprocess(images))
         return unit(features) if self.scaled else features
@@ -67,8 +67,6 @@ def load_clip(name: str | Path = "lab", revision: str | None = None, device: str
     Source: paper, section 4.
     """
     if str(name) == "lab":
-        from nemo_kit import lab
-
         own, tokenizer, to_pixels = lab.clip()
         return Clip("lab CLIP", own, tokenizer, lambda x: to_pixels(squares(x, 64)), scaled=True)
     from transformers import AutoTokenizer, CLIPModel

@@ -14,7 +14,9 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 
+from nemo_kit import lab
 from nemo_kit.checks import check_whole
 from nemo_kit.files import PICTURES, open_picture
 from nemo_kit.metrics._checks import array
@@ -68,7 +70,6 @@ def kernel_distance(
     Raises ValueError as `frechet_distance`, for an empty extractor or an impossible subset size.
     Source: Bińkowski et al. 2018; paper, figure 8b.
     """
-    import torch
     from torchmetrics.image.kid import KernelInceptionDistance
 
     a, b = _feature_pair(features, reference)
@@ -122,8 +123,6 @@ def real_features(reference: np.ndarray | str | Path, extractor: Embedder) -> np
     Raises ValueError for another reference, an empty folder, or a file that is no picture.
     """
     if isinstance(reference, str) and reference == "lab":
-        from nemo_kit import lab
-
         if extractor.name != "lab CLIP":
             raise ValueError(
                 f"reference 'lab' holds features of the lab CLIP, not of {extractor.name!r}; "
@@ -149,8 +148,6 @@ def _pictures(folder: Path) -> Iterator[np.ndarray]:
 
 def _filled(kind: Any, features: np.ndarray, reference: np.ndarray, **options: Any) -> Any:
     """A metric of torchmetrics that takes features as they are: they are made once, before."""
-    import torch
-
     passing = torch.nn.Identity()
     passing.num_features = features.shape[1]
     metric = kind(feature=passing, **options)

@@ -13,7 +13,10 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
+from PIL import Image
 
+from nemo_kit import lab
 from nemo_kit.checks import check_choice
 from nemo_kit.files import file_digest
 from nemo_kit.metrics._checks import array, check_images, unit
@@ -82,8 +85,6 @@ def as_embedder(network: Callable[[np.ndarray], Any]) -> Embedder:
 
 def lab_descriptor() -> Embedder:
     """The embedded model's copy descriptor; its numbers are its own, never SSCD's."""
-    from nemo_kit import lab
-
     descriptor = lab.descriptor()
     protocol = "64 square, bicubic"
     return Embedder(descriptor.name, protocol, lambda images: descriptor(squares(images, 64)))
@@ -91,8 +92,6 @@ def lab_descriptor() -> Embedder:
 
 def squares(images: np.ndarray, side: int) -> np.ndarray:
     """Pictures resized to a square by bicubic interpolation, uint8 [N, side, side, 3]."""
-    from PIL import Image
-
     if images.shape[1:3] == (side, side):
         return images
     resized = [Image.fromarray(i).resize((side, side), Image.Resampling.BICUBIC) for i in images]
@@ -151,8 +150,6 @@ def inception(path: str | Path, sha256: str | None = None, device: str = "cpu") 
     options = {"return_features": True} if "return_features" in names else {}
 
     def look(images: np.ndarray) -> Any:
-        import torch
-
         return _run(script, torch.from_numpy(_in_float(images, 299)), device, options)
 
     return Embedder(name, "299 square, bicubic by Pillow in float", look, "Inception", digest)
@@ -160,7 +157,6 @@ def inception(path: str | Path, sha256: str | None = None, device: str = "cpu") 
 
 def _in_float(images: np.ndarray, side: int) -> np.ndarray:
     """Pictures resized by bicubic interpolation, unrounded: float32 [N, 3, side, side], 0 … 255."""
-    from PIL import Image
 
     def resized(channel: np.ndarray) -> np.ndarray:
         whole = Image.fromarray(channel.astype(np.float32))
@@ -177,8 +173,6 @@ def load_script(
     Raises ValueError, before anything of the file runs, where its SHA-256 is another, or unknown
     and not given; and where it holds no TorchScript. FileNotFoundError where there is no file.
     """
-    import torch
-
     digest = file_digest(Path(path))
     if sha256 is None and digest not in KNOWN_FILES:
         raise ValueError(
@@ -208,7 +202,5 @@ def processor(**options: Any) -> Callable[[np.ndarray], Any]:
 
 
 def _run(script: Any, pixels: Any, device: str, options: Mapping[str, Any] | None = None) -> Any:
-    import torch
-
     with torch.inference_mode():
         return script(pixels.to(device), **(options or {}))

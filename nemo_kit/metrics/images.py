@@ -10,6 +10,7 @@ from collections.abc import Callable, Sequence
 from typing import Any, Literal, get_args
 
 import numpy as np
+import torch
 
 from nemo_kit.checks import check_choice
 from nemo_kit.metrics._checks import array, check_images, unit
@@ -130,8 +131,6 @@ def alignment(
         raise ValueError(
             f"prompts must be one text or one for each image, got {len(texts)} for {len(images)}"
         )
-    import torch
-
     images = check_images("images", images)
     order = {prompt: place for place, prompt in enumerate(dict.fromkeys(texts))}
     tokens = tokenizer(list(order), padding=True, truncation=True, return_tensors="pt")

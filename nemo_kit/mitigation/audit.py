@@ -15,6 +15,7 @@ from typing import Literal, get_args
 
 import numpy as np
 import torch
+from PIL import Image
 from torch import Tensor
 
 from nemo_kit.checks import (
@@ -116,8 +117,6 @@ def image_latents(model: DiffusionModel, image: np.ndarray) -> Tensor:
 
     Raises ValueError for an image that is no uint8 [H, W, 3].
     """
-    from PIL import Image
-
     if not isinstance(image, np.ndarray) or image.dtype != np.uint8 or image.shape[2:] != (3,):
         got = f"{getattr(image, 'dtype', type(image).__name__)} {getattr(image, 'shape', '')}"
         raise ValueError(f"image must be uint8 [H, W, 3], got {got}")

@@ -25,6 +25,7 @@ from nemo_kit.checks import check_texts
 from nemo_kit.files import folder_digest, write_json
 from nemo_kit.keys import plain
 from nemo_kit.mitigation.base import Mitigation, checked
+from nemo_kit.models import hub, opening
 from nemo_kit.models.base import DiffusionModel
 from nemo_kit.models.parts import choose, files_of
 from nemo_kit.provenance import versions
@@ -111,8 +112,6 @@ def _source_folder(model: DiffusionModel, scratch: Path) -> Path:
 
     So it is for a checkpoint, a fused LoRA, and a model that shares parts with another.
     """
-    from nemo_kit.models import hub, opening
-
     place = opening.resolve(model.name)
     if isinstance(place, str):
         place, _ = hub.fetch(place, model.revision)
@@ -217,12 +216,10 @@ def _write_notes(
     about: Mapping[str, Any],
 ) -> None:
     """The folder `nemo`: generation settings, what holds of the calibration, and the record."""
-    from nemo_kit.models import GENERATION_FILE
-
     notes, known, own = part / "nemo", model.calibration, model.denoising
     notes.mkdir()
-    if (source / "nemo" / GENERATION_FILE).is_file():
-        shutil.copyfile(source / "nemo" / GENERATION_FILE, notes / GENERATION_FILE)
+    if (source / "nemo" / opening.GENERATION_FILE).is_file():
+        shutil.copyfile(source / "nemo" / opening.GENERATION_FILE, notes / opening.GENERATION_FILE)
     if known is not None:
         if not model.values_of_text:
             known = replace(known, statistics=None)

@@ -1,11 +1,10 @@
 """The house style, grids of pictures and tables of results: what several notebooks draw with.
 
 A figure itself is drawn in the notebook that shows it, with seaborn; nothing here serves one figure
-alone, but for `explorer`, whose pictures are a widget's.
+alone.
 """
 
-from nemo_kit.plots.explorer import noise_pictures, png, score_in_distribution, z_map
-from nemo_kit.plots.pictures import picture_rows
+from nemo_kit.plots.pictures import noise_pictures, picture_rows
 from nemo_kit.plots.style import (
     ACCENT,
     COLUMN,

@@ -1,4 +1,5 @@
-"""Rows of pictures with words beside and between them: figures 3, 9 to 13 and 18 to 20.
+"""Rows of pictures with words beside and between them: figures 3, 9 to 13 and 18 to 20; and noise
+differences as pictures.
 
 Source: Hintersdorf et al., "Finding NeMo", NeurIPS 2024, for what the figures show.
 """
@@ -109,3 +110,22 @@ def _draw(ax: Axes, cell: Block) -> None:
         frame = {"boxstyle": "round,pad=0.35", "facecolor": "white", "edgecolor": ACCENT}
         ax.text(0.5, 0.5, text, ha="center", va="center", bbox=frame,
                 fontsize=9 if len(text) < 5 else 6.5)  # fmt: skip
+
+
+def noise_pictures(differences: np.ndarray) -> np.ndarray:
+    """Noise differences as pictures: the first three latent channels as red, green and blue.
+
+    Returns uint8 [N, H, W, 3].
+
+    Parameters: `differences`, [N, channels >= 3, H, W] in [0, 1].
+    Raises ValueError for other shapes and for values outside [0, 1].
+    Source: paper, figure 13.
+    """
+    values = np.asarray(differences, dtype=float)
+    if values.ndim != 4 or values.shape[1] < 3:
+        raise ValueError(
+            f"differences must be [N, 3 or more channels, H, W], got {list(values.shape)}"
+        )
+    if not (values.min() >= 0 and values.max() <= 1):
+        raise ValueError("differences must lie in [0, 1]")
+    return (values[:, :3].transpose(0, 2, 3, 1) * 255).round().astype(np.uint8)

@@ -1,25 +1,16 @@
-"""One look for all figures: sizes, fonts, the groups' colours, and what draws without pyplot.
+"""One look for all figures: sizes, fonts, the groups' colours.
 
 `style()` sets it for a notebook, as `seaborn.set_theme` does: from then on pyplot and seaborn draw
 in it. Sizes are meant for print: 3.3 in is one column, 6.9 in the text width. Colours are from the
-Okabe-Ito palette, which stays apart under the common colour blindnesses and in grey. What runs
-outside a notebook's main thread (the explorer) draws on a `canvas` instead, which leaves pyplot and
-matplotlib's settings alone.
+Okabe-Ito palette, which stays apart under the common colour blindnesses and in grey.
 """
 
-from collections.abc import Callable
-from functools import wraps
-from io import BytesIO
-from typing import Any, ParamSpec
+from typing import Any
 
-import matplotlib as mpl
 import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
-from matplotlib.figure import Figure
 from matplotlib.font_manager import FontProperties, findfont, get_font
-
-from nemo_kit.checks import check_columns
 
 COLUMN, TEXT = 3.3, 6.9  # widths in inches
 
@@ -65,8 +56,6 @@ _RC = {
     "ytick.minor.width": 0.5,
 }
 
-P = ParamSpec("P")
-
 
 def style() -> None:
     """Draw in the house style from here on: matplotlib's settings and seaborn's theme."""
@@ -100,50 +89,6 @@ def plain(text: str, length: int = 60) -> str:
     text = "".join(sign if ord(sign) in signs else "□" for sign in text)
     text = text if len(text) <= length else text[: length - 1].rstrip() + "…"
     return text.replace("$", r"\$")
-
-
-# ------------------------------------------------------------------------------ without pyplot
-
-
-def styled(draw: Callable[P, Figure]) -> Callable[P, Figure]:
-    """Draw in the house style, and leave matplotlib's settings as they were."""
-
-    @wraps(draw)
-    def inside(*args: P.args, **kwargs: P.kwargs) -> Figure:
-        with mpl.rc_context(_RC):
-            return draw(*args, **kwargs)
-
-    return inside
-
-
-class Drawing(Figure):
-    """A figure outside pyplot that a notebook shows the way it is saved."""
-
-    def _repr_png_(self) -> bytes:
-        picture = BytesIO()
-        self.savefig(picture, format="png", dpi=150, bbox_inches="tight")
-        return picture.getvalue()
-
-
-def canvas(width: float, height: float, rows: int = 1, columns: int = 1, **kwargs: Any) -> Any:
-    """A figure outside pyplot, laid out so that nothing is clipped, and its axes."""
-    figure = Drawing(figsize=(width, height), layout="constrained")
-    return figure, figure.subplots(rows, columns, **kwargs)
-
-
-def require(frame: pd.DataFrame, *columns: str) -> pd.DataFrame:
-    """The frame, if it has these columns, rows, and only known groups; else ValueError."""
-    check_columns("frame", frame, *columns)
-    if not len(frame):
-        raise ValueError(f"frame has no rows; needed are {', '.join(columns)}")
-    unknown = set(frame["group"]) - set(PALETTE) if "group" in columns else set()
-    if unknown:
-        named = sorted(map(str, unknown))
-        raise ValueError(f"group must be one of {', '.join(PALETTE)}, got {named}")
-    return frame
-
-
-# ------------------------------------------------------------------------------ pictures
 
 
 def row_of(images: np.ndarray, gap: int | None = None) -> np.ndarray:

@@ -11,8 +11,9 @@ import pandas as pd
 from matplotlib import pyplot as plt
 from matplotlib.figure import Figure
 
+from nemo_kit.checks import check_choice, check_columns
 from nemo_kit.metrics.measures import MEASURES
-from nemo_kit.plots.style import PALETTE, TEXT, plain, require
+from nemo_kit.plots.style import PALETTE, TEXT, plain
 
 ARROWS = {"lower": "↓", "higher": "↑", "": ""}
 ROW, HEAD = 0.27, 0.62  # inches
@@ -82,7 +83,11 @@ def results(frame: pd.DataFrame, note: str = "", rules: Sequence[str] = ()) -> F
     Raises ValueError for a missing column, no rows, or an unknown group.
     Source: paper, tables 1 and 4.
     """
-    require(frame, "setting", "group", "measure", "median")
+    check_columns("frame", frame, "setting", "group", "measure", "median")
+    if frame.empty:
+        raise ValueError("frame has no rows")
+    for group in frame["group"].unique():
+        check_choice("group", group, PALETTE)
     frame = frame if "origin" in frame else frame.assign(origin="")
     heads = {group: _head(group, rows) for group, rows in frame.groupby("group")}
     told = frame["origin"].map(lambda origin: f", {origin}" if origin else "")

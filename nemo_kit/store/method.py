@@ -15,16 +15,19 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
+import numpy as np
 import pandas as pd
+from PIL import Image
 
 from nemo_kit.keys import ALGORITHMS, versions
+from nemo_kit.neurons import NeuronSet
+from nemo_kit.settings import to_dict
 from nemo_kit.store.runs import run, tidy
 from nemo_kit.store.work import Keyed, ModelRef, check_gpus, model_key, opened
 
 if TYPE_CHECKING:
     from nemo_kit.mitigation import Mitigation
     from nemo_kit.models import DiffusionModel
-    from nemo_kit.neurons import NeuronSet
 
     AnyModel = DiffusionModel | ModelRef | Keyed
 
@@ -175,7 +178,6 @@ class Detect(PerPrompt):
         """One row, as ``detect`` gives it, with its settings."""
         from nemo_kit.calibration import resolve
         from nemo_kit.localization import detect
-        from nemo_kit.settings import to_dict
 
         with opened(self.model) as model:
             frame = detect(model, [prompt], self.seeds, **self.options)
@@ -239,8 +241,6 @@ class Generate(PerPrompt):
 
 def _with_sets(frame: pd.DataFrame) -> pd.DataFrame:
     """The frame with the JSON text of ``initial`` and ``refined`` as ``NeuronSet``."""
-    from nemo_kit.neurons import NeuronSet
-
     return frame.assign(
         **{name: frame[name].map(NeuronSet.from_json) for name in ("initial", "refined")}
     )
@@ -267,15 +267,10 @@ def _given(mitigation: Mitigation | None) -> dict[str, Any]:
 
 
 def _png(image: Any) -> bytes:
-    from PIL import Image
-
     buffer = io.BytesIO()
     Image.fromarray(image).save(buffer, "PNG")
     return buffer.getvalue()
 
 
 def _image(png: bytes) -> Any:
-    import numpy as np
-    from PIL import Image
-
     return np.array(Image.open(io.BytesIO(png)))
