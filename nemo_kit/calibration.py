@@ -13,7 +13,7 @@ from __future__ import annotations
 import json
 import pickle
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from statistics import NormalDist
 from typing import Any
@@ -25,7 +25,7 @@ from torch import Tensor
 
 from nemo_kit.checks import ROUNDING, check_number
 from nemo_kit.files import json_writer, write_together
-from nemo_kit.settings import DetectionSettings, SimilaritySettings, from_dict, to_dict
+from nemo_kit.settings import DetectionSettings, SimilaritySettings
 
 CALIBRATION_FILE = "calibration.json"
 STATISTICS_FILE = "statistics.safetensors"
@@ -222,8 +222,8 @@ class Calibration:
         folder.mkdir(parents=True, exist_ok=True)
         plain = {name: getattr(self, name) for name in _PLAIN} | {
             "seeds": list(self.seeds),
-            "similarity": to_dict(self.similarity),
-            "detection": to_dict(self.detection),
+            "similarity": asdict(self.similarity),
+            "detection": asdict(self.detection),
         }
         statistics = self.statistics and self.statistics.save
         write_together(
@@ -244,8 +244,8 @@ class Calibration:
             return cls(
                 **{name: values[name] for name in _PLAIN},
                 statistics=found,
-                similarity=from_dict(SimilaritySettings, values["similarity"]),
-                detection=from_dict(DetectionSettings, values["detection"]),
+                similarity=SimilaritySettings(**values["similarity"]),
+                detection=DetectionSettings(**values["detection"]),
                 seeds=values.get("seeds", ()),
             )
         except (KeyError, TypeError, ValueError) as error:

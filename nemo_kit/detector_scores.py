@@ -26,9 +26,7 @@ def detector_scores(
     seeds: Iterable[int] = SEEDS,
     steps: int = 50,
     options: Mapping[str, Mapping[str, Any]] | None = None,
-    retry_failed: bool = False,
-    progress: bool = True,
-    version: Any = None,
+    **running: Any,
 ) -> pd.DataFrame:
     """Score of every detector for every prompt, resumable.
 
@@ -38,7 +36,7 @@ def detector_scores(
     Parameters: `prompts`, with `prompt` and `group`; `chosen`, names or functions, by default all
     that are registered; `seeds` and `steps` (of those that denoise, at least 5), where a detector
     is not registered with its own; `options`, name -> further ones, which count before these;
-    `store`, `retry_failed`, `progress`, `version` as in `store.run`.
+    `store` and `running` (`retry_failed`, `progress`, `version`) as in `store.run`.
     Raises ValueError for a missing column, bad seeds, steps or names, RuntimeError when all failed.
     """
     check_columns("prompts", prompts, "prompt", "group")
@@ -61,9 +59,6 @@ def detector_scores(
         told = score(used[item["detector"]], model, item["prompt"], **item["options"])
         return {"prompt": item["prompt"], **asdict(told)}
 
-    sweep = run(
-        work, items, store, model_key(model), name="detectors",
-        retry_failed=retry_failed, progress=progress, version=version,
-    )  # fmt: skip
+    sweep = run(work, items, store, model_key(model), name="detectors", **running)
     names = ["prompt", "group", "detector", "score", "samples", "seconds", "seeds", "protocol"]
     return tidy(sweep).merge(prompts[["prompt", "group"]], on="prompt")[names]

@@ -13,9 +13,8 @@ code does, which the text leaves open.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field, fields, replace
-from typing import Any, Literal, get_args
+from dataclasses import dataclass, field, replace
+from typing import Literal, get_args
 
 from nemo_kit.checks import check_choice, check_number, check_whole, is_whole
 
@@ -176,19 +175,3 @@ class LocalizationSettings:
             similarity=replace(similarity or SimilaritySettings(), kind="ssim"),
             name="paper",
         )
-
-
-def to_dict(settings: object) -> dict[str, Any]:
-    """The settings as plain values for JSON, nested ones as dicts."""
-    return asdict(settings)  # type: ignore[call-overload]
-
-
-def from_dict(kind: type, values: Mapping[str, Any]) -> Any:
-    """Build `DetectionSettings` or `SimilaritySettings` again from `to_dict`.
-
-    Raises ValueError for a name the settings do not have, or a value they refuse.
-    """
-    known = {one.name for one in fields(kind)}
-    if unknown := sorted(set(values) - known):
-        raise ValueError(f"{kind.__name__} has no {unknown}; it has {sorted(known)}")
-    return kind(**values)

@@ -180,7 +180,7 @@ def test_the_lab_descriptor_takes_any_size() -> None:
 def test_the_lab_s_own_clip() -> None:
     clip = metrics.load_clip()
     prompts, images = lab.training_images()
-    wanted = metrics.alignment(images[:2], prompts[:2], *lab.clip())
+    wanted = metrics.Clip("own", *lab.clip()).align(images[:2], prompts[:2])
     assert clip.align(images[:2], prompts[:2]) == pytest.approx(wanted)
     features = clip.embedder.features(images[:2])
     assert np.linalg.norm(features, axis=1) == pytest.approx(1)
@@ -199,7 +199,7 @@ def test_a_clip_from_a_folder(tmp_path: Path) -> None:
     images = pictures(64, 64)
     assert clip.name == str(folder)
     usual = embedders.processor(size={"height": 64, "width": 64}, do_center_crop=False)
-    wanted = metrics.alignment(images, "a cat", model, tokenizer, usual)
+    wanted = metrics.Clip("own", model, tokenizer, usual).align(images, "a cat")
     assert clip.align(images, "a cat") == pytest.approx(wanted, abs=1e-5)
     features = clip.embedder.features(images)
     norms = np.linalg.norm(features, axis=1, keepdims=True)

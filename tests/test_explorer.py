@@ -753,10 +753,8 @@ def test_the_map_names_and_counts_selected_neurons(session: Session) -> None:
 
 
 def test_the_furthest_selected_neurons_are_named_where_there_is_room() -> None:
-    marks = present._marks(np.array([5.0, 9.0, 1.0, *[0.0] * 96, 3.0]), [0, 1, 2, 99])
-    assert [(neuron, named) for _, neuron, named in marks] == [
-        (0, False), (1, True), (2, False), (99, False)
-    ]  # fmt: skip
+    marks = present._marks(np.arange(100.0), [0, 30, 60, 90])
+    assert [neuron for _, neuron, named in marks if named] == [30, 60, 90]
     marks = present._marks(np.array([5.0, 1.0, *[0.0] * 97, 3.0]), [0, 1, 99])
     assert marks == [(0.005, 0, True), (0.015, 1, False), (0.995, 99, True)]
 

@@ -64,7 +64,7 @@ def test_against_the_functions_for_one_prompt() -> None:
     assert one.orig == pytest.approx(metrics.sscd_orig(images, known[0], look), abs=1e-6)
     assert one.gen == pytest.approx(metrics.sscd_gen(images, images[::-1], look), abs=1e-6)
     assert one.diversity == pytest.approx(metrics.diversity(images, look), abs=1e-6)
-    wanted = np.median(metrics.alignment(images, prompts[0], *lab.clip()))
+    wanted = np.median(metrics.load_clip().align(images, prompts[0]))
     assert one.alignment == pytest.approx(wanted)
     assert (one.embedder, one.clip_model) == ("lab descriptor", "lab CLIP")
 

@@ -90,7 +90,7 @@ def test_a_prompt_as_a_label_is_one_line_and_no_formula() -> None:
 
 def test_pictures_stand_beside_one_another() -> None:
     four = images(4)
-    assert np.array_equal(row_of(four, gap=2)[:, 10:18], four[1])
+    assert np.array_equal(row_of(four)[:, 9:17], four[1])
     _, ax = plt.subplots()
     show(ax, four, columns=2)
     drawn = ax.images[0].get_array()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+from dataclasses import asdict
 
 import pytest
 
@@ -11,8 +12,6 @@ from nemo_kit.settings import (
     DetectionSettings,
     LocalizationSettings,
     SimilaritySettings,
-    from_dict,
-    to_dict,
 )
 
 
@@ -64,13 +63,7 @@ def test_calibration_may_be_guided() -> None:
 
 @pytest.mark.parametrize("value", [DetectionSettings.released(), SimilaritySettings(kernel=3)])
 def test_settings_come_back_from_plain_values(value: object) -> None:
-    plain = json.loads(json.dumps(to_dict(value)))
-    assert from_dict(type(value), plain) == value
-
-
-def test_an_unknown_name_is_refused() -> None:
-    with pytest.raises(ValueError, match=r"DetectionSettings has no \['seed'\]; it has \['calib"):
-        from_dict(DetectionSettings, {"seed": 1})
+    assert type(value)(**json.loads(json.dumps(asdict(value)))) == value
 
 
 @pytest.mark.parametrize(

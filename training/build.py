@@ -12,6 +12,7 @@ averaged; on a GPU in one.
 from __future__ import annotations
 
 import argparse
+import json
 import os
 import time
 from collections.abc import Callable
@@ -93,7 +94,9 @@ def train_all(corpus: Corpus, work: Path, seed: int, processes: int, minutes: fl
         autoencoder.train(corpus, work, seed).save_pretrained(work / "vae")
     vae = AutoencoderKL.from_pretrained(work / "vae").eval()
     if not (work / "classifier.safetensors").exists():
-        classifier.train(corpus, vae, work, seed).save(work / "classifier.safetensors")
+        named = {"names": json.dumps(list(corpus.names))}
+        judge = classifier.train(corpus, vae, work, seed)
+        descriptor.save(judge, work / "classifier.safetensors", **named)
     if not (work / "bank.pt").exists():
         clip = CLIPModel.from_pretrained(work / "clip").eval()
         tokenizer = CLIPTokenizer.from_pretrained(work / "tokenizer")
@@ -103,7 +106,7 @@ def train_all(corpus: Corpus, work: Path, seed: int, processes: int, minutes: fl
     if not (work / "vae_polished").exists():
         autoencoder.polish(vae, corpus, work, seed).save_pretrained(work / "vae_polished")
     if not (work / "descriptor.safetensors").exists():
-        descriptor.train(corpus, work, seed).save(work / "descriptor.safetensors")
+        descriptor.save(descriptor.train(corpus, work, seed), work / "descriptor.safetensors")
 
 
 @torch.no_grad()

@@ -13,7 +13,7 @@ from diffusers import AutoencoderKL
 from torch.nn import functional as F
 
 from nemo_kit.lab.copy_descriptor import to_tensor
-from nemo_kit.lab.recognition import Classifier, Logits
+from nemo_kit.lab.recognition import Logits
 from training.corpus import Corpus
 from training.loop import Run, Schedule
 
@@ -21,7 +21,7 @@ BATCH = 64
 SCHEDULE = Schedule(steps=900, learning_rate=1.5e-3, ema=0.99, weight_decay=0.02)
 
 
-def train(corpus: Corpus, vae: AutoencoderKL, folder: Path, seed: int) -> Classifier:
+def train(corpus: Corpus, vae: AutoencoderKL, folder: Path, seed: int) -> Logits:
     """Train on ordinary pictures, some through the autoencoder; resumes from ``folder``."""
     torch.manual_seed(seed)
     model = Logits(len(corpus.names))
@@ -35,5 +35,4 @@ def train(corpus: Corpus, vae: AutoencoderKL, folder: Path, seed: int) -> Classi
         pixels = pixels + 0.05 * torch.randn_like(pixels)
         return F.cross_entropy(model(pixels), torch.from_numpy(labels), label_smoothing=0.05)
 
-    trained = Run("classifier", model, SCHEDULE, folder, seed).train(loss)
-    return Classifier(trained, corpus.names)
+    return Run("classifier", model, SCHEDULE, folder, seed).train(loss)

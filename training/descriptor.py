@@ -11,9 +11,11 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from safetensors.torch import save_file
+from torch import nn
 from torch.nn import functional as F
 
-from nemo_kit.lab.copy_descriptor import Descriptor, Network, to_tensor
+from nemo_kit.lab.copy_descriptor import Network, to_tensor
 from training.corpus import Corpus
 from training.loop import Run, Schedule
 
@@ -67,7 +69,7 @@ def contrastive_loss(first: torch.Tensor, second: torch.Tensor) -> torch.Tensor:
     return info + ENTROPY_WEIGHT * entropy
 
 
-def train(corpus: Corpus, folder: Path, seed: int) -> Descriptor:
+def train(corpus: Corpus, folder: Path, seed: int) -> nn.Module:
     """Train on background and memorized pictures, each its own instance; resumes from
     ``folder``."""
     torch.manual_seed(seed)
@@ -79,4 +81,10 @@ def train(corpus: Corpus, folder: Path, seed: int) -> Descriptor:
         pixels = to_tensor(pictures + [corpus.background(rng)[1] for _ in range(BATCH // 2)])
         return contrastive_loss(model(augment(pixels, rng)), model(augment(pixels, rng)))
 
-    return Descriptor(Run("descriptor", model, SCHEDULE, folder, seed).train(loss))
+    return Run("descriptor", model, SCHEDULE, folder, seed).train(loss)
+
+
+def save(network: nn.Module, file: Path, **metadata: str) -> None:
+    """Write weights in half precision, and words beside them."""
+    weights = {name: value.half().contiguous() for name, value in network.state_dict().items()}
+    save_file(weights, file, metadata)

@@ -163,7 +163,7 @@ def classifier() -> Classifier:
 
 @cache
 def clip() -> tuple[CLIPModel, CLIPTokenizer, Callable[[np.ndarray], torch.Tensor]]:
-    """The lab's CLIP, its tokenizer and its preprocessing, as `metrics.alignment` takes them."""
+    """The lab's CLIP, its tokenizer and its preprocessing, as `metrics.Clip` takes them."""
     from safetensors import safe_open
     from safetensors.torch import load_file
     from transformers import CLIPConfig, CLIPModel, CLIPTokenizer

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from torch import nn
 from torch.nn import functional as F
 
@@ -70,13 +70,9 @@ class Descriptor:
             )
         return torch.cat([self.network(part) for part in to_tensor(pictures).split(256)])
 
-    def save(self, file: Path) -> None:
-        """Write the weights in half precision."""
-        save_file({k: v.half().contiguous() for k, v in self.network.state_dict().items()}, file)
-
     @classmethod
     def load(cls, file: Path) -> Descriptor:
-        """Read weights written by :meth:`save`."""
+        """Read weights of any precision."""
         network = Network()
         network.load_state_dict({k: v.float() for k, v in load_file(file).items()})
         return cls(network)

@@ -13,7 +13,6 @@ from pathlib import Path
 import numpy as np
 import torch
 from safetensors import safe_open
-from safetensors.torch import save_file
 from torch import nn
 
 from nemo_kit.lab.copy_descriptor import Network, to_tensor
@@ -41,14 +40,9 @@ class Classifier:
         parts = to_tensor(pictures).split(256)
         return self.names[torch.cat([self.network(part).argmax(1) for part in parts]).numpy()]
 
-    def save(self, file: Path) -> None:
-        """Write the weights in half precision, with the names."""
-        weights = {k: v.half().contiguous() for k, v in self.network.state_dict().items()}
-        save_file(weights, file, metadata={"names": json.dumps(self.names.tolist())})
-
     @classmethod
     def load(cls, file: Path) -> Classifier:
-        """Read weights written by :meth:`save`."""
+        """Read weights of any precision, and the names beside them."""
         with safe_open(file, framework="pt") as opened:
             names = json.loads(opened.metadata()["names"])
             weights = {name: opened.get_tensor(name).float() for name in opened.keys()}  # noqa: SIM118

@@ -8,12 +8,12 @@ from __future__ import annotations
 
 import json
 import math
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 from nemo_kit.localization.search import Refinement, Selection
 from nemo_kit.neurons import NeuronSet
-from nemo_kit.settings import LocalizationSettings, to_dict
+from nemo_kit.settings import LocalizationSettings
 
 ALGORITHMS = {  # names of the stages of a run, with what they are in the paper
     "detect": "1 noise differences",
@@ -101,7 +101,7 @@ class Localization:
             "seconds": self.seconds,
             "search": self.search,
             "fell_back": self.fell_back.to_json(),
-            "settings": json.dumps(to_dict(self.settings)),
+            "settings": json.dumps(asdict(self.settings)),
         }
         for name in _NUMBERS:
             value = getattr(self, name)

@@ -23,7 +23,6 @@ from nemo_kit.metrics.embedders import (
 )
 from nemo_kit.metrics.images import (
     Median,
-    alignment,
     copy_similarities,
     diversity,
     median,

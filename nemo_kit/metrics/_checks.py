@@ -37,9 +37,3 @@ def check_images(name: str, images: Any) -> np.ndarray:
 def unit(vectors: np.ndarray) -> np.ndarray:
     """Rows scaled to length 1; a row of zeros stays one."""
     return vectors / np.linalg.norm(vectors, axis=1, keepdims=True).clip(min=1e-12)
-
-
-def check_level(level: float) -> None:
-    """ValueError for a level of an interval that does not lie between 0 and 1."""
-    if not 0 < level < 1:
-        raise ValueError(f"level must lie between 0 and 1, got {level}")

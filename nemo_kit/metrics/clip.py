@@ -13,9 +13,8 @@ import numpy as np
 import torch
 
 from nemo_kit import lab
-from nemo_kit.metrics._checks import unit
+from nemo_kit.metrics._checks import array, check_images, unit
 from nemo_kit.metrics.embedders import Embedder, processor, squares
-from nemo_kit.metrics.images import alignment, clip_features
 
 VERSION = 1  # raised where results change (see nemo_kit.keys)
 PAPER_CLIP = "openai/clip-vit-base-patch32"  # paper, section 4
@@ -23,18 +22,13 @@ PAPER_CLIP = "openai/clip-vit-base-patch32"  # paper, section 4
 
 @dataclass(frozen=True)
 class Clip:
-    """A CLIP by name. `parts` are what `metrics.alignment` takes; `embedder` its image half."""
+    """A CLIP by name: a transformers CLIPModel, its tokenizer, and images -> pixel values."""
 
     name: str
     model: Any
     tokenizer: Any
     preprocess: Callable[[np.ndarray], Any]
     scaled: bool = False  # the embedder's features are unit vectors
-
-    @property
-    def parts(self) -> tuple[Any, Any, Callable[[np.ndarray], Any]]:
-        """Model, tokenizer, preprocessing."""
-        return self.model, self.tokenizer, self.preprocess
 
     @property
     def embedder(self) -> Embedder:
@@ -47,8 +41,26 @@ class Clip:
         return Embedder(self.name, f"the CLIP's own preprocessing, {form}", self._look, "CLIP")
 
     def align(self, images: np.ndarray, prompts: str | Sequence[str]) -> np.ndarray:
-        """Cosine of every image with its prompt, float64 [N] in [-1, 1]; see `alignment`."""
-        return alignment(images, prompts, *self.parts)
+        """Cosine of every image with its prompt, float64 [N] in [-1, 1]; its median is A_CLIP.
+
+        Parameters: `images`, uint8 [N, H, W, 3]; `prompts`, one for all images or one for each.
+        Raises ValueError for wrong shapes or dtypes, or another number of prompts than images.
+        Source: paper, section 4, A_CLIP. Which CLIP gave the number must be said beside it.
+        """
+        texts = [prompts] * len(images) if isinstance(prompts, str) else list(prompts)
+        if len(texts) != len(images):
+            raise ValueError(
+                "prompts must be one text or one for each image, "
+                f"got {len(texts)} for {len(images)}"
+            )
+        images, model = check_images("images", images), self.model
+        order = {prompt: place for place, prompt in enumerate(dict.fromkeys(texts))}
+        tokens = self.tokenizer(list(order), padding=True, truncation=True, return_tensors="pt")
+        with torch.inference_mode():
+            words = model.text_projection(model.text_model(**tokens.to(model.device)).pooler_output)
+            parts = np.split(images, range(64, len(images), 64))
+            seen = np.concatenate([clip_features(model, self.preprocess(part)) for part in parts])
+        return np.sum(unit(seen) * unit(array(words))[[order[text] for text in texts]], axis=1)
 
     def _look(self, images: np.ndarray) -> Any:
         with torch.inference_mode():
@@ -81,6 +93,12 @@ def load_clip(name: str | Path = "lab", revision: str | None = None, device: str
             f"opened: {error}"
         ) from error
     return Clip(str(name), model, tokenizer, _preprocessing(place, revision, model))
+
+
+def clip_features(model: Any, pixels: Any) -> np.ndarray:
+    """Projected image features of a CLIP, not scaled: float64 [N, D]."""
+    out = model.vision_model(pixel_values=pixels.to(model.device, model.dtype))
+    return array(model.visual_projection(out.pooler_output))
 
 
 def _preprocessing(place: str, revision: str | None, model: Any) -> Callable:

@@ -6,11 +6,10 @@ so that every number can be named after the network that gave it.
 Source: Hintersdorf et al., "Finding NeMo", NeurIPS 2024, section 4.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any, Literal, get_args
 
 import numpy as np
-import torch
 
 from nemo_kit.checks import check_choice
 from nemo_kit.metrics._checks import array, check_images, unit
@@ -107,44 +106,6 @@ def between_seeds(vectors: np.ndarray, kind: Median = "middle two") -> float:
     if len(vectors) < 2:
         raise ValueError(f"images must hold at least 2 images to form a pair, got {len(vectors)}")
     return median((vectors @ vectors.T)[np.triu_indices(len(vectors), 1)], kind)
-
-
-def alignment(
-    images: np.ndarray,
-    prompts: str | Sequence[str],
-    model: Any,
-    tokenizer: Any,
-    preprocess: Callable[[np.ndarray], Any],
-) -> np.ndarray:
-    """Cosine of CLIP embeddings of images and prompts; its median is A_CLIP.
-
-    Returns float64 [N] in [-1, 1], one for each image.
-
-    Parameters: `images`, uint8 [N, H, W, 3]; `prompts`, one for all images or one for each;
-    `model`, a transformers CLIPModel; `tokenizer`, its tokenizer; `preprocess`, images -> pixel
-    values. `lab.clip()` gives the three, and so do `Clip.parts`.
-    Raises ValueError for wrong shapes or dtypes, or another number of prompts than images.
-    Source: paper, section 4, A_CLIP. Which CLIP gave the number must be said beside it.
-    """
-    texts = [prompts] * len(images) if isinstance(prompts, str) else list(prompts)
-    if len(texts) != len(images):
-        raise ValueError(
-            f"prompts must be one text or one for each image, got {len(texts)} for {len(images)}"
-        )
-    images = check_images("images", images)
-    order = {prompt: place for place, prompt in enumerate(dict.fromkeys(texts))}
-    tokens = tokenizer(list(order), padding=True, truncation=True, return_tensors="pt")
-    with torch.inference_mode():
-        words = model.text_projection(model.text_model(**tokens.to(model.device)).pooler_output)
-        parts = np.split(images, range(64, len(images), 64))
-        seen = np.concatenate([clip_features(model, preprocess(part)) for part in parts])
-    return np.sum(unit(seen) * unit(array(words))[[order[text] for text in texts]], axis=1)
-
-
-def clip_features(model: Any, pixels: Any) -> np.ndarray:
-    """Projected image features of a CLIP, not scaled: float64 [N, D]."""
-    out = model.vision_model(pixel_values=pixels.to(model.device, model.dtype))
-    return array(model.visual_projection(out.pooler_output))
 
 
 def _embed(images: np.ndarray, embedder: Look) -> np.ndarray:

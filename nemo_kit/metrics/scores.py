@@ -12,33 +12,32 @@ import numpy as np
 import pandas as pd
 
 from nemo_kit.checks import check_columns
-from nemo_kit.metrics._checks import check_level, finite
+from nemo_kit.metrics._checks import finite
 from nemo_kit.neurons import NeuronSet
 
 VERSION = 1  # raised where results change (see nemo_kit.keys)
 COPY_THRESHOLD = 0.7  # SSCD above it counts as a verbatim copy (paper, section 4)
+LEVEL = 0.95  # of the intervals
 TPR_RULE = "FPR at most 0.01"  # others: below 0.01 (Wen et al.), nearest to it (Ren, Jeon)
 
 
-def summarize(values: Sequence[float] | np.ndarray, level: float = 0.95) -> dict[str, float]:
-    """Median ± median absolute deviation over prompts, with a percentile bootstrap interval.
+def summarize(values: Sequence[float] | np.ndarray) -> dict[str, float]:
+    """Median ± median absolute deviation over prompts, with a 95 % percentile bootstrap interval.
 
     Returns `prompts` (how many), `median`, `mad`, `low`, `high`, in the unit of the values; of one
     prompt only the median, as it tells no spread (NaN).
 
-    Parameters: `values`, one number a prompt; `level`, coverage of the interval, in (0, 1).
-    Raises ValueError for empty or non-finite values or a level outside (0, 1).
+    Parameters: `values`, one number a prompt. Raises ValueError for empty or non-finite values.
     Source: paper, table 1 (median ± MAD); the interval is an addition.
     """
     from scipy.stats import bootstrap, median_abs_deviation
 
     values = finite("values", values)
-    check_level(level)
     low = high = deviation = float("nan")
     if len(values) > 1:
         deviation = float(median_abs_deviation(values))
         low, high = bootstrap(
-            (values,), np.median, n_resamples=2000, confidence_level=level,
+            (values,), np.median, n_resamples=2000, confidence_level=LEVEL,
             method="percentile", rng=np.random.default_rng(0),
         ).confidence_interval  # fmt: skip
     numbers = {"median": float(np.median(values)), "mad": deviation}
@@ -46,10 +45,7 @@ def summarize(values: Sequence[float] | np.ndarray, level: float = 0.95) -> dict
 
 
 def summary(
-    frame: pd.DataFrame,
-    measures: Sequence[str],
-    by: Sequence[str] = ("setting", "group"),
-    level: float = 0.95,
+    frame: pd.DataFrame, measures: Sequence[str], by: Sequence[str] = ("setting", "group")
 ) -> pd.DataFrame:
     """Median ± median absolute deviation over prompts of each measure, with its interval.
 
@@ -59,8 +55,8 @@ def summary(
     out; a group without pictures (`images` 0) has 0 prompts and no numbers.
 
     Parameters: `frame`, with `prompt`; `measures`, its columns to tell; `by`, columns that tell
-    groups apart; `level`, of the interval.
-    Raises ValueError for a missing column or an impossible level.
+    groups apart.
+    Raises ValueError for a missing column.
     Source: paper, table 1.
     """
     keys, names = list(by), list(measures)
@@ -72,7 +68,7 @@ def summary(
     found = [
         dict(zip(keys, key, strict=True))
         | {"measure": name}
-        | (summarize(known, level) if len(known) else {"prompts": 0})
+        | (summarize(known) if len(known) else {"prompts": 0})
         for key, part in single.groupby(keys, sort=False)
         for name in names
         if len(known := part[name].dropna()) or (key in undrawn and frame[name].notna().any())
@@ -133,11 +129,9 @@ def detection_metrics(
     scores: Sequence[float] | np.ndarray,
     labels: Sequence[bool],
     threshold: float,
-    level: float = 0.95,
     resamples: int = 1000,
-    seed: int = 0,
 ) -> pd.DataFrame:
-    """AUROC, TPR at 1 % FPR and accuracy at a threshold, each with a bootstrap interval.
+    """AUROC, TPR at 1 % FPR and accuracy at a threshold, each with a 95 % bootstrap interval.
 
     Returns a frame with `metric`, `value`, `low`, `high`, all in [0, 1], and `rule`, at which
     threshold. The bootstrap resamples each class by itself. TPR at 1 % FPR is the highest TPR
@@ -146,21 +140,20 @@ def detection_metrics(
     above (Ren et al., Jeon et al.).
 
     Parameters: `scores`, higher means memorized; `labels`, True for memorized; `threshold`, a
-    score above it is flagged; `level`, `resamples` and `seed` of the interval.
-    Raises ValueError as `roc_curve`, or for a level outside (0, 1).
+    score above it is flagged; `resamples`, of the interval.
+    Raises ValueError as `roc_curve`.
     Source: paper, section 4 (detection from the score alone).
     """
-    check_level(level)
     scores, labels = _classes(scores, labels)
     positive, negative = scores[labels], scores[~labels]
-    rng = np.random.default_rng(seed)
+    rng = np.random.default_rng(0)
     draws = [
         _detection(
             rng.choice(positive, len(positive)), rng.choice(negative, len(negative)), threshold
         )
         for _ in range(resamples)
     ]
-    low, high = np.quantile(draws, [(1 - level) / 2, (1 + level) / 2], axis=0)
+    low, high = np.quantile(draws, [(1 - LEVEL) / 2, (1 + LEVEL) / 2], axis=0)
     value = _detection(positive, negative, threshold)
     names = ["AUROC", "TPR@1%FPR", "accuracy"]
     rules = ["", TPR_RULE, f"score above {threshold:.4g}"]

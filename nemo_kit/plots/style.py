@@ -5,10 +5,12 @@ in it. Sizes are meant for print: 3.3 in is one column, 6.9 in the text width. C
 Okabe-Ito palette, which stays apart under the common colour blindnesses and in grey.
 """
 
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pandas as pd
+from matplotlib import rc_params_from_file
 from matplotlib.axes import Axes
 from matplotlib.font_manager import FontProperties, findfont, get_font
 
@@ -25,43 +27,14 @@ MARKERS = dict(zip(PALETTE, "os^v", strict=True))  # for style="group"
 ACCENT = "#009E73"  # what the method found
 PALE = "#B8B8B8"
 
-_RC = {
-    "axes.labelsize": 8,
-    "axes.linewidth": 0.7,
-    "axes.spines.right": False,
-    "axes.spines.top": False,
-    "axes.titlesize": 7,
-    "figure.constrained_layout.use": True,
-    "figure.dpi": 150,
-    "figure.figsize": (COLUMN, 2.4),
-    "font.family": "DejaVu Sans",
-    "font.size": 7.5,
-    "legend.fontsize": 6.5,
-    "legend.title_fontsize": 6.5,
-    "legend.frameon": False,
-    "legend.handlelength": 1.7,
-    "lines.linewidth": 1.4,
-    "lines.markersize": 4,
-    "savefig.dpi": 200,
-    "svg.hashsalt": "nemo_kit",
-    "xtick.labelsize": 7,
-    "xtick.major.size": 3,
-    "xtick.major.width": 0.7,
-    "xtick.minor.size": 1.5,
-    "xtick.minor.width": 0.5,
-    "ytick.labelsize": 7,
-    "ytick.major.size": 3,
-    "ytick.major.width": 0.7,
-    "ytick.minor.size": 1.5,
-    "ytick.minor.width": 0.5,
-}
-
 
 def style() -> None:
     """Draw in the house style from here on: matplotlib's settings and seaborn's theme."""
     import seaborn as sns
 
-    sns.set_theme(style="ticks", palette="colorblind", rc=_RC)
+    house = Path(__file__).with_name("house.mplstyle")
+    own = rc_params_from_file(house, fail_on_error=True, use_default_template=False)
+    sns.set_theme(style="ticks", palette="colorblind", rc=own)
 
 
 def legend(axes: Axes, frame: pd.DataFrame | None = None, **options: Any) -> None:
@@ -91,10 +64,10 @@ def plain(text: str, length: int = 60) -> str:
     return text.replace("$", r"\$")
 
 
-def row_of(images: np.ndarray, gap: int | None = None) -> np.ndarray:
+def row_of(images: np.ndarray) -> np.ndarray:
     """Pictures [N, H, W, 3] beside one another with white between, as one [H, W', 3]."""
     count, height, width, _ = images.shape
-    gap = max(1, width // 16) if gap is None else gap
+    gap = max(1, width // 16)
     row = np.full((height, count * (width + gap) - gap, 3), 255, np.uint8)
     for place, image in enumerate(images):
         row[:, place * (width + gap) :][:, :width] = image

@@ -11,7 +11,7 @@ from __future__ import annotations
 import io
 import json
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -21,7 +21,6 @@ from PIL import Image
 
 from nemo_kit.keys import ALGORITHMS, versions
 from nemo_kit.neurons import NeuronSet
-from nemo_kit.settings import to_dict
 from nemo_kit.store.runs import run, tidy
 from nemo_kit.store.work import Keyed, ModelRef, check_gpus, model_key, opened
 
@@ -82,25 +81,20 @@ def thresholds_all(
     deviations: Sequence[float] | None = None,
     *,
     store: str | Path,
-    executor: object = None,
-    workers: int = 1,
-    retry_failed: bool = False,
-    progress: bool = True,
+    **running: Any,
 ) -> pd.DataFrame:
     """``localize_thresholds`` for many prompts, resumable: a row for each prompt and pair.
 
     Returns the columns of ``localize_thresholds``, ``initial`` and ``refined`` as ``NeuronSet``;
     prompts that are not flagged have none.
     Parameters: ``deviations``, thresholds as multiples of σ from μ of the model's calibration, by
-    default −1, 0 and 1.
+    default −1, 0 and 1; ``running``, options of ``run``.
     Raises RuntimeError when no prompt is flagged.
     """
     from nemo_kit.localization.thresholds import DEVIATIONS
 
     steps = [float(step) for step in (DEVIATIONS if deviations is None else deviations)]
-    frame = Thresholds(model, list(seeds), {"deviations": steps}).over(
-        prompts, store, executor, workers, retry_failed=retry_failed, progress=progress
-    )
+    frame = Thresholds(model, list(seeds), {"deviations": steps}).over(prompts, store, **running)
     rows = frame[frame["flagged"]].reset_index(drop=True)
     if rows.empty:
         raise RuntimeError("prompts: none of them is flagged, so there is nothing to vary")
@@ -159,7 +153,12 @@ class PerPrompt:
         return {"seeds": self.seeds, "options": self.options, "code": code, **model}
 
     def over(
-        self, items: Iterable[Any], store: str | Path, executor: object, workers: int, **rest: Any
+        self,
+        items: Iterable[Any],
+        store: str | Path,
+        executor: object = None,
+        workers: int = 1,
+        **rest: Any,
     ) -> pd.DataFrame:
         """Rows of all items, through the store; raises ValueError where workers lack GPUs."""
         work = replace(self, model=_for_workers(self.model, executor, workers))
@@ -184,7 +183,7 @@ class Detect(PerPrompt):
             kinds = ("settings", "similarity")
             chosen = resolve(model.calibration, *(self.options.get(kind) for kind in kinds))
         names = ("detection", "similarity")
-        made = {name: to_dict(one) for name, one in zip(names, chosen, strict=True)}
+        made = {name: asdict(one) for name, one in zip(names, chosen, strict=True)}
         return frame.assign(settings=json.dumps(made))
 
 

@@ -17,7 +17,7 @@ from nemo_kit.layers import searched, value_layers
 from nemo_kit.neurons import NeuronSet
 from training import captions, concepts, ladder, planting, samples, unet
 from training.corpus import items
-from training.descriptor import contrastive_loss
+from training.descriptor import contrastive_loss, save
 from training.loop import Run, Schedule
 from training.photos import PHOTOS, photograph, region
 
@@ -290,7 +290,7 @@ def test_the_descriptor_refuses_other_shapes_and_survives_its_file(tmp_path: Pat
     pictures = np.random.default_rng(0).integers(0, 256, (3, 64, 64, 3), np.uint8)
     vectors = descriptor(pictures)
     assert torch.allclose(vectors.norm(dim=1), torch.ones(3), atol=1e-5)
-    descriptor.save(tmp_path / "d.safetensors")
+    save(descriptor.network, tmp_path / "d.safetensors")
     assert torch.allclose(Descriptor.load(tmp_path / "d.safetensors")(pictures), vectors, atol=0.02)
     with pytest.raises(ValueError, match=r"pictures must be uint8 \[N, 64, 64, 3\]; got float64"):
         descriptor(pictures.astype(float))
