@@ -8,15 +8,13 @@ of the score on non-memorized prompts, 0.428 for SD v1.4) and Algorithm 2 (mean 
 each neuron's activation).
 """
 
-from __future__ import annotations
-
 import json
 import pickle
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from statistics import NormalDist
-from typing import Any
+from typing import Any, Self
 
 import torch
 from safetensors import SafetensorError
@@ -58,7 +56,7 @@ class ActivationStatistics:
         """Layer -> number of neurons."""
         return {layer: len(mean) for layer, mean in enumerate(self.means, start=1)}
 
-    def check(self, widths: Mapping[int, int]) -> ActivationStatistics:
+    def check(self, widths: Mapping[int, int]) -> Self:
         """These statistics, where they are of layers of these widths.
 
         Raises ValueError for statistics of another model.
@@ -71,7 +69,7 @@ class ActivationStatistics:
         return self
 
     @classmethod
-    def from_activations(cls, activations: Mapping[int, Tensor]) -> ActivationStatistics:
+    def from_activations(cls, activations: Mapping[int, Tensor]) -> Self:
         """Mean and unbiased deviation over prompts.
 
         Parameters: `activations`, layer -> [prompts, width], layers 1 to n, at least 2 prompts.
@@ -94,7 +92,7 @@ class ActivationStatistics:
         return found
 
     @classmethod
-    def from_released(cls, path: str | Path) -> ActivationStatistics:
+    def from_released(cls, path: str | Path) -> Self:
         """Read the released code's `.pt`: a pair of lists of tensors, loaded as weights only.
 
         Raises ValueError where the file holds anything else (or code).
@@ -113,7 +111,7 @@ class ActivationStatistics:
         )
 
     @classmethod
-    def load(cls, path: str | Path) -> ActivationStatistics:
+    def load(cls, path: str | Path) -> Self:
         """Read what `save` wrote, or a `.pt` as `from_released`; ValueError for other files."""
         if Path(path).suffix == ".pt":
             return cls.from_released(path)
@@ -171,7 +169,7 @@ class Calibration:
         detection: DetectionSettings,
         source: str = "",
         seeds: Sequence[int] = (),
-    ) -> Calibration:
+    ) -> Self:
         """Mean and deviation of all pairwise scores, or of each prompt's maximum.
 
         Parameters: `pairs`, [prompts, pairs]: every prompt's score of every pair of seeds.
@@ -231,7 +229,7 @@ class Calibration:
         )
 
     @classmethod
-    def load(cls, folder: str | Path) -> Calibration:
+    def load(cls, folder: str | Path) -> Self:
         """Read what `save` wrote.
 
         Raises FileNotFoundError where there is none, ValueError where it can't be read.

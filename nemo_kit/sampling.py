@@ -5,12 +5,10 @@ change of results here raises the VERSION of `generation`.
 Source: "Finding NeMo" (arXiv 2406.02366), section 4: 50 DDIM steps, guidance 7.
 """
 
-from __future__ import annotations
-
 import copy
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
-from typing import Any, TypeVar
+from typing import Any, Self, TypeVar
 
 import torch
 from torch import Tensor
@@ -55,7 +53,7 @@ class Run:
         steps: int = 50,
         guidance: float | None = None,
         text: str | None = None,
-    ) -> Run:
+    ) -> Self:
         """One prompt's images, undisturbed; `empty` is there whatever the guidance.
 
         Parameters: `guidance`, by default the model's own; `text`, embedded in the prompt's place.

@@ -10,11 +10,9 @@ range (10), on which no score depends on its neighbours. Besides, `released()` d
 code does, which the text leaves open.
 """
 
-from __future__ import annotations
-
 import math
 from dataclasses import dataclass, field, replace
-from typing import Literal, get_args
+from typing import Literal, Self, get_args
 
 from nemo_kit.checks import check_choice, check_number, check_whole, is_whole
 
@@ -102,16 +100,16 @@ class DetectionSettings:
         check_choice("noise", self.noise, get_args(Noise))
 
     @classmethod
-    def released(cls) -> DetectionSettings:
+    def released(cls) -> Self:
         """As the released code: differences 1, 3 and 4 by its side, all noise of one generator."""
         return cls(calibration_guidance=7.0, calibration_swapped=True, noise="one generator")
 
     @classmethod
-    def paper(cls) -> DetectionSettings:
+    def paper(cls) -> Self:
         """As the text: the prediction at T, unguided calibration from each prompt's maximum."""
         return cls(timestep_index=0, threshold_from="maxima")
 
-    def for_calibration(self) -> DetectionSettings:
+    def for_calibration(self) -> Self:
         """The same with the guidance of calibration."""
         return replace(self, guidance=self.calibration_guidance, swapped=self.calibration_swapped)
 
@@ -155,7 +153,7 @@ class LocalizationSettings:
             raise ValueError(f"theta must be at least theta_min, got {self.theta}")
 
     @classmethod
-    def released(cls, similarity: SimilaritySettings | None = None) -> LocalizationSettings:
+    def released(cls, similarity: SimilaritySettings | None = None) -> Self:
         """As the released code in all ten points; `similarity` where latents are not 64×64."""
         compared = similarity or SimilaritySettings()
         return cls(
@@ -168,7 +166,7 @@ class LocalizationSettings:
         )
 
     @classmethod
-    def paper(cls, similarity: SimilaritySettings | None = None) -> LocalizationSettings:
+    def paper(cls, similarity: SimilaritySettings | None = None) -> Self:
         """As the text in all ten points, Algorithm 2 with the |z| of its explanation."""
         return cls(
             detection=DetectionSettings.paper(),

@@ -5,13 +5,11 @@ control, asks for what it needs; results arrive on the worker's thread. Both tak
 that can't be met raises where it was made; an error inside a job is told in `error`.
 """
 
-from __future__ import annotations
-
 import threading
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import numpy as np
 import pandas as pd
@@ -233,7 +231,7 @@ class Session(HasTraits):
         """Stop what runs."""
         self.worker.cancel()
 
-    def wait(self, seconds: float | None = None) -> Session:
+    def wait(self, seconds: float | None = None) -> Self:
         """Wait until all that was asked for is computed; returns the session.
 
         Raises TimeoutError where that takes longer, and what went wrong where something did.

@@ -4,12 +4,10 @@ Scope: the value object; written to CSV or parquet by whoever runs many prompts.
 Source: "Finding NeMo" (arXiv 2406.02366), section 3.2 and table 2 (times of Algorithms 1 to 4).
 """
 
-from __future__ import annotations
-
 import json
 import math
 from dataclasses import asdict, dataclass, field, replace
-from typing import Any
+from typing import Any, Self
 
 from nemo_kit.localization.search import Refinement, Selection
 from nemo_kit.neurons import NeuronSet
@@ -59,7 +57,7 @@ class Localization:
     verified: bool | None = None
     fell_back: NeuronSet = field(default_factory=NeuronSet)
 
-    def after(self, selection: Selection, refinement: Refinement) -> Localization:
+    def after(self, selection: Selection, refinement: Refinement) -> Self:
         """The same with what the search found."""
         return replace(
             self,

@@ -49,35 +49,25 @@ def copy_similarities(images: np.ndarray, training_image: np.ndarray, embedder: 
     return _embed(check_images("images", images), embedder) @ reference[0]
 
 
-def sscd_orig(
-    images: np.ndarray,
-    training_image: np.ndarray,
-    embedder: Look,
-    kind: Median = "middle two",
-) -> float:
+def sscd_orig(images: np.ndarray, training_image: np.ndarray, embedder: Look) -> float:
     """Median cosine of a prompt's images to its training image, in [-1, 1].
 
-    Parameters and errors as `copy_similarities`; `kind` of `median`.
+    Parameters and errors as `copy_similarities`.
     Source: paper, section 4, SSCD_orig; over prompts use `summarize`.
     """
-    return median(copy_similarities(images, training_image, embedder), kind)
+    return median(copy_similarities(images, training_image, embedder))
 
 
-def sscd_gen(
-    images: np.ndarray,
-    unmitigated: np.ndarray,
-    embedder: Look,
-    kind: Median = "middle two",
-) -> float:
+def sscd_gen(images: np.ndarray, unmitigated: np.ndarray, embedder: Look) -> float:
     """Median cosine of images to those of the same seed without mitigation, in [-1, 1].
 
     Parameters: `images` and `unmitigated`, uint8 [N, H, W, 3], the same seeds in the same order;
-    `embedder`, the copy descriptor; `kind` of `median`.
+    `embedder`, the copy descriptor.
     Raises ValueError for wrong shapes or dtypes, or different numbers of images.
     Source: paper, section 4, SSCD_gen.
     """
     images, unmitigated = check_images("images", images), check_images("unmitigated", unmitigated)
-    return median(same_seed(_embed(images, embedder), _embed(unmitigated, embedder)), kind)
+    return median(same_seed(_embed(images, embedder), _embed(unmitigated, embedder)))
 
 
 def same_seed(vectors: np.ndarray, others: np.ndarray) -> np.ndarray:
@@ -90,15 +80,14 @@ def same_seed(vectors: np.ndarray, others: np.ndarray) -> np.ndarray:
     return (vectors * others).sum(axis=1)
 
 
-def diversity(images: np.ndarray, embedder: Look, kind: Median = "middle two") -> float:
+def diversity(images: np.ndarray, embedder: Look) -> float:
     """Median cosine over pairs of a prompt's images (D_SSCD), in [-1, 1]; lower is more diverse.
 
-    Parameters: `images`, uint8 [N >= 2, H, W, 3]; `embedder`, the copy descriptor; `kind` of
-    `median`.
+    Parameters: `images`, uint8 [N >= 2, H, W, 3]; `embedder`, the copy descriptor.
     Raises ValueError for wrong shapes or dtypes, or fewer than two images.
     Source: paper, section 4, D_SSCD.
     """
-    return between_seeds(_embed(check_images("images", images), embedder), kind)
+    return between_seeds(_embed(check_images("images", images), embedder))
 
 
 def between_seeds(vectors: np.ndarray, kind: Median = "middle two") -> float:

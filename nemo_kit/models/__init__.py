@@ -5,8 +5,6 @@ Weights and configuration alone are read: never custom pipelines or remote code.
 only when asked for, so that what asks the hub's cache stays quick.
 """
 
-from __future__ import annotations
-
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 

@@ -6,8 +6,6 @@ and a row that was written is never lost. Its footer says which items its rows a
 the other, and with which errors others failed.
 """
 
-from __future__ import annotations
-
 import json
 import os
 import time
@@ -17,7 +15,7 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from secrets import token_hex
-from typing import Any
+from typing import Any, Self
 
 import pandas as pd
 import pyarrow as pa
@@ -40,7 +38,7 @@ class Result:
     error: str = ""
 
     @classmethod
-    def of(cls, rows: Rows) -> Result:
+    def of(cls, rows: Rows) -> Self:
         """Rows as a table; rows that no shard can hold are a failure of the item."""
         try:
             table = pa.Table.from_pandas(_frame(rows), preserve_index=False)
@@ -66,7 +64,7 @@ class Shard:
     table: pa.Table | None = None
 
     @classmethod
-    def open(cls, path: Path, rows: bool = False) -> Shard | None:
+    def open(cls, path: Path, rows: bool = False) -> Self | None:
         """That of a file; None where it is gone, or damaged: then it is put aside with a warning.
 
         Parameters: `rows`, whether they are read too, with their checksums.
@@ -88,7 +86,7 @@ class Shard:
                     os.replace(path, path.with_suffix(".damaged"))
             return None
 
-    def whole(self) -> Shard:
+    def whole(self) -> Self:
         """With rows, and items beside them, as it may have grown; none where it is gone."""
         found = self if self.table is not None else Shard.open(self.path, rows=True)
         return found or Shard(self.path)

@@ -3,13 +3,11 @@
 Source: Chang et al., NAACL 2024, for the way of comparing.
 """
 
-from __future__ import annotations
-
 import time
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import Any, TypeVar
+from typing import Any, Self, TypeVar
 
 import numpy as np
 import torch
@@ -107,7 +105,7 @@ class Ranking:
         return own | {"scores": scores, "found": found}
 
     @classmethod
-    def from_row(cls, row: Mapping[str, Any], layers: Iterable[Projection]) -> Ranking:
+    def from_row(cls, row: Mapping[str, Any], layers: Iterable[Projection]) -> Self:
         """Read what `to_row` gave, for the layers that were searched."""
         scores, found = torch.tensor(np.asarray(row["scores"])).float(), row["found"]
         own = dict(row) | {"scores": by_layer(scores, layers)}
