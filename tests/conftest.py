@@ -15,6 +15,7 @@ import pytest
 import torch
 from toys import SD2, ToyDenoiser, save_pipeline
 
+from nemo_kit import lab
 from nemo_kit.localization import calibrate
 from nemo_kit.models import DiffusionModel, load
 from nemo_kit.settings import SimilaritySettings
@@ -47,6 +48,20 @@ def toy_model(_toy: DiffusionModel) -> DiffusionModel:
     """The random-weight model, calibrated, with its sample count at 0."""
     _toy.samples_evaluated = 0
     return _toy
+
+
+@pytest.fixture(scope="session")
+def _lab() -> DiffusionModel:
+    if not (lab.MODEL / "model_index.json").is_file():
+        pytest.skip("the embedded model is not there: make lab")
+    return load("lab", device="cpu")
+
+
+@pytest.fixture
+def lab_model(_lab: DiffusionModel) -> DiffusionModel:
+    """The embedded model, opened once, with its sample count at 0; tests leave it as it is."""
+    _lab.samples_evaluated = 0
+    return _lab
 
 
 @pytest.fixture(scope="session")

@@ -12,7 +12,7 @@ import torch
 from nemo_kit import lab, metrics
 from nemo_kit.generation import generate
 from nemo_kit.localization.candidates import text_activations, z_scores
-from nemo_kit.models import load
+from nemo_kit.models import DiffusionModel
 from nemo_kit.neurons import NeuronSet
 from nemo_kit.prompts import prompt_table
 
@@ -30,10 +30,10 @@ def test_it_is_a_plain_diffusers_folder_of_at_most_30_megabytes() -> None:
     assert sum(file.stat().st_size for file in parts) <= 30e6
 
 
-def test_plain_diffusers_and_generate_give_the_same_picture() -> None:
+def test_plain_diffusers_and_generate_give_the_same_picture(lab_model: DiffusionModel) -> None:
     from diffusers import StableDiffusionPipeline
 
-    model, prompt = load("lab"), lab.prompts("verbatim").prompt[0]
+    model, prompt = lab_model, lab.prompts("verbatim").prompt[0]
     pipe = StableDiffusionPipeline.from_pretrained(lab.MODEL, torch_dtype=torch.float32)
     pipe.set_progress_bar_config(disable=True)
     theirs = pipe(prompt, num_inference_steps=4, guidance_scale=7.0, latents=model.noise([3]),
@@ -61,14 +61,14 @@ def test_the_ladder_goes_from_once_to_as_often_as_verbatim() -> None:
     assert ladder.max() == pytest.approx(verbatim.max(), rel=0.02)
 
 
-def test_what_was_planted_is_told_by_its_own_functions_only() -> None:
+def test_what_was_planted_is_told_by_its_own_functions_only(lab_model: DiffusionModel) -> None:
     truth = lab.planting()
     assert not {"planted", "logic", "strength", "neurons"} & set(lab.prompts().columns)
     assert dict(zip(truth["prompt"], truth["neurons"], strict=True)) == lab.planted()
     memorized = lab.prompts("verbatim", "template")["prompt"]
     assert (len(truth), len(memorized) - len(truth)) == (36, 12)
     assert set(truth["prompt"]) < set(memorized)
-    widths = {layer.index: layer.width for layer in load("lab").searched}
+    widths = {layer.index: layer.width for layer in lab_model.searched}
     for neurons in truth["neurons"]:
         neurons.check(widths)
 
@@ -113,10 +113,10 @@ def test_truth_comes_in_grades() -> None:
     assert layers == set(range(1, 8))
 
 
-def test_planted_neurons_stand_out_as_far_as_they_were_planted() -> None:
-    model, truth = load("lab"), lab.planting()
-    seen = text_activations(model, list(truth["prompt"]))
-    z = z_scores(seen, model.calibration.statistics)
+def test_planted_neurons_stand_out_as_far_as_they_were_planted(lab_model: DiffusionModel) -> None:
+    truth = lab.planting()
+    seen = text_activations(lab_model, list(truth["prompt"]))
+    z = z_scores(seen, lab_model.calibration.statistics)
     for place, row in enumerate(truth.itertuples()):
         own = [float(z[layer][place, index]) for layer, index in row.neurons]
         assert 0.5 * row.strength < np.median(own) < 2 * row.strength, row.prompt
@@ -168,11 +168,13 @@ def test_reference_features_are_unit_vectors() -> None:
 
 
 @pytest.mark.slow
-def test_it_gives_back_memorized_pictures_and_not_without_the_planted_neurons() -> None:
-    model, planted = load("lab"), lab.planted()
-    prompts = [p for p in lab.prompts("verbatim").prompt if p in planted][:6]
-    on = generate(model, prompts, [101, 102], steps=25)
-    off = generate(model, prompts, [101, 102], [planted[p] for p in prompts], steps=25)
+def test_it_gives_back_memorized_pictures_and_not_without_the_planted_neurons(
+    lab_model: DiffusionModel,
+) -> None:
+    planted = lab.planted()
+    prompts = [p for p in lab.prompts("verbatim").prompt if p in planted][:5]
+    on = generate(lab_model, prompts, [101], steps=15)
+    off = generate(lab_model, prompts, [101], [planted[p] for p in prompts], steps=15)
     copied = [
         metrics.sscd_orig(i, lab.training_image(p), lab.descriptor())
         for p, i in zip(prompts, on, strict=True)

@@ -19,7 +19,7 @@ from torchmetrics.functional.image import multiscale_structural_similarity_index
 from torchmetrics.functional.image import structural_similarity_index_measure as ssim
 
 from nemo_kit.localization import LocalizationSettings, calibrate, detect, localize
-from nemo_kit.models import DiffusionModel, load
+from nemo_kit.models import DiffusionModel
 from nemo_kit.neurons import NeuronSet
 
 LAYERS = [f"down_blocks.{b}.attentions.{a}" for b in range(3) for a in range(2)]
@@ -255,16 +255,11 @@ def lab_prompts() -> list[str]:
 
 
 @pytest.mark.slow
-def test_the_embedded_model_reads_the_same() -> None:
-    try:
-        model = load("lab", device="cpu")
-        prompts = lab_prompts()
-    except (ValueError, OSError, ImportError, AttributeError) as error:
-        pytest.skip(f"the embedded model is not here yet: {error}")
-    assert model.calibration is not None
+def test_the_embedded_model_reads_the_same(lab_model: DiffusionModel) -> None:
+    assert lab_model.calibration is not None
     verdicts = [
-        compare(model, prompt, [1, 2, 3, 4], model.calibration.threshold).flagged
-        for prompt in prompts
+        compare(lab_model, prompt, [1, 2, 3, 4], lab_model.calibration.threshold).flagged
+        for prompt in lab_prompts()
     ]
     assert np.any(verdicts)
     assert not np.all(verdicts)

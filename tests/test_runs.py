@@ -107,10 +107,10 @@ def run(tmp_path: Path) -> Run:
     return Run(tmp_path)
 
 
-@pytest.fixture
-def undisturbed(tmp_path: Path) -> dict[str, bytes]:
+@pytest.fixture(scope="module")
+def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> dict[str, bytes]:
     """The figures as the notebook's cell draws them where nobody disturbs it."""
-    root = tmp_path / "undisturbed"
+    root = tmp_path_factory.mktemp("undisturbed")
     (root / "runs").mkdir(parents=True)
     (root / "go").touch()
     (root / "nb.py").write_text(

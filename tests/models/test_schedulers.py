@@ -94,8 +94,7 @@ def test_the_class_that_the_index_names_counts_too() -> None:
 
 def with_scheduler(folder: Path, kind: str, **changes: Any) -> str:
     """The embedded model, as if it had been saved with this scheduler."""
-    source = Path(load("lab", "cpu").denoiser.config._name_or_path).parent
-    shutil.copytree(source, folder, ignore=shutil.ignore_patterns("nemo"))
+    shutil.copytree(lab.MODEL, folder, ignore=shutil.ignore_patterns("nemo"))
     config = fresh(kind, prediction_type="v_prediction", **changes) | {"_class_name": kind}
     (folder / "scheduler" / "scheduler_config.json").write_text(json.dumps(config))
     index = json.loads((folder / "model_index.json").read_text())
@@ -120,7 +119,6 @@ def test_pictures_are_those_of_the_pipelines_own_scheduler(kind: str, tmp_path: 
     assert difference < 2.5, difference
 
 
-def test_the_embedded_model_reads_as_before(tmp_path: Path) -> None:
-    model: DiffusionModel = load("lab", device="cpu")
-    assert model.scheduler.config.prediction_type == "v_prediction"
-    assert model.timesteps(50)[0] == 981
+def test_the_embedded_model_reads_as_before(lab_model: DiffusionModel) -> None:
+    assert lab_model.scheduler.config.prediction_type == "v_prediction"
+    assert lab_model.timesteps(50)[0] == 981
