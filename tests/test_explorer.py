@@ -624,7 +624,12 @@ def test_pictures_of_a_cell_are_shown_and_measured(session: Session) -> None:
     shown = session.wait(LONG).pictures
     assert np.array_equal(shown.after, mine)
     assert list(shown.measured["nearest_after"]) == ["image 1", "image 2"]
-    assert "set in a cell · seeds 101, 102" in present.pictures(session)
+    drawn = present.pictures(session)
+    assert "set in a cell · seeds 101, 102" in drawn
+    assert 'alt="Seed 102, set in a cell"' in drawn
+    assert drawn.count("Nearest training image: image 1") >= 1
+    assert drawn.count("<span>1.00</span>") == 2  # the cosines of what is a training image itself
+    assert drawn.count("Noise difference of seed") == 2  # of the undisturbed ones alone
     assert not session.stale
 
 
@@ -677,7 +682,7 @@ def test_prompts_are_shown_as_text_everywhere(session: Session) -> None:
     shown = [present.score(session, None), present.facts(session.facts, None),
              present.pictures(session), present.html("error", TRAP),
              present.html("status", TRAP, 1, None), present.html("heading", TRAP, TRAP),
-             present.html("tiles", [(TRAP, TRAP)]), present.html("image", "", TRAP)]  # fmt: skip
+             present.html("tile", 1, TRAP), present.html("image", "", TRAP)]  # fmt: skip
     assert all("<img src=x" not in html and "<b>cat" not in html for html in shown)
     assert all("&lt;img src=x onerror=&#34;" in html for html in shown)
 

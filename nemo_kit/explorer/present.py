@@ -28,7 +28,7 @@ from nemo_kit.plots import PALETTE, noise_pictures
 
 STYLE = f"<style>\n{Path(__file__).with_name('style.css').read_text('utf-8')}</style>"
 STALE = "These pictures belong to another selection or other settings: press Generate."
-_SIDE, _THUMB = 128, 48  # pixels of shown pictures: messages stay small whatever the model draws
+_SIDE = 128  # pixels of shown pictures: messages stay small whatever the model draws
 _LIMIT = 8.0  # |z| at which the colours of the map end
 _WIDE, _HIGH = 430, 66  # of the score's chart, in the units of its drawing; densities within it
 _NAMED, _APART = 3, 0.06  # selected neurons named in each layer, where so much lies between them
@@ -71,7 +71,7 @@ def status_words(session: Session) -> str:
 
 def score(session: Session, known: pd.DataFrame | None) -> str:
     """Each prompt with its verdict, its score before those of other prompts, and the numbers."""
-    bare = {"prompt": session.prompt, "badges": None, "remarks": (), "tiles": ()}
+    bare = {"prompt": session.prompt, "badges": None, "remarks": ()}
     told = [_scored(session, case, known) for case in session.cases]
     waits = "computing …" if session.progress else "not computed yet"
     return html("score", told or [bare], waits)
@@ -83,7 +83,9 @@ def _scored(session: Session, case: Case, known: pd.DataFrame | None) -> dict[st
     return {
         "prompt": case.look.prompt, "badges": badges, "remarks": remarks,
         "training": None if training is None else photo(training),
-        "chart": _chart(session, case, known), "tiles": _tiles(session, case),
+        "chart": _chart(session, case, known), "left": case.left,
+        "share": session.probe.false_alarms,
+        "how": scaled_words(len(session.selection), session.factor),
     }  # fmt: skip
 
 
@@ -124,19 +126,6 @@ def _densities(
         outline = " ".join(f"{x(at)},{y:.1f}" for at, y in zip(xs, ys, strict=True))
         found.append((name, PALETTE[name], outline))
     return found
-
-
-def _tiles(session: Session, case: Case) -> list[tuple[str, str]]:
-    tiles = [(f"{case.look.score:.2f}", "score, all neurons on")]
-    if case.left is not None:
-        how = scaled_words(len(session.selection), session.factor)
-        tiles.append((f"{case.left.pairs:.2f}", f"score, {how}"))
-        tiles.append((f"{case.left.same_seed:.2f}", "left of it: same seed"))
-    if (limit := session.probe.threshold) is not None:
-        share = session.probe.false_alarms
-        words = "threshold τ" if share is None else f"τ; {share:.0%} false alarms expected"
-        tiles.append((f"{limit:.2f}", words))
-    return tiles
 
 
 def verdict(session: Session, case: Case) -> tuple[list[tuple[str, str]], list[str]]:
@@ -266,43 +255,10 @@ def pictures(session: Session) -> str:
     if session.probe.training:
         by = session.probe.embedder.name + " (not SSCD itself)" * session.probe.is_lab
         legend = f"Below a picture: the nearest training image, and the cosine to it by the {by}."
-    rows = [_pictures(session, one) for one in shown]
-    return html("pictures", rows, STALE if session.stale else "", legend)
-
-
-def _pictures(session: Session, shots: Pictures) -> dict[str, Any]:
-    seeds, every = f"seeds {write_seeds(shots.view.seeds)}", "all neurons on"
-    ends = {"before": (shots.before, every), "after": (shots.after, shots.how)}
-    rows = [
-        {"words": f"{how} · {seeds}", "cells": [
-            _cell(session, shots, place, image, end, how) for place, image in enumerate(images)
-        ]}
-        for end, (images, how) in ends.items()
-    ]  # fmt: skip
-    noise = [
-        {"words": how, "cells": [
-            {"picture": photo(image), "words": f"Noise difference of seed {seed}, {how}"}
-            for seed, image in zip(shots.view.seeds, noise_pictures(drawn), strict=True)
-        ]}
-        for drawn, how in ((shots.noise_before, every), (shots.noise_after, shots.how))
-        if len(drawn)
-    ]  # fmt: skip
-    tiles = []
-    if "same_seed" in shots.measured:
-        middle = shots.measured[["copy_before", "copy_after", "same_seed"]].median()
-        tiles = [(f"{middle['copy_before']:.2f}", "to the nearest image, all on"),
-                 (f"{middle['copy_after']:.2f}", f"to the nearest image, {shots.how}"),
-                 (f"{middle['same_seed']:.2f}", "with to without, same seed")]  # fmt: skip
-    return {"prompt": shots.view.prompt, "rows": rows, "noise": noise, "tiles": tiles}
-
-
-def _cell(
-    session: Session, shots: Pictures, place: int, image: np.ndarray, end: str, how: str
-) -> dict[str, str]:
-    row = shots.measured.iloc[place]
-    cell = {"picture": photo(image), "words": f"Seed {row['seed']}, {how}"}
-    if f"nearest_{end}" in row:
-        name = row[f"nearest_{end}"]
-        cell |= {"near": photo(session.probe.training[name], _THUMB), "nearest": name,
-                 "cosine": f"{row[f'copy_{end}']:.2f}"}  # fmt: skip
-    return cell
+    cases = []
+    for one in shown:
+        rows = one.measured.to_dict("records")
+        middle = one.measured.filter(["copy_before", "copy_after", "same_seed"]).median()
+        cases.append((one, rows, middle.to_dict(), write_seeds(one.view.seeds)))
+    stale = STALE if session.stale else ""
+    return html("pictures", cases, stale, legend, photo, noise_pictures, session.probe.training)
