@@ -360,8 +360,8 @@ def test_thresholds_all_keeps_what_is_flagged(
 ) -> None:
     calls, first, second = [], NeuronSet({1: [4], 3: [7]}), NeuronSet({3: [7]})
 
-    def one(model: None, prompt: str, steps: list[float], seeds: list[int]) -> Any:
-        calls.append((prompt, steps, seeds))
+    def one(model: None, prompt: str, deviations: list[float], seeds: list[int]) -> Any:
+        calls.append((prompt, deviations, seeds))
         row = {"prompt": prompt, "flagged": prompt != "no", "score": 0.9, "samples": 3}
         if prompt != "no":
             row |= {"initial": first.to_json(), "refined": second.to_json()}

@@ -9,26 +9,16 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from nemo_kit.models.base import DiffusionModel as DiffusionModel
-    from nemo_kit.models.opening import load as load
+    from nemo_kit.models.base import DiffusionModel
+    from nemo_kit.models.opening import load
 
-__all__ = [
-    "DTYPES",
-    "GENERATION_FILE",
-    "DiffusionModel",
-    "StableDiffusion",
-    "default_device",
-    "default_dtype",
-    "load",
-    "notes_folder",
-    "on_this_machine",
-    "resolve",
-]
-
+_OPENING = ("DTYPES", "GENERATION_FILE", "default_device", "default_dtype", "load",
+            "on_this_machine", "resolve")  # fmt: skip
 _HOMES = {"DiffusionModel": "base", "StableDiffusion": "stable_diffusion", "notes_folder": "hub"}
+_HOMES |= dict.fromkeys(_OPENING, "opening")
 
 
 def __getattr__(name: str) -> Any:
-    if name not in __all__:
-        raise AttributeError(f"nemo_kit.models has no {name!r}; it has {', '.join(__all__)}")
-    return getattr(import_module(f"nemo_kit.models.{_HOMES.get(name, 'opening')}"), name)
+    if name not in _HOMES:
+        raise AttributeError(f"nemo_kit.models has no {name!r}; it has {', '.join(sorted(_HOMES))}")
+    return getattr(import_module(f"nemo_kit.models.{_HOMES[name]}"), name)

@@ -2,8 +2,9 @@
 
 Scope: thin over `run`; what each worker calls is a small class that holds its settings and the
 model, or a reference to it where the work is done in other processes. Common to all: `executor`,
-`workers` and `retry_failed` are those of `run`, a worker opens the model once, by its id; they
-raise what `run` raises, and prompts that failed are named in a warning and have no row.
+`workers`, `retry_failed` and `progress` go to `run`, other options to the method's own function; a
+worker opens the model once, by its id; they raise what `run` raises, and prompts that failed are
+named in a warning and have no row.
 """
 
 from __future__ import annotations
@@ -30,6 +31,8 @@ if TYPE_CHECKING:
 
     AnyModel = DiffusionModel | ModelRef | Keyed
 
+RUNNING = ("executor", "workers", "retry_failed", "progress", "version")  # options of `run`
+
 
 def detect_all(
     model: AnyModel,
@@ -37,20 +40,14 @@ def detect_all(
     seeds: Iterable[int] = range(1, 11),
     *,
     store: str | Path,
-    executor: object = None,
-    workers: int = 1,
-    retry_failed: bool = False,
-    progress: bool = True,
     **options: Any,
 ) -> pd.DataFrame:
     """``detect`` for many prompts, resumable: one row a prompt, as ``detect`` gives them.
 
     One more column, ``settings``, is the JSON of the detection and similarity settings.
-    ``options`` go to ``detect``.
+    ``options``: of ``run`` and ``detect``.
     """
-    return Detect(model, list(seeds), options).over(
-        prompts, store, executor, workers, retry_failed=retry_failed, progress=progress
-    )
+    return Detect(model, list(seeds), options).over(prompts, store)
 
 
 def localize_all(
@@ -59,19 +56,14 @@ def localize_all(
     seeds: Iterable[int] = range(1, 11),
     *,
     store: str | Path,
-    executor: object = None,
-    workers: int = 1,
-    retry_failed: bool = False,
-    progress: bool = True,
     **options: Any,
 ) -> pd.DataFrame:
     """``localize`` for many prompts, resumable: one row a prompt (``Localization.to_row``).
 
-    The columns ``initial`` and ``refined`` hold a ``NeuronSet``. ``options`` go to ``localize``.
+    The columns ``initial`` and ``refined`` hold a ``NeuronSet``. ``options``: of ``run`` and
+    ``localize``.
     """
-    return _with_sets(Localize(model, list(seeds), options).over(
-        prompts, store, executor, workers, retry_failed=retry_failed, progress=progress
-    ))  # fmt: skip
+    return _with_sets(Localize(model, list(seeds), options).over(prompts, store))
 
 
 def thresholds_all(
@@ -94,7 +86,7 @@ def thresholds_all(
     from nemo_kit.localization.thresholds import DEVIATIONS
 
     steps = [float(step) for step in (DEVIATIONS if deviations is None else deviations)]
-    frame = Thresholds(model, list(seeds), {"deviations": steps}).over(prompts, store, **running)
+    frame = Thresholds(model, list(seeds), {"deviations": steps, **running}).over(prompts, store)
     rows = frame[frame["flagged"]].reset_index(drop=True)
     if rows.empty:
         raise RuntimeError("prompts: none of them is flagged, so there is nothing to vary")
@@ -109,27 +101,19 @@ def generate_all(
     *,
     store: str | Path,
     mitigation: Mitigation | Mapping[str, Mitigation] | None = None,
-    executor: object = None,
-    workers: int = 1,
-    retry_failed: bool = False,
-    progress: bool = True,
-    version: Any = None,
     **options: Any,
 ) -> pd.DataFrame:
     """``generate`` for many prompts, resumable: columns prompt, seed, image (uint8 [H, W, 3]).
 
     ``neurons``, ``mitigation``: one for all prompts, or one for each (a prompt without one is
-    undisturbed). ``options`` go to ``generate``. A mitigation from outside the package counts with
-    its source, ``version`` where that can't be had.
+    undisturbed). ``options``: of ``run`` and ``generate``. A mitigation from outside the package
+    counts with its source, ``version`` where that can't be had.
     """
     items = [
         {"prompt": text, "neurons": _of(neurons, text), **_given(_of(mitigation, text))}
         for text in prompts
     ]
-    frame = Generate(model, list(seeds), options).over(
-        items, store, executor, workers,
-        retry_failed=retry_failed, progress=progress, version=version,
-    )  # fmt: skip
+    frame = Generate(model, list(seeds), options).over(items, store)
     return frame.assign(image=[_image(png) for png in frame["image"]])
 
 
@@ -152,20 +136,14 @@ class PerPrompt:
         code = versions(*self.rooms)
         return {"seeds": self.seeds, "options": self.options, "code": code, **model}
 
-    def over(
-        self,
-        items: Iterable[Any],
-        store: str | Path,
-        executor: object = None,
-        workers: int = 1,
-        **rest: Any,
-    ) -> pd.DataFrame:
+    def over(self, items: Iterable[Any], store: str | Path) -> pd.DataFrame:
         """Rows of all items, through the store; raises ValueError where workers lack GPUs."""
-        work = replace(self, model=_for_workers(self.model, executor, workers))
-        return tidy(run(
-            work, items, store, work.key(), name=self.name, batch=self.batch,
-            executor=executor, workers=workers, **rest,
-        ), 4)  # fmt: skip
+        running = {name: self.options[name] for name in RUNNING if name in self.options}
+        own = {name: value for name, value in self.options.items() if name not in running}
+        where = running.get("executor"), running.get("workers", 1)
+        work = replace(self, model=_for_workers(self.model, *where), options=own)
+        kept = run(work, items, store, work.key(), name=self.name, batch=self.batch, **running)
+        return tidy(kept, 4)
 
 
 class Detect(PerPrompt):
@@ -219,7 +197,7 @@ class Thresholds(PerPrompt):
         from nemo_kit.localization.thresholds import localize_thresholds
 
         with opened(self.model) as model:
-            return localize_thresholds(model, prompt, self.options["deviations"], self.seeds)
+            return localize_thresholds(model, prompt, seeds=self.seeds, **self.options)
 
 
 class Generate(PerPrompt):
