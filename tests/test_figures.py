@@ -75,10 +75,11 @@ def test_data_that_others_go_on_with_are_listed_with_their_figure(tmp_path: Path
 def test_pdf_and_svg_on_request_are_the_same_for_the_same_figure(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from nemo_kit.plots.style import canvas
+    from matplotlib.figure import Figure
 
     def drawn(out: Path) -> dict[str, bytes]:
-        fig, axes = canvas(2, 1)
+        fig = Figure((2, 1), layout="constrained")
+        axes = fig.subplots()
         axes.plot([1, 3, 2], label="$x$")
         axes.imshow(np.eye(3))
         paths = figures.save(fig, pd.DataFrame({"a": [1]}), "F2a", out)

@@ -7,15 +7,14 @@ other processes, so that a long run can be stopped, killed and gone on with.
 from __future__ import annotations
 
 import sys
-import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 from typer import Option
 
 from nemo_kit.cli.options import (
+    Kept,
     Method,
     Model,
     Prompts,
@@ -24,7 +23,6 @@ from nemo_kit.cli.options import (
     bar,
     end,
     interruptible,
-    writable,
 )
 
 if TYPE_CHECKING:
@@ -35,14 +33,9 @@ if TYPE_CHECKING:
 
 # fmt: off
 @dataclass(frozen=True)
-class Place:
-    """Where results are kept, what is done with failures of before, and who computes."""
+class Place(Kept):
+    """Where results are kept and who computes them."""
 
-    store: Annotated[Path, Option(metavar="FOLDER", help="Folder that keeps the result of every "
-        "prompt of a --prompts file; the same command goes on from there, whatever stopped "
-        "it.")] = Path("runs/store")
-    retry_failed: Annotated[bool, Option("--retry-failed", help="Try again the prompts that failed "
-        "before.")] = False
     workers: Annotated[int, Option(metavar="N", min=1, help="Processes on this machine; on GPUs, "
         "one for each GPU. Only for prompts of files.")] = 1
     scheduler: Annotated[str | None, Option(metavar="ADDRESS", help="Address of a dask scheduler "
@@ -91,21 +84,12 @@ class Place:
         return model.open("cpu", gpus if model.dtype == "auto" else None)
 
     def sweep(self, sweeper: Any, model: Any, device: str, *given: Any, **options: Any) -> Any:
-        """Rows of all prompts, from the store or computed now, here or by other processes.
-
-        Says where results are; Ctrl-C ends in one line.
-        """
+        """Rows of all prompts, from the store or computed now, here or by other processes."""
         from nemo_kit.store import ModelRef
 
-        writable(self.store, "--store")
-        kept = f"kept in {self.store}"
-        print(f"nemo-kit: results are {kept}; the same command goes on from there", file=sys.stderr)
         if self.elsewhere:
             model = ModelRef.of(model, "cuda" if self.on_gpus(device) else None)
-        told = f"every prompt finished so far is {kept}, and the same command goes on"
-        with warnings.catch_warnings(), interruptible(told):
-            warnings.simplefilter("default")
-            warnings.filterwarnings("ignore", ".*retry_failed")  # `end` says it
+        with self.running():
             return sweeper(
                 model, *given, store=self.store, workers=self.workers, executor=self.scheduler,
                 retry_failed=self.retry_failed, **options,

@@ -10,6 +10,7 @@ from __future__ import annotations
 import inspect
 import json
 import sys
+import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, fields, is_dataclass
@@ -187,6 +188,34 @@ class Method:
             numbers = range(1, self.seeds + 1)
             model.calibration = calibration_for(model, chosen, held, numbers, store)
         return chosen
+
+
+# fmt: off
+@dataclass(frozen=True)
+class Kept:
+    """Where results are kept, and what is done with failures of before."""
+
+    store: Annotated[Path, Option(metavar="FOLDER", help="Folder that keeps the result of every "
+        "prompt of a --prompts file; the same command goes on from there, whatever stopped "
+        "it.")] = Path("runs/store")
+    retry_failed: Annotated[bool, Option("--retry-failed", help="Try again the prompts that failed "
+        "before.")] = False
+    # fmt: on
+
+    @contextmanager
+    def running(self) -> Iterator[None]:
+        """Say where results are; Ctrl-C in one line."""
+        writable(self.store, "--store")
+        where = f"kept in {self.store}"
+        print(f"nemo-kit: results are {where}; the same command goes on from there",
+              file=sys.stderr)  # fmt: skip
+        with warnings.catch_warnings():
+            warnings.simplefilter("default")
+            warnings.filterwarnings("ignore", ".*retry_failed")  # `end` says it
+            with interruptible(
+                f"every prompt finished so far is {where}, and the same command goes on"
+            ):
+                yield
 
 
 def end(frame: pd.DataFrame) -> None:
