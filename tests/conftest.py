@@ -25,6 +25,14 @@ TOY_PROMPTS = [f"{word} {number}" for number in range(6) for word in ("cat", "re
 REPOSITORY = Path(__file__).resolve().parents[1]
 
 
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption(
+        "--every-family",
+        action="store_true",
+        help="run every notebook on every family of models, not a selection (a quarter of an hour)",
+    )
+
+
 @pytest.fixture(scope="session", autouse=True)
 def _one_thread() -> None:
     torch.set_num_threads(1)

@@ -119,9 +119,8 @@ def _source_folder(model: DiffusionModel, scratch: Path) -> Path:
     if model.lora is None and all((place / name).is_dir() for name in own):
         return place
     with opening.quiet():
-        family, parts = opening.open_parts(model.name, place, model.dtype, model.config)
-        if model.lora is not None:
-            parts = opening.fused(family, parts, model.lora, model.device, model.dtype)
+        given = place, model.device, model.dtype, model.lora, model.config
+        family, parts = opening.open_parts(model.name, *given)
         family.pipeline(parts).save_pretrained(scratch)
     said = hub.notes_folder(place) / opening.GENERATION_FILE
     if said.is_file():

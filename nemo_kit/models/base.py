@@ -50,6 +50,9 @@ class DiffusionModel(ABC):
     foreign: ClassVar[Mapping[str, Mapping[str, str]]]
     optional: ClassVar[frozenset[str]] = frozenset()  # parts that a folder may lack
     denoising: ClassVar[str] = "transformer"  # the part that denoises
+    # setting of that part -> "part.setting" of another, which must be the same
+    fits: ClassVar[Mapping[str, str]] = {}
+    packed: ClassVar[int] = 1  # channels of its input for each of a latent
     blocks: ClassVar[tuple[str, ...]] = ()  # its value projections: see `layers.block_layers`
     flow: ClassVar[bool] = False  # whether it is trained on a rectified flow, not as DDIM runs it
     usual_guidance: ClassVar[float] = 7.0  # of the paper; else of the family's own pipeline
@@ -156,9 +159,14 @@ class DiffusionModel(ABC):
         return kind(**given)
 
     @classmethod
-    @abstractmethod
     def check(cls, parts: Mapping[str, Any]) -> None:
         """Raise ValueError where the parts don't fit one another or the family."""
+        own, latents = parts[cls.denoising].config, parts["vae"].config.latent_channels
+        pairs = {"in_channels": (own.in_channels, cls.packed * latents)}
+        for name, other in cls.fits.items():
+            part, setting = other.split(".")
+            pairs[name] = getattr(own, name), getattr(parts[part].config, setting)
+        check_pairs(cls.denoising, pairs)
 
     @classmethod
     def assemble(cls, parts: Mapping[str, Any], **about: Any) -> Self:

@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 
 from nemo_kit.layers import Projection
-from nemo_kit.models.base import STANDARDIZED, DiffusionModel, check_pairs
+from nemo_kit.models.base import STANDARDIZED, DiffusionModel
 from nemo_kit.models.conditioning import Conditioning
 from nemo_kit.models.texts import encoded, tokenized
 
@@ -46,6 +46,11 @@ class Flux(DiffusionModel):
         "vae": ("AutoencoderKL",),
     }
     foreign: ClassVar[Mapping[str, Mapping[str, str]]] = {"vae": STANDARDIZED}
+    fits: ClassVar[Mapping[str, str]] = {
+        "pooled_projection_dim": "text_encoder.hidden_size",
+        "joint_attention_dim": "text_encoder_2.d_model",
+    }
+    packed = 4
     blocks = (
         "transformer_blocks.{}.attn.add_v_proj",
         "single_transformer_blocks.{}.attn.to_v",
@@ -57,19 +62,6 @@ class Flux(DiffusionModel):
     half = torch.bfloat16
     values_of_text = False
     beside = ("pooled",)
-
-    @classmethod
-    def check(cls, parts: Mapping[str, Any]) -> None:
-        """Raise ValueError where the parts don't fit one another or the family."""
-        wanted, channels = parts["transformer"].config, parts["vae"].config.latent_channels
-        text, t5 = parts["text_encoder"].config, parts["text_encoder_2"].config
-        pairs = {
-            "in_channels": (wanted.in_channels, 4 * channels),
-            "out_channels": (wanted.out_channels or wanted.in_channels, 4 * channels),
-            "pooled_projection_dim": (wanted.pooled_projection_dim, text.hidden_size),
-            "joint_attention_dim": (wanted.joint_attention_dim, t5.d_model),
-        }
-        check_pairs("transformer", pairs)
 
     def __init__(self, **parts: Any) -> None:
         super().__init__(**parts)

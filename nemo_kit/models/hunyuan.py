@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from nemo_kit.models import schedulers
-from nemo_kit.models.base import STANDARDIZED, DiffusionModel, check_pairs
+from nemo_kit.models.base import STANDARDIZED, DiffusionModel
 from nemo_kit.models.conditioning import Conditioning
 from nemo_kit.models.texts import encoded
 
@@ -34,23 +34,15 @@ class HunyuanDiT(DiffusionModel):
         "vae": ("AutoencoderKL",),
     }
     foreign: ClassVar[Mapping[str, Mapping[str, str]]] = {"vae": STANDARDIZED}
+    fits: ClassVar[Mapping[str, str]] = {
+        "cross_attention_dim": "text_encoder.hidden_size",
+        "cross_attention_dim_t5": "text_encoder_2.d_model",
+    }
     blocks = ("blocks.{}.attn2.to_v",)
     usual_guidance = 5.0
     offloads = False
     beside = ("attended", "t5", "t5_attended")
     kept_off = ("text_encoder_2",)
-
-    @classmethod
-    def check(cls, parts: Mapping[str, Any]) -> None:
-        """Raise ValueError where the parts don't fit one another or the family."""
-        wanted, channels = parts["transformer"].config, parts["vae"].config.latent_channels
-        bert, t5 = parts["text_encoder"].config, parts["text_encoder_2"].config
-        pairs = {
-            "in_channels": (wanted.in_channels, channels),
-            "cross_attention_dim": (wanted.cross_attention_dim, bert.hidden_size),
-            "cross_attention_dim_t5": (wanted.cross_attention_dim_t5, t5.d_model),
-        }
-        check_pairs("transformer", pairs)
 
     def _embed(self, texts: list[str]) -> Tensor:
         """BERT's last states; beside them T5's, and which tokens of each are no padding."""
@@ -91,7 +83,7 @@ class HunyuanDiT(DiffusionModel):
             return_dict=False,
             **given,
         )[0]
-        return output.chunk(2, dim=1)[0] if output.shape[1] > latents.shape[1] else output
+        return output[:, : latents.shape[1]]
 
     def _places(self, device: torch.device) -> tuple[Tensor, Tensor]:
         """Rotary embeddings of the patches, as the pipeline has them."""

@@ -73,9 +73,7 @@ def load(
     with quiet(), _opening(name):
         _tell_size(name, found, family, kind, place)
     with quiet():
-        _, parts = open_parts(name, found, kind, config)
-        if extra:
-            parts = fused(family, parts, extra, place, kind)
+        _, parts = open_parts(name, found, place, kind, extra, config)
         model = family.assemble(
             _cast(parts, place, kind, kept),
             name=name,
@@ -94,9 +92,13 @@ def load(
 
 
 def open_parts(
-    name: str, found: Path, dtype: torch.dtype, config: str | None = None
-) -> tuple[type[DiffusionModel], dict[str, Any]]:
-    """The family and the parts of a folder or checkpoint, on the CPU; raises ValueError."""
+    name: str, found: Path, device: torch.device, dtype: torch.dtype, lora: Lora | None = None,
+    config: str | None = None,
+) -> tuple[type[DiffusionModel], dict[str, Any]]:  # fmt: skip
+    """The family and the parts of a folder or checkpoint, on the CPU; raises ValueError.
+
+    With a LoRA in their weights they are on the device.
+    """
     with _opening(name):
         family = _family(found)
         if found.is_dir():
@@ -106,6 +108,9 @@ def open_parts(
         else:
             parts = single_file.open_file(found, _settings(found, config))
         family.check(parts)
+    if lora:
+        parts = _cast(parts, device, dtype)
+        fuse(family.pipeline(parts), lora)
     return family, parts
 
 
@@ -252,19 +257,6 @@ def quiet() -> Iterator[None]:
             log.set_verbosity(verbosity)
             if shown:
                 log.enable_progress_bar()
-
-
-def fused(
-    family: type[DiffusionModel],
-    parts: Mapping[str, Any],
-    lora: Lora,
-    device: torch.device,
-    dtype: torch.dtype,
-) -> dict[str, Any]:
-    """The parts on that device and in that number type, with the LoRA in their weights."""
-    placed = _cast(parts, device, dtype)
-    fuse(family.pipeline(placed), lora)
-    return placed
 
 
 def _cast(

@@ -6,12 +6,12 @@ Source: Chen et al., "PixArt-α" (arXiv 2310.00426), "PixArt-Σ" (arXiv 2403.046
 """
 
 from collections.abc import Mapping
-from typing import Any, ClassVar
+from typing import ClassVar
 
 from torch import Tensor
 
 from nemo_kit.models import schedulers
-from nemo_kit.models.base import STANDARDIZED, DiffusionModel, check_pairs
+from nemo_kit.models.base import STANDARDIZED, DiffusionModel
 from nemo_kit.models.conditioning import Conditioning
 from nemo_kit.models.texts import encoded
 
@@ -30,22 +30,12 @@ class PixArtAlpha(DiffusionModel):
         "vae": ("AutoencoderKL",),
     }
     foreign: ClassVar[Mapping[str, Mapping[str, str]]] = {"vae": STANDARDIZED}
+    fits: ClassVar[Mapping[str, str]] = {"caption_channels": "text_encoder.d_model"}
     blocks = ("transformer_blocks.{}.attn2.to_v",)
     usual_guidance = 4.5
     beside = ("mask",)
     kept_off = ("text_encoder",)
     tokens: ClassVar[int] = 120
-
-    @classmethod
-    def check(cls, parts: Mapping[str, Any]) -> None:
-        """Raise ValueError where the parts don't fit one another or the family."""
-        wanted, channels = parts["transformer"].config, parts["vae"].config.latent_channels
-        pairs = {
-            "in_channels": (wanted.in_channels, channels),
-            "out_channels": (wanted.out_channels, 2 * channels),
-            "caption_channels": (wanted.caption_channels, parts["text_encoder"].config.d_model),
-        }
-        check_pairs("transformer", pairs)
 
     def _embed(self, texts: list[str]) -> Tensor:
         """T5's last states; texts are lowered, as in the pipeline."""
@@ -78,7 +68,7 @@ class PixArtAlpha(DiffusionModel):
             added_cond_kwargs=added,
             return_dict=False,
         )[0]
-        return output.chunk(2, dim=1)[0]
+        return output[:, : latents.shape[1]]
 
 
 class PixArtSigma(PixArtAlpha):

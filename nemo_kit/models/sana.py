@@ -12,7 +12,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
-from nemo_kit.models.base import DiffusionModel, check_pairs
+from nemo_kit.models.base import DiffusionModel
 from nemo_kit.models.conditioning import Conditioning
 from nemo_kit.models.texts import encoded
 
@@ -37,6 +37,10 @@ class Sana(DiffusionModel):
     foreign: ClassVar[Mapping[str, Mapping[str, str]]] = {
         "transformer": {"guidance_embeds": "guidance as an input (Sana-Sprint)"}
     }
+    fits: ClassVar[Mapping[str, str]] = {
+        "out_channels": "vae.latent_channels",
+        "caption_channels": "text_encoder.hidden_size",
+    }
     blocks = ("transformer_blocks.{}.attn2.to_v",)
     flow = True
     usual_guidance = 4.5
@@ -50,17 +54,6 @@ class Sana(DiffusionModel):
         if config.get("use_flow_sigmas") and config.get("prediction_type") == "flow_prediction":
             return super().schedule({"shift": config.get("flow_shift", 1.0)}, None)
         return super().schedule(config, named)
-
-    @classmethod
-    def check(cls, parts: Mapping[str, Any]) -> None:
-        """Raise ValueError where the parts don't fit one another or the family."""
-        wanted, channels = parts["transformer"].config, parts["vae"].config.latent_channels
-        pairs = {
-            "in_channels": (wanted.in_channels, channels),
-            "out_channels": (wanted.out_channels, channels),
-            "caption_channels": (wanted.caption_channels, parts["text_encoder"].config.hidden_size),
-        }
-        check_pairs("transformer", pairs)
 
     def __init__(self, **parts: Any) -> None:
         from diffusers import SanaPipeline

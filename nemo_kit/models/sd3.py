@@ -45,6 +45,7 @@ class StableDiffusion3(DiffusionModel):
     }
     foreign: ClassVar[Mapping[str, Mapping[str, str]]] = {}
     optional = frozenset({"text_encoder_3", "tokenizer_3"})
+    fits: ClassVar[Mapping[str, str]] = {"out_channels": "vae.latent_channels"}
     blocks = ("transformer_blocks.{}.attn.add_v_proj",)
     flow = True
     adjustable = frozenset({"t5_tokens"})
@@ -67,13 +68,12 @@ class StableDiffusion3(DiffusionModel):
     @classmethod
     def check(cls, parts: Mapping[str, Any]) -> None:
         """Raise ValueError where the parts don't fit one another or the family."""
+        super().check(parts)
         wanted = parts["transformer"].config
         encoders = [parts["text_encoder"].config, parts["text_encoder_2"].config]
         t5 = parts["text_encoder_3"]
         joint = wanted.joint_attention_dim
         pairs = {
-            "out_channels": (wanted.out_channels, parts["vae"].config.latent_channels),
-            "in_channels": (wanted.in_channels, parts["vae"].config.latent_channels),
             "pooled_projection_dim": (
                 wanted.pooled_projection_dim, sum(e.projection_dim for e in encoders),
             ),

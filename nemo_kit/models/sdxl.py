@@ -44,6 +44,7 @@ class StableDiffusionXL(DiffusionModel):
         },
         "vae": STANDARDIZED,
     }
+    fits: ClassVar[Mapping[str, str]] = {"out_channels": "vae.latent_channels"}
     denoising = "unet"
     usual_guidance = 5.0
     clip_attention = True
@@ -57,12 +58,11 @@ class StableDiffusionXL(DiffusionModel):
     @classmethod
     def check(cls, parts: Mapping[str, Any]) -> None:
         """Raise ValueError where the parts don't fit one another or the family."""
-        wanted, channels = parts["unet"].config, parts["vae"].config.latent_channels
+        super().check(parts)
+        wanted = parts["unet"].config
         first, second = parts["text_encoder"].config, parts["text_encoder_2"].config
         sizes = 6 * (wanted.addition_time_embed_dim or 0)  # height, width, crop, as trained and now
         pairs = {
-            "in_channels": (wanted.in_channels, channels),
-            "out_channels": (wanted.out_channels, channels),
             "cross_attention_dim": (
                 wanted.cross_attention_dim, first.hidden_size + second.hidden_size,
             ),

@@ -9,6 +9,7 @@ import copy
 import json
 from dataclasses import dataclass
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -448,6 +449,16 @@ def test_quantized_weights_are_refused(case: Case, tmp_path: Path) -> None:
     file.write_text(json.dumps(config))
     with pytest.raises(ValueError, match=r"quantization_config \(gguf\)"):
         load(str(folder), device="cpu")
+
+
+def test_parts_of_different_models_are_refused(case: Case) -> None:
+    family, parts = type(case.model), case.pipe.components
+    family.check(parts)
+    for name in ("in_channels", *family.fits):
+        other = SimpleNamespace(**{**case.denoiser.config, name: 7})
+        told = rf"{family.denoising}: {name} = 7, the others have \d+: are they parts of one model"
+        with pytest.raises(ValueError, match=told):
+            family.check({**parts, family.denoising: SimpleNamespace(config=other)})
 
 
 def test_searched_layers_are_a_setting(case: Case) -> None:
