@@ -4,8 +4,8 @@ Scope: each is one file with a function under `@method("its name")`, called with
 seeds and a budget of denoiser samples; it scores each searched neuron. `rank` calls one, `rankings`
 all of them over prompts, through a store. A file or notebook cell of one's own adds one.
 `z_score` and `activation` are the two halves of NeMo's Algorithm 2 alone, `patching` is the exact
-reference, `chance` what all must beat; `base`, `memory` (their losses), `learning` and `many` are
-what they share.
+reference, `chance` what all must beat; `base`, `memory` (their losses) and `many` are what they
+share.
 Source: each names its own.
 """
 

@@ -7,7 +7,6 @@ import torch
 from torch import Tensor
 
 from nemo_kit.localization.methods.base import by_layer, method
-from nemo_kit.localization.methods.learning import learn
 from nemo_kit.localization.methods.memory import LOSSES, Memory, rounds
 from nemo_kit.mitigation.base import draw_seed
 from nemo_kit.models.base import DiffusionModel
@@ -49,7 +48,7 @@ def hard_concrete(
     def cost(alpha: Tensor) -> Tensor:
         return price * torch.sigmoid(alpha - _SHIFT).sum()
 
-    alpha, _ = learn(memory, torch.full((memory.neurons,), START), closed, cost, steps, RATE)
+    alpha, _ = memory.learn(torch.full((memory.neurons,), START), closed, cost, steps, RATE)
     scores = by_layer(alpha, model.searched)
     mostly = {k: _stretched(torch.sigmoid(v)) > 0.5 for k, v in scores.items()}
     return scores, NeuronSet({k: v.nonzero().flatten().tolist() for k, v in mostly.items()})

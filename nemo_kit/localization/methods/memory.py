@@ -10,6 +10,8 @@ Scope: `Memory`, a differentiable function of one gate a searched neuron, in thr
 All are unguided, at detection's timestep; "image" has one timestep for each seed, spread evenly.
 """
 
+from collections.abc import Callable
+
 import numpy as np
 import torch
 from torch import Tensor
@@ -119,6 +121,36 @@ class Memory:
 
         values, slopes = zip(*self.batch.run(derived, len(places)), strict=True)
         return torch.cat(values), torch.cat(slopes)
+
+    def learn(
+        self,
+        start: Tensor,
+        closed: Callable[[Tensor], Tensor],
+        price: Callable[[Tensor], Tensor],
+        steps: int,
+        rate: float,
+    ) -> tuple[Tensor, Tensor]:
+        """Parameters after so many steps of Adam on memory + price, and memory's first slopes.
+
+        Returns [neurons] and, mean over seeds, [neurons].
+        Parameters: `start`, [neurons]; `closed`, parameters -> how far each neuron is closed in
+        each seed, [seeds, neurons]; `price`, parameters -> a number; `rate` of Adam.
+        Source: Chang et al., NAACL 2024. They learn the mask that keeps a text; what is asked here
+        is what to switch off: the mask that loses the picture, with a price on closed neurons.
+        """
+        parameters = start.clone().requires_grad_()
+        adam = torch.optim.Adam([parameters], lr=rate)
+        places, first = list(range(len(self.seeds))), None
+        for _ in range(steps):
+            with torch.enable_grad():
+                shut, cost = closed(parameters), price(parameters)
+                _, slopes = self.slopes(1 - shut, places)
+                first = slopes.mean(dim=0) if first is None else first
+                adam.zero_grad()
+                # memory's part comes as its derivative by the gates, mean over seeds
+                (cost - (slopes * shut).sum() / len(places)).backward()
+            adam.step()
+        return parameters.detach(), first
 
 
 def _error(prediction: Tensor, noise: Tensor) -> Tensor:

@@ -5,7 +5,6 @@ import torch
 from torch import Tensor
 
 from nemo_kit.localization.methods.base import by_layer, method
-from nemo_kit.localization.methods.learning import learn
 from nemo_kit.localization.methods.memory import LOSSES, Memory, rounds
 from nemo_kit.models.base import DiffusionModel
 from nemo_kit.neurons import NeuronSet
@@ -44,7 +43,7 @@ def slimming(
     def cost(shut: Tensor) -> Tensor:
         return price * shut.abs().sum()
 
-    shut, slopes = learn(memory, torch.zeros(memory.neurons), closed, cost, steps, RATE)
+    shut, slopes = memory.learn(torch.zeros(memory.neurons), closed, cost, steps, RATE)
     scores = by_layer(shut.clamp(0, 1) + 1e-6 * slopes.tanh(), model.searched)
     found = {k: (v > HALF).nonzero().flatten().tolist() for k, v in scores.items()}
     return scores, NeuronSet(found)
