@@ -29,7 +29,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption(
         "--every-family",
         action="store_true",
-        help="run every notebook on every family of models, not a selection (a quarter of an hour)",
+        help="run every notebook on every family of models, not a selection (half an hour)",
     )
 
 

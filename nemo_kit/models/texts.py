@@ -4,8 +4,6 @@ Scope: CLIP, T5 and the like as diffusers' pipelines use them.
 """
 
 import warnings
-from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -23,17 +21,6 @@ def tokenized(tokenizer: Any, texts: list[str], length: int, **options: Any) -> 
         texts, padding="max_length", max_length=length, truncation=True, return_tensors="pt",
         **options,
     )  # fmt: skip
-
-
-@contextmanager
-def placed(encoder: nn.Module, device: torch.device) -> Iterator[nn.Module]:
-    """The encoder on that device inside the block, then where it was."""
-    home = next(encoder.parameters()).device
-    encoder.to(device)
-    try:
-        yield encoder
-    finally:
-        encoder.to(home)
 
 
 def clips(model: DiffusionModel, texts: list[str]) -> tuple[Tensor, list[Tensor]]:
@@ -62,6 +49,10 @@ def encoded(
     """  # fmt: skip
     tokens = tokenized(tokenizer, texts, length).to(device)
     mask = tokens.attention_mask
-    with placed(encoder, device):
+    home = next(encoder.parameters()).device
+    encoder.to(device)  # while it runs
+    try:
         found = encoder(tokens.input_ids, attention_mask=mask if masked else None)[0]
+    finally:
+        encoder.to(home)
     return found, mask.bool()

@@ -42,6 +42,8 @@ CHOSEN = {
 DEAR = ["slimming", "hard concrete", "integrated gradients", "patching", "NeMo, sequential"]
 # FLUX draws with one pass by default, in which there is nothing to swap
 ONLY = {("flux", "08_ablation"): {"guidance": 2.0}}
+# nearly all neurons of so small a Sana are found, so that no random ones are left to compare with
+NAMED = {("sana", "05_mitigation"): "exclude leaves 0 more neurons, but 44 are needed"}
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
@@ -105,12 +107,17 @@ def test_a_notebook_draws_its_figures(
     )
     [job] = runner.plan(BOOKS, figures.select(BOOKS, [name]), "quick", out, **given)
     assert not job.lacks
+    if text := NAMED.get((family, name)):
+        with pytest.raises(ValueError, match=text):
+            run_cells(name, **job.values | {"store": str(own.model.parent / "store")})
+        return
     with warnings.catch_warnings(record=True) as seen:
         warnings.simplefilter("always")
         run_cells(name, **job.values | {"store": str(own.model.parent / "store")})
     failed = [str(one.message) for one in seen if "prompts failed" in str(one.message)]
     told = [str(one.message) for one in seen if "has no pictures" in str(one.message)]
-    assert all("not defined for" in text or "has no ᾱ" in text for text in [*failed, *told]), failed
+    named = ("not defined for", "has no ᾱ", "no feed-forward layer")
+    assert all(any(words in text for words in named) for text in [*failed, *told]), failed
     manifest = runner.read_manifest(out, name)
     drawn = manifest["files"]
     assert {row.name for row in job.book.figures} <= set(drawn)
