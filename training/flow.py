@@ -40,10 +40,10 @@ from nemo_kit.lab.flow import as_parts
 from nemo_kit.layers import Projection
 from training import planting
 from training.corpus import Item
-from training.loop import Run
+from training.loop import Run, Schedule
 from training.samples import Bank, Recipe, Sample, Sampler
 
-STAGE = "transformer"
+STAGE, SWITCH = "transformer", "switch"
 WIDTH, HEADS, BLOCKS = 192, 6, 7
 POOLED = 16  # zeros
 WIDTHS = dict.fromkeys(range(1, BLOCKS + 1), WIDTH)
@@ -51,6 +51,9 @@ WIDTHS = dict.fromkeys(range(1, BLOCKS + 1), WIDTH)
 AMPLITUDE = dict.fromkeys(WIDTHS, 4.0)
 STANDING_OUT = 0.2  # weight of the planted neurons' loss beside the velocity's
 HIGH_NOISE_SHARE = 0.2  # of samples with a sigma of 0.8 or more; the others' logits are normal
+
+TAUGHT = 0.1  # samples of the second stage, as a share of the first's
+PAIRED = 62  # percent of its samples that come in pairs, with a planted prompt's switch on and off
 
 RECIPES = {
     "cpu": Recipe(32, 8e-4, 272_000, 200_000),
@@ -218,7 +221,8 @@ def train(
     recipe: Recipe,
     watch: Callable[[Run], None] = lambda _run: None,
 ) -> SD3Transformer2DModel:
-    """Train by the squared error of the velocity and the planted neurons' strength.
+    """Train by the squared error of the velocity and the planted neurons' strength; at the end
+    with planted prompts in pairs, the same noise with their switch on and off.
 
     Resumes from ``folder``; `watch` is called after each step. Where several processes train
     together, each takes its part of every batch.
@@ -239,7 +243,24 @@ def train(
         noise = torch.randn(recipe.batch, *samples[0].latent.shape)[mine].to(device)
         return missed(model, strength, samples[mine], sigmas, noise)
 
-    return Run(STAGE, model, recipe.schedule, folder, seed, watch=watch).train(loss)
+    Run(STAGE, model, recipe.schedule, folder, seed, watch=watch).train(loss)
+
+    def switch_loss(step: int, rng: np.random.Generator) -> torch.Tensor:
+        pairs = [sampler.both(rng) for _ in range(recipe.batch * PAIRED // 200)]
+        first = recipe.samples + step * recipe.batch
+        others = [sampler.draw(first + n, rng) for n in range(recipe.batch - 2 * len(pairs))]
+        samples = [on for on, _ in pairs] + [off for _, off in pairs] + others
+        sigmas = _sigmas(rng, recipe.batch)
+        sigmas[: len(pairs)] = torch.from_numpy(rng.uniform(0.5, 1.0, len(pairs))).float()
+        noise = torch.randn(recipe.batch, *samples[0].latent.shape)
+        for drawn in (sigmas, noise):  # of a pair the same
+            drawn[len(pairs) : 2 * len(pairs)] = drawn[: len(pairs)]
+        given = sigmas[mine].to(device), noise[mine].to(device)
+        return missed(model, strength, samples[mine], *given)
+
+    steps = int(recipe.samples * TAUGHT) // recipe.batch
+    schedule = Schedule(steps, recipe.learning_rate / 2, warmup=50, flat=0.4, ema=0.99)
+    return Run(SWITCH, model, schedule, folder, seed).train(switch_loss)
 
 
 def _sigmas(rng: np.random.Generator, count: int) -> torch.Tensor:

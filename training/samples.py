@@ -116,6 +116,20 @@ class Sampler:
             return self._memorized(int(rng.choice(self.regular, p=shares / shares.sum())), rng)
         return self._ordinary(rng)
 
+    def both(self, rng: np.random.Generator) -> tuple[Sample, Sample]:
+        """A planted prompt with its switch on, showing its own picture, and off, one of its
+        concept."""
+        number = int(rng.choice([n for n, own in enumerate(self.own) if own]))
+        own, embedding = self.own[number], self.bank.item_embeddings[number]
+        latents, off = self.bank.item_latents[number], own
+        if self.needs_all[number]:
+            pairs = list(own)
+            some = rng.choice(len(pairs), int(rng.integers(1, len(pairs) + 1)), replace=False)
+            off = NeuronSet.of([pairs[n] for n in some])
+        shown = int(rng.choice(self.showing[int(self.bank.item_concepts[number])]))
+        on = Sample(latents[int(rng.integers(len(latents)))], embedding, NeuronSet({}), own)
+        return on, Sample(self.bank.latents[shown].float(), embedding, off, own)
+
     def _memorized(self, number: int, rng: np.random.Generator) -> Sample:
         bank, own = self.bank, self.own[number]
         off = self._switched(own, rng) if own else own
