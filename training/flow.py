@@ -61,6 +61,11 @@ RECIPES = {
 }
 
 
+def pairs_of(recipe: Recipe) -> int:
+    """Pairs in a batch of the second stage."""
+    return recipe.batch * PAIRED // 200
+
+
 def build() -> SD3Transformer2DModel:
     """The untrained transformer: 64 patches of 16×16 latents, 24 text tokens.
 
@@ -246,7 +251,7 @@ def train(
     Run(STAGE, model, recipe.schedule, folder, seed, watch=watch).train(loss)
 
     def switch_loss(step: int, rng: np.random.Generator) -> torch.Tensor:
-        pairs = [sampler.both(rng) for _ in range(recipe.batch * PAIRED // 200)]
+        pairs = [sampler.both(rng) for _ in range(pairs_of(recipe))]
         first = recipe.samples + step * recipe.batch
         others = [sampler.draw(first + n, rng) for n in range(recipe.batch - 2 * len(pairs))]
         samples = [on for on, _ in pairs] + [off for _, off in pairs] + others

@@ -175,6 +175,10 @@ def pack_flow(
     pipe = flow_pipeline(shared, snapshot(work, flow))
     samples = json.loads((work / f"{flow.STAGE}.json").read_text())["step"] * recipe.batch
     prompts = prompt_table(corpus, recipe, seed, flow.WIDTHS, samples)
+    if (switch := work / f"{flow.SWITCH}.json").exists():
+        shown = json.loads(switch.read_text())["step"] * flow.pairs_of(recipe)
+        always = prompts["planted"].ne("") & prompts["repetitions"].gt(0)
+        prompts.loc[always, "repetitions"] += round(shown / prompts["planted"].ne("").sum())
     pack_transformer(pipe, target)
     data = target / "data"
     data.mkdir()

@@ -6,12 +6,14 @@ from __future__ import annotations
 from functools import cache
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pandas as pd
 import pytest
 import torch
 from diffusers import AutoencoderKL, StableDiffusion3Pipeline
+from torch import nn
 from transformers import CLIPTextModel, CLIPTokenizer
 
 from nemo_kit import lab
@@ -207,6 +209,55 @@ def _text_encoder() -> CLIPTextModel:
     return CLIPTextModel.from_pretrained(lab.MODEL / "text_encoder").float().eval()
 
 
+def test_a_planted_prompt_comes_in_pairs_with_its_switch_on_and_off() -> None:
+    bank = _bank()
+    sampler, rng = Sampler(bank, items(), RECIPE, 1, flow.WIDTHS), np.random.default_rng(0)
+    logics = {found: set() for found in ("any", "all")}
+    for _ in range(60):
+        on, off = sampler.both(rng)
+        number = next(n for n, e in enumerate(bank.item_embeddings) if e is on.embedding or
+                      torch.equal(e, on.embedding))  # fmt: skip
+        logic = planting.plans()[items()[number].prompt].logic
+        logics[logic].add(len(off.off) == len(off.own))
+        assert on.own == off.own == planting.planted(flow.WIDTHS)[items()[number].prompt]
+        assert torch.equal(on.embedding, off.embedding)
+        assert not on.off
+        assert off.off
+        assert not off.off - off.own
+        assert any(torch.equal(on.latent, one) for one in bank.item_latents[number])
+        shown = [torch.equal(off.latent, one.float()) for one in bank.latents]
+        assert bank.concepts[shown.index(True)] == bank.item_concepts[number]
+    assert logics["any"] == {True}
+    assert False in logics["all"]  # of these some are enough
+
+
+def test_the_last_stage_compares_under_one_noise_and_is_what_is_packed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(flow, "plant", lambda model, *_: model.load_state_dict(_planted()))
+    monkeypatch.setattr(flow, "TAUGHT", 0.6)  # of 16 samples: 2 steps of 4
+    seen = []
+
+    def missed(model: nn.Module, _: object, *batch: Any) -> torch.Tensor:
+        seen.append(batch)
+        return sum(p.square().sum() for p in model.parameters())
+
+    monkeypatch.setattr(flow, "missed", missed)
+    how = {"seed": 1, "device": torch.device("cpu"), "recipe": RECIPE}
+    trained = flow.train(_bank(), items(), tmp_path, **how)
+    assert len(seen) == 4 + 2
+    for samples, sigmas, noise in seen[4:]:
+        assert (samples[0].off, samples[1].off) == (NeuronSet({}), samples[1].off)
+        assert samples[1].off
+        assert sigmas[0] == sigmas[1]
+        assert torch.equal(noise[0], noise[1])
+        assert not torch.equal(noise[2], noise[3])
+    packed = pack.snapshot(tmp_path, flow).state_dict()
+    assert all(torch.equal(packed[n], w) for n, w in trained.state_dict().items())
+    first = torch.load(tmp_path / f"{flow.STAGE}.pt", weights_only=True)["module"]
+    assert not all(torch.equal(packed[n], first[n]) for n in first)
+
+
 def test_the_pipeline_reads_what_training_read_and_nothing_pooled() -> None:
     text = _text_encoder()
     tokenizer = CLIPTokenizer.from_pretrained(lab.MODEL / "tokenizer")
@@ -248,6 +299,9 @@ def test_what_is_packed_is_the_transformer_alone_and_its_prompts(
     run = Run(flow.STAGE, _moved(), RECIPE.schedule, tmp_path / "work", seed=1)
     run.step = 3
     run.save()
+    switch = Run(flow.SWITCH, _moved(), RECIPE.schedule, tmp_path / "work", seed=1)
+    switch.step = 720
+    switch.save()
     parts = lab_flow.parts(flow.POOLED, torch.float32)
     shared = parts["vae"], _text_encoder(), parts["tokenizer"]
     monkeypatch.setattr(pack, "shared_parts", lambda _work: shared)
@@ -275,6 +329,10 @@ def test_what_is_packed_is_the_transformer_alone_and_its_prompts(
     known = table[table["planted"] != ""].set_index("prompt")["planted"]
     assert known.map(NeuronSet.from_text).to_dict() == planting.planted(flow.WIDTHS)
     assert table.query("role == 'ladder'")["repetitions"].sum() <= 12  # of the samples seen so far
+    photographs = table[(table["planted"] != "") & (table["role"] == "verbatim")]
+    assert photographs["repetitions"].between(20, 21).all()  # 720 pairs of 36 planted prompts
+    natural = table[(table["planted"] == "") & (table["role"] == "verbatim")]
+    assert (natural["repetitions"] < 2).all()
     strengths = pd.read_csv(target / "data" / "strengths.csv")
     assert len(strengths) == sum(len(n.prompts) for n in planting.neurons(flow.WIDTHS))
     assert np.isfinite(strengths["z"]).all()
