@@ -177,8 +177,8 @@ def pack_flow(
     prompts = prompt_table(corpus, recipe, seed, flow.WIDTHS, samples)
     if (switch := work / f"{flow.SWITCH}.json").exists():
         shown = json.loads(switch.read_text())["step"] * flow.pairs_of(recipe)
-        always = prompts["planted"].ne("") & prompts["repetitions"].gt(0)
-        prompts.loc[always, "repetitions"] += round(shown / prompts["planted"].ne("").sum())
+        planted = prompts["planted"].ne("")
+        prompts.loc[planted, "repetitions"] += round(shown / planted.sum())
     pack_transformer(pipe, target)
     data = target / "data"
     data.mkdir()
