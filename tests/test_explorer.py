@@ -18,12 +18,12 @@ from conftest import TOY_PROMPTS
 from matplotlib import pyplot as plt
 from traitlets import TraitError
 
-from nemo_kit import explore, generate
+from nemo_kit import explore, generate, lab
 from nemo_kit.explorer import keep, present, values
 from nemo_kit.explorer.probe import Pictures, Probe
 from nemo_kit.explorer.session import Progress, Session
 from nemo_kit.explorer.values import History, View
-from nemo_kit.explorer.widget import FALLBACK
+from nemo_kit.explorer.widget import FALLBACK, Explorer
 from nemo_kit.explorer.worker import Cancelled, Tick, Worker
 from nemo_kit.models import DiffusionModel
 from nemo_kit.neurons import NeuronSet
@@ -739,6 +739,20 @@ def test_planted_neurons_are_told_only_when_revealed(session: Session) -> None:
     assert re.search(r"Planted for this prompt</td><td>yes", present.facts(facts, ONE))
     assert "1 of 1, and 1 others" in present.revealed(ONE, ONE | NeuronSet({3: [1]}))
     assert "No neuron was planted" in present.revealed(NeuronSet(), ONE)
+
+
+def test_what_is_revealed_was_planted_in_the_model_that_is_shown(
+    session: Session, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    known = {"lab": {"cat 0": NeuronSet({3: [1]})}, "lab-flow": {"cat 0": ONE}}
+    monkeypatch.setattr(lab, "planted", lambda model="lab": known[model])
+    monkeypatch.setattr(session.probe, "is_lab", True)
+    monkeypatch.setattr(session.probe.model, "name", "lab-flow")
+    shown = Explorer(session, None)
+    shown.at.reveal.value = True
+    chosen(session).selection = ONE
+    session.wait(LONG)
+    assert "1 of 1, and 0 others" in shown.told.revealed.value
 
 
 # charts

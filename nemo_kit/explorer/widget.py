@@ -326,7 +326,8 @@ class Explorer(widgets.VBox):
         """The planted neurons, once they were asked for."""
         if not (self.at.reveal.value and self.session.probe.is_lab):
             return None
-        return lab.planted().get(self.session.prompt, NeuronSet())  # a natural prompt has none
+        known = lab.planted(self.session.probe.model.name)
+        return known.get(self.session.prompt, NeuronSet())  # a natural prompt has none
 
 
 def _short(text: str, most: int = 90) -> str:
