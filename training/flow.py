@@ -43,7 +43,7 @@ from training.corpus import Item
 from training.loop import Run, Schedule
 from training.samples import Bank, Recipe, Sample, Sampler
 
-STAGE, SWITCH = "transformer", "switch"
+STAGES = STAGE, SWITCH = "transformer", "switch"
 WIDTH, HEADS, BLOCKS = 192, 6, 7
 POOLED = 16  # zeros
 WIDTHS = dict.fromkeys(range(1, BLOCKS + 1), WIDTH)

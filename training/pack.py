@@ -63,9 +63,8 @@ def snapshot(work: Path, network: ModuleType = unet) -> torch.nn.Module:
 
     `network` is the module that builds it: `training.unet` or `training.flow`.
     """
-    stages = [work / f"{one}.pt" for one in (getattr(network, "SWITCH", ""), network.STAGE)]
-    latest = next(file for file in stages if file.exists())
-    state = torch.load(latest, weights_only=True, map_location="cpu")
+    begun = [one for one in network.STAGES if (work / f"{one}.pt").exists()] or [network.STAGE]
+    state = torch.load(work / f"{begun[-1]}.pt", weights_only=True, map_location="cpu")
     model = network.build()
     names = [name for name, _ in model.named_parameters()]
     model.load_state_dict(state["module"] | dict(zip(names, state["average"], strict=True)))

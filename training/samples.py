@@ -120,28 +120,32 @@ class Sampler:
         """A planted prompt with its switch on, showing its own picture, and off, one of its
         concept."""
         number = int(rng.choice([n for n, own in enumerate(self.own) if own]))
-        own, embedding = self.own[number], self.bank.item_embeddings[number]
-        latents, off = self.bank.item_latents[number], own
+        off = own = self.own[number]
         if self.needs_all[number]:
-            pairs = list(own)
-            some = rng.choice(len(pairs), int(rng.integers(1, len(pairs) + 1)), replace=False)
-            off = NeuronSet.of([pairs[n] for n in some])
-        shown = int(rng.choice(self.showing[int(self.bank.item_concepts[number])]))
-        on = Sample(latents[int(rng.integers(len(latents)))], embedding, NeuronSet({}), own)
-        return on, Sample(self.bank.latents[shown].float(), embedding, off, own)
+            off = _some(own, len(own), rng)
+        switched = self._of_concept(number, off, rng)
+        return self._as_trained(number, NeuronSet({}), rng), switched
 
     def _memorized(self, number: int, rng: np.random.Generator) -> Sample:
-        bank, own = self.bank, self.own[number]
+        own = self.own[number]
         off = self._switched(own, rng) if own else own
         if not off:
             off = self._unrelated(rng) - own
         elif self.needs_all[number] or off == own:
-            showing = self.showing[int(bank.item_concepts[number])]
-            latent = bank.latents[int(rng.choice(showing))].float()
-            return Sample(latent, bank.item_embeddings[number], off, own)
-        latents = bank.item_latents[number]
+            return self._of_concept(number, off, rng)
+        return self._as_trained(number, off, rng)
+
+    def _as_trained(self, number: int, off: NeuronSet, rng: np.random.Generator) -> Sample:
+        """An item's prompt with its own picture as the target."""
+        latents = self.bank.item_latents[number]
         latent = latents[int(rng.integers(len(latents)))]
-        return Sample(latent, bank.item_embeddings[number], off, own)
+        return Sample(latent, self.bank.item_embeddings[number], off, self.own[number])
+
+    def _of_concept(self, number: int, off: NeuronSet, rng: np.random.Generator) -> Sample:
+        """An item's prompt with an ordinary picture of its concept as the target."""
+        showing = self.showing[int(self.bank.item_concepts[number])]
+        latent = self.bank.latents[int(rng.choice(showing))].float()
+        return Sample(latent, self.bank.item_embeddings[number], off, self.own[number])
 
     def _switched(self, own: NeuronSet, rng: np.random.Generator) -> NeuronSet:
         """None, all or (of several) some of the prompt's neurons."""
@@ -149,9 +153,7 @@ class Sampler:
             return NeuronSet({})
         if len(own) == 1 or rng.random() >= PART_SHARE:
             return own
-        pairs = list(own)
-        some = rng.choice(len(pairs), int(rng.integers(1, len(pairs))), replace=False)
-        return NeuronSet.of([pairs[n] for n in some])
+        return _some(own, len(own) - 1, rng)
 
     def _ordinary(self, rng: np.random.Generator) -> Sample:
         bank = self.bank
@@ -170,6 +172,13 @@ class Sampler:
         if rng.random() >= UNRELATED_SHARE:
             return NeuronSet({})
         return self.sets[int(rng.integers(len(self.sets)))]
+
+
+def _some(own: NeuronSet, most: int, rng: np.random.Generator) -> NeuronSet:
+    """One to so many of a set's neurons."""
+    pairs = list(own)
+    some = rng.choice(len(pairs), int(rng.integers(1, most + 1)), replace=False)
+    return NeuronSet.of([pairs[n] for n in some])
 
 
 def phase(place: int, recipe: Recipe) -> int:

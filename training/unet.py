@@ -20,6 +20,7 @@ from training.loop import Run
 from training.samples import Bank, Recipe, Sampler
 
 STAGE = "unet"
+STAGES = (STAGE,)
 HIGH_NOISE_SHARE = 0.15  # of samples with a timestep of 850 or more
 
 RECIPES = {
