@@ -15,13 +15,14 @@ import numpy as np
 import pandas as pd
 
 from nemo_kit import metrics
-from nemo_kit.checks import UnsupportedError, check_seeds, check_seeds_apart
+from nemo_kit.checks import check_seeds, check_seeds_apart
 from nemo_kit.metrics import Clip, Embedder, Median
 from nemo_kit.metrics.measures import LABELS, Seen, of_seen
 from nemo_kit.mitigation import Mitigation, NeMo
 from nemo_kit.models.base import DiffusionModel
 from nemo_kit.neurons import NeuronSet
 from nemo_kit.store import Keyed, generate_all
+from nemo_kit.store.runs import UNDEFINED
 
 
 def study(
@@ -97,7 +98,7 @@ def _drawn(name: str, *given: Any, **options: Any) -> dict[str, np.ndarray] | No
     try:
         return pictures(generate_all(*given, **options))
     except RuntimeError as error:  # of all prompts
-        if UnsupportedError.__name__ not in str(error):
+        if UNDEFINED not in str(error):
             raise
         warnings.warn(f"settings: {name!r} has no pictures: {error}", stacklevel=3)
         return None

@@ -14,8 +14,9 @@ from diffusers.models.attention_processor import Attention
 from torch import Tensor
 from toys import count_hooks
 
-from nemo_kit import detect, detectors
+from nemo_kit import detect, detectors, progress
 from nemo_kit import detector_scores as detector_scores_module
+from nemo_kit.checks import UnsupportedError
 from nemo_kit.detector_scores import detector_scores
 from nemo_kit.detectors import DETECTORS, score
 from nemo_kit.mitigation import NoiseOptimisation
@@ -357,6 +358,22 @@ def test_a_failure_does_not_stop_the_rest(toy_model: DiffusionModel, tmp_path: P
     with pytest.warns(UserWarning, match="1 prompts failed .*broken.*no number"):
         found = detector_scores(toy_model, more, [fake], store=tmp_path, progress=False)
     assert set(found["prompt"]) == set(PROMPTS["prompt"])
+
+
+def test_what_a_kind_of_model_refuses_has_not_failed(
+    toy_model: DiffusionModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refused(model: DiffusionModel, prompt: str, seeds: list[int]) -> float:
+        raise UnsupportedError("model: this one is not defined for it; not supported")
+
+    monkeypatch.setattr(progress.followed, "folder", tmp_path)
+    monkeypatch.setattr(progress.followed, "retry_failed", False)
+    more = pd.concat([PROMPTS, pd.DataFrame({"prompt": ["broken"], "group": ["VM"]})])
+    told = r"4 results have no row: model: this one is not defined"
+    with pytest.warns(UserWarning, match=told), pytest.warns(UserWarning, match="1 prompts failed"):
+        found = detector_scores(toy_model, more, [fake, refused], store=tmp_path, progress=False)
+    assert list(found["detector"].unique()) == ["fake"]
+    assert (tmp_path / progress.FAILED).read_text() == '"broken"\n'
 
 
 def test_every_registered_detector_is_compared(toy_model: DiffusionModel, tmp_path: Path) -> None:

@@ -17,11 +17,13 @@ import pandas as pd
 import pyarrow as pa
 from filelock import FileLock, Timeout
 
-from nemo_kit.checks import check_whole
+from nemo_kit.checks import UnsupportedError, check_whole
 from nemo_kit.keys import is_own, value_digest
 from nemo_kit.progress import Bar, followed, note_failed
 from nemo_kit.store.executors import finished
 from nemo_kit.store.shards import Batch, Folder, Rows, Seldom, Shard
+
+UNDEFINED = f"{UnsupportedError.__name__}: "  # how the error of what a model's kind refuses begins
 
 
 @dataclass(frozen=True)
@@ -167,7 +169,7 @@ class _Gathered:
             {"item": title(self._wanted[one]), "error": self._errors.get(one, "its file is gone")}
             for one in self._left
         ]
-        note_failed(row["item"] for row in failed)
+        note_failed(row["item"] for row in failed if not row["error"].startswith(UNDEFINED))
         if failed and len(failed) == len(self._wanted):
             told = f"all {len(failed)} prompts failed; the first with {failed[0]['error']}"
             raise RuntimeError(told)
@@ -197,13 +199,19 @@ def title(item: Any) -> str:
 def tidy(sweep: Sweep, depth: int = 3) -> pd.DataFrame:
     """The frame; items that failed are named in a warning and in `attrs["failed"]`.
 
+    What isn't defined for this kind of model has not failed: a warning says so.
     Parameters: `depth`, from here to the line that the warning names.
     """
-    if len(sweep.failed):
-        sweep.frame.attrs["failed"] = dict(sweep.failed.itertuples(index=False))
-        first = sweep.failed.iloc[0]
+    undefined = sweep.failed["error"].str.startswith(UNDEFINED)
+    if undefined.any():
+        told = sweep.failed.loc[undefined, "error"].iloc[0].removeprefix(UNDEFINED)
+        warnings.warn(f"{undefined.sum()} results have no row: {told}", stacklevel=depth)
+    failed = sweep.failed[~undefined]
+    if len(failed):
+        sweep.frame.attrs["failed"] = dict(failed.itertuples(index=False))
+        first = failed.iloc[0]
         warnings.warn(
-            f"{len(sweep.failed)} prompts failed and have no row (try again with "
+            f"{len(failed)} prompts failed and have no row (try again with "
             f"retry_failed=True); the first, {first['item']!r}, with {first['error']}",
             stacklevel=depth,
         )
