@@ -42,11 +42,6 @@ def _all_versions() -> dict[str, int]:
     return found
 
 
-ALGORITHMS = tuple(  # rooms of Algorithms 1 to 4, without the methods they are compared with
-    f"localization.{room}" for room in ("detection", "candidates", "nemo", "search", "thresholds")
-)
-
-
 def versions(*rooms: str) -> dict[str, int]:
     """The `VERSION` of each file of the package that states one: "localization.detection" -> 1.
 

@@ -16,7 +16,7 @@ from typing import Any
 from nemo_kit import lab
 from nemo_kit.calibration import CALIBRATION_FILE, Calibration, published, resolve
 from nemo_kit.checks import check_choice
-from nemo_kit.keys import ALGORITHMS, value_digest, versions
+from nemo_kit.keys import value_digest, versions
 from nemo_kit.localization import calibrate
 from nemo_kit.models.base import DiffusionModel
 from nemo_kit.models.opening import calibration_of_files, on_this_machine
@@ -112,7 +112,8 @@ def _computed(
     """From the store where it is there, else computed."""
     if store is None:
         return calibrate(model, texts, seeds, **options)
-    digest = value_digest([model_key(model), versions(*ALGORITHMS), texts, seeds, options])
+    code = versions("localization.detection", "localization.candidates")
+    digest = value_digest([model_key(model), code, texts, seeds, options])
     folder = Path(store) / "calibration" / digest[:16]
     if not (folder / CALIBRATION_FILE).is_file():
         part = folder.with_name(f".{folder.name}.{token_hex(6)}")

@@ -26,7 +26,6 @@ from nemo_kit.keys import versions
 from nemo_kit.localization import calibrate, detect, localize
 from nemo_kit.localization.candidates import text_activations, z_scores
 from nemo_kit.localization.methods import METHODS, rank
-from nemo_kit.localization.thresholds import localize_thresholds
 from nemo_kit.metrics.attention import disentanglement
 from nemo_kit.mitigation import (
     AttentionMasking,
@@ -141,11 +140,6 @@ def _calibrated() -> Numbers:
     return {"threshold": [made.threshold, made.mean, made.std], "means": flat(means)}
 
 
-def _thresholds() -> Numbers:
-    rows = localize_thresholds(model(), text(), [0.0, 1.0], list(SEEDS))
-    return {"counts": flat(rows[["n_initial", "n_refined"]])}
-
-
 def _activations() -> Numbers:
     known = text_activations(model(), [text()])
     z = z_scores(known, model().calibration.statistics)
@@ -240,7 +234,6 @@ CASES: dict[str, Callable[[], Numbers]] = {
     "localization.search.speculative": found("speculative"),
     "localization.search.halving": found("bisect"),
     "localization.search.attributed": found("attributed"),
-    "localization.thresholds": _thresholds,
     **{
         f"localization.methods.{file}": ranked(file)
         for file in (

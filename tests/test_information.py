@@ -25,7 +25,6 @@ from nemo_kit.localization import (
     localize,
     prompt_differences,
 )
-from nemo_kit.localization.thresholds import localize_thresholds
 from nemo_kit.mitigation import EmbeddingAdjustment, NoiseOptimisation
 from nemo_kit.models import DiffusionModel
 from nemo_kit.neurons import NeuronSet
@@ -123,7 +122,6 @@ def test_every_way_to_a_score_refuses(own_model: DiffusionModel) -> None:
     zeroed(own_model, "denoiser", "attn2.to_v")
     calls: list[Callable[[], object]] = [
         lambda: localize(own_model, "a red cup", SEEDS, threshold=-1.0),
-        lambda: localize_thresholds(own_model, "a red cup", [0.0], SEEDS),
         lambda: localize_released(own_model, "a red cup", SEEDS),
         lambda: nemo_score(own_model, "a red cup", SEEDS),
         lambda: noise_magnitude(own_model, "a red cup", SEEDS, steps=2),

@@ -19,7 +19,6 @@ from nemo_kit.detectors import attention_entropy, attention_entropy_late
 from nemo_kit.generation import generate
 from nemo_kit.hooks import InterventionError, scale_neurons
 from nemo_kit.localization import LocalizationSettings, localize
-from nemo_kit.localization.thresholds import localize_thresholds
 from nemo_kit.mitigation import AttentionMasking, AttentionScaling, Cut, NeMo, WandaPruning
 from nemo_kit.models import DiffusionModel
 from nemo_kit.neurons import NeuronSet
@@ -80,7 +79,6 @@ def test_no_intervention_on_a_changed_denoiser_is_silent(
         "value": lambda: generate(own_model, PROMPT, [1], mitigation=Cut("value", 1), **options),
         "key": lambda: generate(own_model, PROMPT, [1], mitigation=Cut("key", 1), **options),
         "localize": lambda: localize(own_model, PROMPT, SEEDS, settings=settings),
-        "thresholds": lambda: localize_thresholds(own_model, PROMPT, [-5.0], SEEDS, settings),
         "entropy": lambda: attention_entropy(own_model, PROMPT, SEEDS),
         "late entropy": lambda: attention_entropy_late(own_model, PROMPT, SEEDS, steps=5),
     }  # fmt: skip

@@ -30,7 +30,6 @@ from nemo_kit.store import (
     model_key,
     prompt_table,
     run,
-    thresholds_all,
 )
 from nemo_kit.store.shards import Batch, Folder, Result, Shard
 
@@ -353,29 +352,6 @@ def test_a_shard_whose_footer_tells_of_other_rows_is_refused(tmp_path: Path) -> 
     with pytest.warns(UserWarning, match=r"can't be read.*its footer tells of other rows"):
         again = sweep(tmp_path, PROMPTS)
     pd.testing.assert_frame_equal(again.frame, whole)
-
-
-def test_thresholds_all_keeps_what_is_flagged(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    calls, first, second = [], NeuronSet({1: [4], 3: [7]}), NeuronSet({3: [7]})
-
-    def one(model: None, prompt: str, deviations: list[float], seeds: list[int]) -> Any:
-        calls.append((prompt, deviations, seeds))
-        row = {"prompt": prompt, "flagged": prompt != "no", "score": 0.9, "samples": 3}
-        if prompt != "no":
-            row |= {"initial": first.to_json(), "refined": second.to_json()}
-        return pd.DataFrame([row])
-
-    monkeypatch.setattr("nemo_kit.store.method.model_key", lambda model: {})
-    monkeypatch.setattr("nemo_kit.localization.thresholds.localize_thresholds", one)
-    for _ in range(2):  # the second time from the store
-        found = thresholds_all(None, ["a", "no"], [1, 2], (0, 1), store=tmp_path)
-        assert found["prompt"].tolist() == ["a"]
-        assert (found["initial"][0], found["refined"][0]) == (first, second)
-    assert calls == [("a", [0.0, 1.0], [1, 2]), ("no", [0.0, 1.0], [1, 2])]
-    with pytest.raises(RuntimeError, match="none of them is flagged"):
-        thresholds_all(None, ["no"], [1, 2], (0, 1), store=tmp_path)
 
 
 def test_detect_all_is_detect_and_resumes(toy_model: DiffusionModel, tmp_path: Path) -> None:

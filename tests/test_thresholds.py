@@ -1,21 +1,38 @@
-"""Many thresholds at once: the same results as one by one, from fewer samples."""
+"""Notebook 09's pairs of thresholds: the same results as one by one, from fewer samples."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import replace
+from pathlib import Path
+from typing import Any
 
+import pandas as pd
 import pytest
+from books import cell, house, run
 
-from nemo_kit.localization import localize
-from nemo_kit.localization.thresholds import Recalled, localize_thresholds
+from nemo_kit import lab, load
+from nemo_kit.localization import detect, localize
+from nemo_kit.localization.nemo import Run
 from nemo_kit.models import DiffusionModel
 from nemo_kit.neurons import NeuronSet
-from nemo_kit.settings import LocalizationSettings, SimilaritySettings
+from nemo_kit.settings import SimilaritySettings
 
 SEEDS = [1, 2, 3]
-QUICK = LocalizationSettings(theta=2, theta_step=0.5, theta_min=1, k_step=2)
 A, B = NeuronSet({1: [0]}), NeuronSet({1: [1]})
+
+
+def names(**own: Any) -> dict[str, Any]:
+    """The names after the notebook's imports, with some in place of its own."""
+    given = {"out": "out", "store": "store", "seeds": 3, "images": 1}
+    return run([cell("09_thresholds", "import pandas as pd")], house(**given)) | own
+
+
+def swept(folder: Path, model: DiffusionModel, deviations: Any, *prompts: str) -> dict[str, Any]:
+    """The names after the cell that localizes, over prompts of the group VM."""
+    rows = pd.DataFrame({"prompt": prompts, "group": "VM"})
+    own = {"net": model, "results": folder, "deviations": deviations, "prompts": rows}
+    return run([cell("09_thresholds", "class Recalled")], names(**own, detection_seeds=SEEDS))
 
 
 class Counted:
@@ -32,8 +49,10 @@ class Counted:
 
 
 def test_a_set_is_scored_once_and_counted_by_each_that_asks() -> None:
+    source = cell("09_thresholds", "class Recalled").split("\n\n\n")[0]
+    recalled = run([source], names())["Recalled"]
     score, memory = Counted(), {}
-    first, second = Recalled(score, memory), Recalled(score, memory)
+    first, second = recalled(score, memory), recalled(score, memory)
     assert first([A]).tolist() == [11.0]
     assert second([A, B]).tolist() == [11.0, 11.0]
     assert second([A]).tolist() == [11.0]
@@ -51,50 +70,58 @@ def model(toy_model: DiffusionModel) -> Iterator[DiffusionModel]:
     toy_model.calibration = own
 
 
-def test_each_pair_is_what_localization_by_itself_finds(model: DiffusionModel) -> None:
-    grid = localize_thresholds(model, "a red cup", (1.0, 0.0), SEEDS, QUICK)
-    pairs = grid[["initial_deviations", "refinement_deviations"]]
-    assert pairs.to_numpy().tolist() == [[0, 0], [0, 1], [1, 1]]
+def test_each_pair_is_what_localization_by_itself_finds(
+    model: DiffusionModel, tmp_path: Path
+) -> None:
+    grid = swept(tmp_path, model, [1.0, 0.0], "a red cup")["swept"]
+    pairs = grid[["initial_deviations", "refinement_deviations"]].to_numpy().tolist()
+    assert pairs == [[0, 0], [0, 1], [1, 1]]
     assert (grid["samples"] == model.samples_evaluated).all()
-    own = localize(model, "a red cup", SEEDS, settings=QUICK)
+    assert model.samples_evaluated < grid["samples_alone"].sum()
+    own = localize(model, "a red cup", SEEDS)
     last = grid.iloc[-1]
-    assert NeuronSet.from_json(last["initial"]) == own.initial
-    assert NeuronSet.from_json(last["refined"]) == own.refined
+    assert (last["initial"], last["refined"]) == (own.initial, own.refined)
     assert last["samples_alone"] == own.samples_evaluated
-    assert last["samples"] < grid["samples_alone"].sum()
+    for row in grid.itertuples():
+        model.samples_evaluated = 0
+        alone = Run(model, "a red cup", SEEDS, "speculative")
+        alone.detect(0.6)
+        propose, score = alone.propose(model.calibration.statistics), alone.score()
+        first = alone.select(score, propose, 0.5 + 0.1 * row.initial_deviations)
+        limit = max(0.5 + 0.1 * row.refinement_deviations, first.score)
+        assert row.initial == first.candidates
+        assert row.refined == alone.refine(score, first, limit).neurons
+        assert row.samples_alone == model.samples_evaluated
+        assert (row.n_initial, row.n_refined) == (len(row.initial), len(row.refined))
 
 
-def test_rows_hold_each_pair(model: DiffusionModel) -> None:
-    grid = localize_thresholds(model, "a red cup", (1.0,), SEEDS, replace(QUICK, refine=False))
-    [row] = grid.to_dict("records")
-    assert row["flagged"]
-    assert row["initial"] == row["refined"]
-    assert row["n_initial"] == row["n_refined"] == len(NeuronSet.from_json(row["initial"])) > 0
-    assert (row["initial_deviations"], row["refinement_deviations"]) == (1.0, 1.0)
+def test_a_memorized_prompt_of_the_embedded_model(tmp_path: Path) -> None:
+    text = lab.prompts("verbatim")["prompt"].iloc[0]
+    grid = swept(tmp_path, load("lab", device="cpu"), [0.0, 1.0], text)["swept"]
+    numbers = grid[["n_initial", "n_refined", "samples_alone", "samples"]]
+    assert numbers.to_numpy().tolist() == [[1, 1, 6, 6]] * 3
+    assert set(grid["refined"]) == {NeuronSet({3: [41]})}
 
 
-def test_a_prompt_below_the_threshold_has_no_pair(model: DiffusionModel) -> None:
-    model.calibration = replace(model.calibration, threshold=0.999)
-    grid = localize_thresholds(model, "cat 0", (0.0,), range(1, 4))
-    [row] = grid.to_dict("records")
-    assert 0 < row.pop("score") < 0.999
-    assert row == {"prompt": "cat 0", "flagged": False, "samples": 3}
+def test_a_prompt_below_the_threshold_has_no_pair(model: DiffusionModel, tmp_path: Path) -> None:
+    low, high = detect(model, ["a red cup", "cat 0"], SEEDS)["score"]
+    assert low < high
+    model.calibration = replace(model.calibration, threshold=(low + high) / 2)
+    found = swept(tmp_path, model, [1.0], "a red cup", "cat 0")
+    assert found["swept"]["prompt"].tolist() == ["cat 0"]
+    before = model.samples_evaluated
+    again = swept(tmp_path, model, [1.0], "a red cup", "cat 0")["swept"]
+    assert again.equals(found["swept"])
+    assert model.samples_evaluated == before, "also what is not flagged comes from the store"
+    for deviations, prompt in (([1.0], "a red cup"), ([], "cat 0")):
+        with pytest.raises(RuntimeError, match="no prompt is flagged, or deviations is empty"):
+            swept(tmp_path, model, deviations, prompt)
 
 
-def test_bad_input_is_named(toy_model: DiffusionModel) -> None:
-    with pytest.raises(ValueError, match="deviations must hold at least one"):
-        localize_thresholds(toy_model, "cat 0", ())
-    with pytest.raises(ValueError, match="deviations must be a finite number"):
-        localize_thresholds(toy_model, "cat 0", (float("nan"),))
-    with pytest.raises(ValueError, match="seeds must hold at least 2"):
-        localize_thresholds(toy_model, "cat 0", seeds=[1])
-    with pytest.raises(TypeError, match="prompt must be one text"):
-        localize_thresholds(toy_model, ["cat"])
-    with pytest.raises(ValueError, match="search must be one of speculative, sequential, bisect"):
-        localize_thresholds(toy_model, "cat 0", search="attributed")
-    known = toy_model.calibration
-    for calibration in (None, replace(known, statistics=None)):
-        toy_model.calibration = calibration
-        with pytest.raises(ValueError, match="has none; give statistics"):
-            localize_thresholds(toy_model, "cat 0")
-    toy_model.calibration = known
+def test_bad_input_is_named(model: DiffusionModel, tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="deviations must be a finite number, got nan"):
+        swept(tmp_path, model, [float("nan")], "a red cup")
+    for calibration in (None, replace(model.calibration, statistics=None)):
+        model.calibration = calibration
+        with pytest.raises(RuntimeError, match=r"the first with .*has none; give statistics"):
+            swept(tmp_path, model, [0.0], "a red cup")

@@ -1,4 +1,4 @@
-"""The method over many prompts, resumable: detection, localization, thresholds, pictures.
+"""The method over many prompts, resumable: detection, localization, pictures.
 
 Scope: thin over `run`; what each worker calls is a small class that holds its settings and the
 model, or a reference to it where the work is done in other processes. Common to all: `executor`,
@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import io
 import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
@@ -20,7 +20,7 @@ import numpy as np
 import pandas as pd
 from PIL import Image
 
-from nemo_kit.keys import ALGORITHMS, versions
+from nemo_kit.keys import versions
 from nemo_kit.neurons import NeuronSet
 from nemo_kit.store.runs import run, tidy
 from nemo_kit.store.work import Keyed, ModelRef, check_gpus, model_key, opened
@@ -63,34 +63,9 @@ def localize_all(
     The columns ``initial`` and ``refined`` hold a ``NeuronSet``. ``options``: of ``run`` and
     ``localize``.
     """
-    return _with_sets(Localize(model, list(seeds), options).over(prompts, store))
-
-
-def thresholds_all(
-    model: AnyModel,
-    prompts: Iterable[str],
-    seeds: Iterable[int] = range(1, 11),
-    deviations: Sequence[float] | None = None,
-    *,
-    store: str | Path,
-    **running: Any,
-) -> pd.DataFrame:
-    """``localize_thresholds`` for many prompts, resumable: a row for each prompt and pair.
-
-    Returns the columns of ``localize_thresholds``, ``initial`` and ``refined`` as ``NeuronSet``;
-    prompts that are not flagged have none.
-    Parameters: ``deviations``, thresholds as multiples of σ from μ of the model's calibration, by
-    default −1, 0 and 1; ``running``, options of ``run``.
-    Raises RuntimeError when no prompt is flagged.
-    """
-    from nemo_kit.localization.thresholds import DEVIATIONS
-
-    steps = [float(step) for step in (DEVIATIONS if deviations is None else deviations)]
-    frame = Thresholds(model, list(seeds), {"deviations": steps, **running}).over(prompts, store)
-    rows = frame[frame["flagged"]].reset_index(drop=True)
-    if rows.empty:
-        raise RuntimeError("prompts: none of them is flagged, so there is nothing to vary")
-    return _with_sets(rows)
+    frame = Localize(model, list(seeds), options).over(prompts, store)
+    sets = {name: frame[name].map(NeuronSet.from_json) for name in ("initial", "refined")}
+    return frame.assign(**sets)
 
 
 def generate_all(
@@ -187,19 +162,6 @@ class Localize(PerPrompt):
             return localize(model, prompt, seeds=self.seeds, **self.options).to_row()
 
 
-class Thresholds(PerPrompt):
-    """``localize_thresholds`` as the work on one prompt."""
-
-    name, rooms = "thresholds", ALGORITHMS
-
-    def __call__(self, prompt: str) -> Any:
-        """Rows, as ``localize_thresholds`` gives them."""
-        from nemo_kit.localization.thresholds import localize_thresholds
-
-        with opened(self.model) as model:
-            return localize_thresholds(model, prompt, seeds=self.seeds, **self.options)
-
-
 class Generate(PerPrompt):
     """``generate`` as the work on one prompt; a mitigation's key names its own version."""
 
@@ -214,13 +176,6 @@ class Generate(PerPrompt):
             images = generate(model, item["prompt"], self.seeds, **given, **self.options)
         pairs = zip(self.seeds, images, strict=True)
         return [{"prompt": item["prompt"], "seed": s, "image": _png(image)} for s, image in pairs]
-
-
-def _with_sets(frame: pd.DataFrame) -> pd.DataFrame:
-    """The frame with the JSON text of ``initial`` and ``refined`` as ``NeuronSet``."""
-    return frame.assign(
-        **{name: frame[name].map(NeuronSet.from_json) for name in ("initial", "refined")}
-    )
 
 
 def _for_workers(model: AnyModel, executor: object, workers: int) -> AnyModel:
