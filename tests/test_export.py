@@ -9,10 +9,12 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pipelines
 import pytest
 import torch
-from diffusers import DDIMScheduler, StableDiffusionPipeline
+from diffusers import DDIMScheduler, StableDiffusion3Pipeline, StableDiffusionPipeline
 from safetensors.torch import load_file, save_file
+from test_cli import call
 
 from nemo_kit.generation import generate
 from nemo_kit.localization.candidates import text_activations, z_scores
@@ -214,6 +216,22 @@ def test_files_that_would_bring_the_weights_back_stay_out(
     assert "vae/x.msgpack" not in files
     assert {"vae/diffusion_pytorch_model.safetensors", "unet/config.json"} <= files
     assert StableDiffusionPipeline.from_pretrained(folder).safety_checker is None
+
+
+def test_the_command_says_how_diffusers_opens_a_folder_without_t5(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    whole = pipelines.sd3()
+    whole.register_modules(text_encoder_3=None, tokenizer_3=None)
+    whole.save_pretrained(tmp_path / "model")
+    monkeypatch.chdir(tmp_path)
+    words = ["--model", "model", "--neurons", '{"1": [0]}', "--no-report"]
+    assert call(monkeypatch, "export", *words, "--out", "it's out") == 0
+    told = capsys.readouterr().out.splitlines()[-1].removeprefix("in diffusers: ")
+    opened = eval(told, {"StableDiffusion3Pipeline": StableDiffusion3Pipeline})
+    assert opened.text_encoder_3 is opened.tokenizer_3 is None
+    weight = opened.transformer.transformer_blocks[0].attn.add_v_proj.weight
+    assert (weight.abs().sum(1) == 0).nonzero().flatten().tolist() == [0]
 
 
 def test_never_over_something_and_never_half(toy_model: DiffusionModel, tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -68,6 +69,10 @@ def export(
     with options.interruptible(kept):
         folder = write(loaded, way, out, named, finish and finish(loaded))
     print(f"wrote {folder}" + (f", report: {folder / 'removal.html'}" if report else ""))
+    index = json.loads((folder / "model_index.json").read_text("utf-8"))
+    if lacking := [part for part in loaded.parts if part not in loaded.parts_in(index)]:
+        without = ", ".join(f"{part}=None" for part in lacking)
+        print(f"in diffusers: {loaded.pipelines[0]}.from_pretrained({str(folder)!r}, {without})")
 
 
 def _mitigation(
