@@ -18,6 +18,7 @@ from nemo_kit.calibration import CALIBRATION_FILE, Calibration, published, resol
 from nemo_kit.checks import check_choice
 from nemo_kit.keys import value_digest, versions
 from nemo_kit.localization import calibrate
+from nemo_kit.localization.differences import Progress
 from nemo_kit.models.base import DiffusionModel
 from nemo_kit.models.opening import calibration_of_files, on_this_machine
 from nemo_kit.prompts import prompt_table
@@ -63,6 +64,7 @@ def calibration_for(
     hold_out: Sequence[str] = (),
     seeds: Sequence[int] = range(1, 11),
     store: str | Path | None = None,
+    progress: Progress | None = None,
 ) -> Calibration:
     """The calibration whose threshold holds for these settings; activation statistics stay.
 
@@ -70,7 +72,7 @@ def calibration_for(
     was made with these settings; for `released` on a model that the paper names a threshold for,
     that one; for the embedded model one computed from its own hold-out prompts.
     Parameters: `hold_out`, prompts that the model does not memorize; `store`, a folder that keeps
-    what was computed.
+    what was computed; `progress`, called with (stage, done, total).
     Raises ValueError where there is no threshold and no hold-out prompt.
     """
     own = model.calibration
@@ -89,7 +91,7 @@ def calibration_for(
             "prompts that the model does not memorize (the role holdout of a prompt file)"
         )
     options = {"settings": detection, "similarity": similarity}
-    found = known or _computed(model, texts, list(seeds), options, store)
+    found = known or _computed(model, texts, list(seeds), options, store, progress)
     statistics = (own.statistics if own else None) or found.statistics
     return replace(found, statistics=statistics, detection=detection, similarity=similarity)
 
@@ -108,16 +110,17 @@ def _computed(
     seeds: list[int],
     options: dict[str, Any],
     store: str | Path | None,
+    progress: Progress | None,
 ) -> Calibration:
     """From the store where it is there, else computed."""
     if store is None:
-        return calibrate(model, texts, seeds, **options)
+        return calibrate(model, texts, seeds, **options, progress=progress)
     code = versions("localization.detection", "localization.candidates")
     digest = value_digest([model_key(model), code, texts, seeds, options])
     folder = Path(store) / "calibration" / digest[:16]
     if not (folder / CALIBRATION_FILE).is_file():
         part = folder.with_name(f".{folder.name}.{token_hex(6)}")
-        calibrate(model, texts, seeds, **options).save(part)
+        calibrate(model, texts, seeds, **options, progress=progress).save(part)
         with suppress(OSError):  # another run was first
             part.rename(folder)
     return Calibration.load(folder)

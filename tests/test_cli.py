@@ -192,6 +192,17 @@ def test_overview_and_usage_fit_and_have_the_name_of_the_command(
     assert "130 interrupted" in " ".join(text.split())
 
 
+def test_an_interrupt_is_told_wherever_it_comes(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def interrupted(*_: Any, **__: Any) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("nemo_kit.models.load", interrupted)
+    assert call(monkeypatch, "detect", "a dog") == 130
+    assert capsys.readouterr().err == "nemo-kit: interrupted\n"
+
+
 @pytest.mark.usefixtures("toy")
 @pytest.mark.parametrize("where", ["file", "words"])
 def test_an_interrupt_says_what_is_kept(

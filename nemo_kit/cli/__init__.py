@@ -45,7 +45,7 @@ for command, words in (
     (method.localize, "Find the neurons that memorize a prompt's image."),
     (calibrate.calibrate, "Give a model its threshold and statistics."),
     (export.export, "Write a model without these neurons, with a report."),
-    (methods.methods, "List the detectors and mitigations there are."),
+    (methods.methods, "List the methods that comparisons have."),
 ):
     app.command(short_help=words)(grouped(command))
 
@@ -61,8 +61,8 @@ def run(app: Any, name: str = "nemo-kit") -> NoReturn:
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that notebooks are ended too
     try:
         code = app(standalone_mode=False, prog_name=name)
-    except (KeyboardInterrupt, typer.Abort):
-        _fail("interrupted", 130)
+        if code == 130:  # typer's own for Ctrl-C
+            _fail("interrupted", 130)
     except (ValueError, TypeError, OSError, RuntimeError) as error:
         bug = isinstance(error, (NotImplementedError, RecursionError))
         if bug or os.environ.get("NEMO_KIT_TRACEBACK"):

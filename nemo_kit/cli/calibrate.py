@@ -13,7 +13,7 @@ from nemo_kit.cli.options import (
     PlainModel,
     Seeds,
     Statistics,
-    bar,
+    counted,
     interruptible,
     read,
     writable,
@@ -108,11 +108,5 @@ def _computed(
     _, compared = resolve(model.calibration)
     if kernel is not None:
         compared = replace(compared, kernel=kernel)
-    with bar(len(prompts), "calibrate") as shown:
-        return calibrate(
-            model,
-            prompts,
-            range(1, seeds + 1),
-            similarity=compared,
-            progress=lambda _stage, done, _total: shown.update(done - shown.n),
-        )
+    with counted("calibrate") as told:
+        return calibrate(model, prompts, range(1, seeds + 1), similarity=compared, progress=told)

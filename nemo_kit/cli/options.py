@@ -62,9 +62,9 @@ Dtype = Literal["auto", "float32", "float16", "bfloat16"]
 class PlainModel:
     """Which model, and how it is opened."""
 
-    model: Annotated[str, Option(metavar="NAME", help='"lab" (the small model that comes with '
-        'nemo_kit), a folder with a diffusers model, a .safetensors checkpoint, or a hub id such '
-        'as "CompVis/stable-diffusion-v1-4".')] = "lab"
+    model: Annotated[str, Option(metavar="NAME", help='"lab" or "lab-flow" (small models that come '
+        'with nemo_kit), a folder with a diffusers model, a .safetensors checkpoint, or a hub id '
+        'such as "CompVis/stable-diffusion-v1-4".')] = "lab"
     revision: Annotated[str | None, Option(metavar="COMMIT", help="Commit of a hub model; "
         "published results name it.")] = None
     config: Annotated[str | None, Option(metavar="NAME", help="Folder or hub id whose settings a "
@@ -186,7 +186,8 @@ class Method:
         if self.threshold is None:
             held = read(self.hold_out and [self.hold_out])
             numbers = range(1, self.seeds + 1)
-            model.calibration = calibration_for(model, chosen, held, numbers, store)
+            with counted("threshold") as told:
+                model.calibration = calibration_for(model, chosen, held, numbers, store, told)
         return chosen
 
 
@@ -240,7 +241,7 @@ def interruptible(kept: str) -> Iterator[None]:
         yield
     except KeyboardInterrupt:
         print(f"nemo-kit: interrupted; {kept}", file=sys.stderr)
-        raise typer.Exit(130) from None
+        raise SystemExit(130) from None
 
 
 def read(files: Sequence[Path] | None) -> list[str]:
@@ -322,6 +323,22 @@ def bar(total: int, label: str, quiet: bool = False) -> Any:
     from tqdm import tqdm
 
     return tqdm(total=total, desc=label, unit="prompt", disable=quiet or total < 2)
+
+
+@contextmanager
+def counted(label: str) -> Iterator[Callable[[str, int, int], None]]:
+    """A bar that begins with the first step that is told to it."""
+    shown: list[Any] = []
+
+    def tell(_stage: str, done: int, total: int) -> None:
+        shown[:] = shown or [bar(total, label)]
+        shown[0].update(done - shown[0].n)
+
+    try:
+        yield tell
+    finally:
+        for one in shown:
+            one.close()
 
 
 def _opened(row: Mapping[str, Any]) -> dict[str, Any]:
