@@ -1,6 +1,6 @@
 """Context managers that read or scale what projections put out, and leave nothing behind.
 
-Scope: projections of the attention, channels of convolutions, and `hooked` for what others hook.
+Scope: projections of the attention, and `hooked` for what others hook.
 One context manager an intent; hooks are registered on entering and removed on leaving, whatever
 raises. Outputs are never written in place. Nothing of the method lives here.
 
@@ -62,12 +62,12 @@ def scale_neurons(
 ) -> Iterator[None]:
     """Multiply neurons' outputs by a factor inside the block.
 
-    Parameters: `projections`, where the layers of the sets are: projections, or convolutions, whose
-    neurons are their output channels; `sets`, one set for the whole batch, or a list with one for
-    each sample of the batch; `factor`, 0 deactivates, 1 changes nothing.
+    Parameters: `projections`, where the layers of the sets are; `sets`, one set for the whole
+    batch, or a list with one for each sample of the batch; `factor`, 0 deactivates, 1 changes
+    nothing.
     Raises ValueError where a neuron does not exist, the factor is not finite or, at the call
     of the denoiser, the batch has another length than the list.
-    Source: section 3.2, "deactivating"; table 4 for other factors; figure 20 for channels.
+    Source: section 3.2, "deactivating"; table 4 for other factors.
     """
     by_layer = {p.index: p for p in projections}
     check_number("factor", factor)
@@ -129,26 +129,12 @@ def _checked(sets: object, by_layer: Mapping[int, Projection]) -> list[NeuronSet
     return [one.check(widths) for one in sets]
 
 
-def sample_gains(
-    projections: Iterable[Projection], sets: Sequence[NeuronSet], factor: float
-) -> dict[int, Tensor]:
-    """What `scale_neurons` multiplies by: layer -> [sets, 1, width], 1 where nothing is scaled.
-
-    Raises TypeError where `sets` is no list of neuron sets, ValueError where it is empty, a neuron
-    does not exist or the factor is not finite.
-    """
-    by_layer = {p.index: p for p in projections}
-    check_number("factor", factor)
-    rows = _checked(sets, by_layer)
-    return {index: _gains(p, rows, factor) for index, p in by_layer.items()}
-
-
 def _gains(projection: Projection, rows: Sequence[NeuronSet], factor: float) -> Tensor:
-    """[rows, 1, width] (of channels [rows, width, 1, 1]): the factor at each row's, else 1."""
+    """[rows, 1, width]: the factor at each row's neurons of the layer, else 1."""
     gains = torch.ones(len(rows), 1, projection.width)
     for row, neurons in enumerate(rows):
         gains[row, 0, list(neurons.layers.get(projection.index, ()))] = factor
-    return gains.mT[..., None] if projection.kind == "convolution" else gains
+    return gains
 
 
 def _scaler(

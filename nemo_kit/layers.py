@@ -1,7 +1,7 @@
 """Finds the cross-attention key and value projections of a denoiser, once, by their names.
 
 Scope: U-Nets in the shape of Stable Diffusion 1.x and 2.x (down, mid, up; `attn2` reads the
-text), and the convolutions of their down-blocks. Everything else takes what is found here.
+text). Everything else takes what is found here.
 Source: "Finding NeMo" (arXiv 2406.02366), section 2: value layers 1 to 16 of SD v1.4 in the order
 in which the denoiser runs them, of which NeMo searches down and mid (1 to 7).
 """
@@ -13,9 +13,7 @@ from typing import Literal
 
 from torch import nn
 
-from nemo_kit.checks import UnsupportedError
-
-Kind = Literal["value", "key", "convolution"]
+Kind = Literal["value", "key"]
 
 _SUFFIX = {"value": "to_v", "key": "to_k"}
 _PLACES = {"down": 0, "mid": 1, "up": 2}  # forward order; modules register mid after up
@@ -27,14 +25,15 @@ _PATTERN = re.compile(
 
 @dataclass(frozen=True)
 class Projection:
-    """One cross-attention projection, or a convolution of a down-block.
+    """One cross-attention projection.
 
-    Its number among those of its kind, from 1; the module's name; neurons or output channels; where
-    it is; how many tokens are the text's, first in a sequence of text and image (None: all are).
+    Its number among those of its kind, from 1; the kind, "value" or "key"; the module's name; its
+    outputs; where it is; how many tokens are the text's, first in a sequence of text and image
+    (None: all are).
     """
 
     index: int
-    kind: Kind
+    kind: str
     name: str
     width: int
     block: str  # "down.0", "mid", "up.1", …; "block.0", "single.0" of a transformer
@@ -42,36 +41,8 @@ class Projection:
 
     @property
     def title(self) -> str:
-        """What it is, in words: "value 3 (mid)", "down 0 resnet 1 conv 2", "down 0 downsampler"."""
-        if self.kind != "convolution":
-            return f"{self.kind} {self.index} ({self.block.replace('.', ' ')})"
-        words = self.name.replace("down_blocks.", "down ").replace(".downsamplers.0.conv", "")
-        words += " downsampler" * ("downsamplers" in self.name)
-        return words.replace(".resnets.", " resnet ").replace(".conv", " conv ")
-
-
-def down_convolutions(denoiser: nn.Module) -> tuple[Projection, ...]:
-    """The convolutions of the down-blocks with a kernel above 1×1, in forward order, from 1.
-
-    Returns 19 of them for SD 1.x and 2.x: two in each residual block, one in each downsampler.
-    Raises ValueError where the denoiser has none.
-    Source: figure 20 of the paper.
-    """
-    found = [
-        (name, module.out_channels)
-        for name, module in denoiser.named_modules()
-        if name.startswith("down_blocks.")
-        and isinstance(module, nn.Conv2d)
-        and max(module.kernel_size) > 1
-    ]
-    if not found:
-        raise UnsupportedError(
-            f"denoiser: no convolution in the down_blocks of {type(denoiser).__name__}"
-        )
-    return tuple(
-        Projection(number, "convolution", name, width, "down." + name.split(".")[1])
-        for number, (name, width) in enumerate(found, start=1)
-    )
+        """What it is, in words: "value 3 (mid)"."""
+        return f"{self.kind} {self.index} ({self.block.replace('.', ' ')})"
 
 
 def value_layers(denoiser: nn.Module) -> tuple[Projection, ...]:

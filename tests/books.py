@@ -71,3 +71,14 @@ def house(**names: Any) -> dict[str, Any]:
     room = {"study": study.study, "pictures": study.pictures, "before_after": study.before_after}
     given |= {"plots": plots, "metrics": metrics, "figures": silent, "frequency": frequency}
     return given | room | names
+
+
+def imported(name: str, text: str, **parameters: Any) -> dict[str, Any]:
+    """The names after a notebook's cell of imports, which holds a text, and none of its style."""
+    with mpl.rc_context():
+        return run([cell(name, text)], house(out="out", store="store", images=1, **parameters))
+
+
+def cutting() -> dict[str, Any]:
+    """The names after notebook 10's cell that switches parts of a denoiser off: `Cut`, `places`."""
+    return run([cell("10_layers", "class Cut")], imported("10_layers", "import numpy as np"))

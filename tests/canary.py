@@ -41,7 +41,6 @@ from nemo_kit.mitigation import (
     RandomTokens,
     WandaPruning,
     WordRepetition,
-    cuts,
 )
 
 FILE = Path(__file__).with_name("canary.json")
@@ -254,9 +253,6 @@ CASES: dict[str, Callable[[], Numbers]] = {
         "scaled": glance(generate(model(), text(), [101], NEURONS, factor=-1.0, steps=4)),
     },
     **{name: drawn(ways) for name, ways in MITIGATIONS.items()},
-    "mitigation.cuts": lambda: drawn(
-        [cuts(model(), "value")[0], cuts(model(), "convolution", 0.5)[0]]
-    )(),
     "metrics.attention": lambda: {
         "cosine": flat(disentanglement(model(), [text()], NEURONS, [1])["cosine"])
     },

@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 import torch
+from books import cutting
 from diffusers.models.attention import BasicTransformerBlock
 from diffusers.models.attention_processor import AttnProcessor
 from torch import Tensor, nn
@@ -19,7 +20,7 @@ from nemo_kit.detectors import attention_entropy, attention_entropy_late
 from nemo_kit.generation import generate
 from nemo_kit.hooks import InterventionError, scale_neurons
 from nemo_kit.localization import LocalizationSettings, localize
-from nemo_kit.mitigation import AttentionMasking, AttentionScaling, Cut, NeMo, WandaPruning
+from nemo_kit.mitigation import AttentionMasking, AttentionScaling, NeMo, WandaPruning
 from nemo_kit.models import DiffusionModel
 from nemo_kit.neurons import NeuronSet
 
@@ -55,6 +56,9 @@ CHANGES: dict[str, Callable[[nn.Module], None]] = {
     "processor": lambda denoiser: denoiser.set_attn_processor(Foreign()),
 }
 PROMPT, SEEDS = "a red cup", [1, 2, 3]
+
+
+Cut = cutting()["Cut"]
 
 
 def everything(model: DiffusionModel) -> NeuronSet:

@@ -17,7 +17,7 @@ import pytest
 from IPython.core.interactiveshell import InteractiveShell
 
 from nemo_kit.keys import plain, value_digest
-from nemo_kit.mitigation import AttentionScaling, NeMo
+from nemo_kit.mitigation import AttentionScaling, NeMo, WandaPruning
 from nemo_kit.models import DiffusionModel
 from nemo_kit.neurons import NeuronSet
 from nemo_kit.store import generate_all, run
@@ -247,11 +247,10 @@ def test_a_file_edited_after_its_import_is_not_what_runs(
 
 def test_what_the_package_has_counts_by_its_version(monkeypatch: pytest.MonkeyPatch) -> None:
     from nemo_kit import keys
-    from nemo_kit.mitigation import Cut
 
-    ways = [AttentionScaling(), NeMo(NeuronSet({1: [0]})), Cut("value", 1)]
+    ways = [AttentionScaling(), NeMo(NeuronSet({1: [0]})), WandaPruning()]
     before = [value_digest(way) for way in ways]
-    raised = keys.versions() | {"mitigation.cuts": 2, "mitigation.nemo": 2}
+    raised = keys.versions() | {"mitigation.wanda": 9, "mitigation.nemo": 2}
     monkeypatch.setattr(keys, "_all_versions", lambda: raised)
     after = [value_digest(way) for way in ways]
     assert [one == two for one, two in zip(before, after, strict=True)] == [True, False, False]

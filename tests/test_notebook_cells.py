@@ -18,7 +18,6 @@ from matplotlib import pyplot as plt
 from torch.nn import functional as F
 from torchmetrics.functional.image import structural_similarity_index_measure as ssim
 
-from nemo_kit.mitigation import Cut
 from nemo_kit.neurons import NeuronSet, random_neurons
 
 A, B, NONE = NeuronSet({1: [4], 3: [7]}), NeuronSet({3: [7]}), NeuronSet()
@@ -154,7 +153,7 @@ def test_layers_rows_begin_undisturbed_and_leave_out_what_failed() -> None:
         return pd.DataFrame([{"prompt": p, "seed": s, "image": image} for p in kept for s in seeds])
 
     prompts = pd.DataFrame({"prompt": ["a", "b"], "group": ["VM", "VM"]})
-    layers = {"value 1": Cut("value", 1), "key 1": Cut("key", 1)}
+    layers = {f"{kind} 1": SimpleNamespace(kind=kind, layer=1) for kind in ("value", "key")}
     given = {"prompts": prompts, "grid": 5, "layers": layers, "net": None, "drawing": {}}
     names = house(**given, picture_seeds=[101, 102], generate_all=generate_all)
     names = run([cell("10_layers", "def layer_rows")], names)

@@ -10,11 +10,12 @@ import matplotlib as mpl
 import numpy as np
 import pandas as pd
 import pytest
+from books import cutting
 from matplotlib import pyplot as plt
 
 from nemo_kit import metrics, plots
 from nemo_kit.metrics import MEASURES
-from nemo_kit.mitigation import AttentionScaling, Cut, NeMo, RandomNeurons
+from nemo_kit.mitigation import AttentionScaling, NeMo, RandomNeurons
 from nemo_kit.models import DiffusionModel, load
 from nemo_kit.neurons import NeuronSet
 from nemo_kit.store import Keyed, generate_all
@@ -51,7 +52,7 @@ def test_every_kind_of_setting(toy_model: DiffusionModel, tmp_path: Path, toy_fo
         "random": [RandomNeurons(SET, seed=seed, overflow=True) for seed in (0, 1)],
         "mitigation": AttentionScaling(),
         "each": {"cat": AttentionScaling()},
-        "cut": Cut("value", 1),
+        "cut": cutting()["Cut"]("value", 1),
         "model": other,
     }
     args = (ROWS, settings, [50, 51], ["gen"])

@@ -9,7 +9,7 @@ from typing import Any
 
 import pandas as pd
 import pytest
-from books import cell, house, run
+from books import cell, imported, run
 
 from nemo_kit import lab, load
 from nemo_kit.localization import detect, localize
@@ -24,8 +24,7 @@ A, B = NeuronSet({1: [0]}), NeuronSet({1: [1]})
 
 def names(**own: Any) -> dict[str, Any]:
     """The names after the notebook's imports, with some in place of its own."""
-    given = {"out": "out", "store": "store", "seeds": 3, "images": 1}
-    return run([cell("09_thresholds", "import pandas as pd")], house(**given)) | own
+    return imported("09_thresholds", "import pandas as pd", seeds=3) | own
 
 
 def swept(folder: Path, model: DiffusionModel, deviations: Any, *prompts: str) -> dict[str, Any]:

@@ -8,7 +8,6 @@ Scope: each is a frozen dataclass with `.name`, `.source`, `.protocol` and `.per
 - `attention`: attention scaling, attention masking, both together
 - `noise`: initial-noise optimisation
 - `wanda`: pruning of feed-forward weights
-- `cuts`: parts of the denoiser switched off, for a study of layers
 - `base`: what each is, and the rows of comparisons; `audit`: does an image come back
 - `export`: a permanent one written into the weights
 Source: "Finding NeMo" (arXiv 2406.02366), section 4; every mitigation names its own.
@@ -20,7 +19,6 @@ from nemo_kit.mitigation.attention import (
     AttentionScaling,
 )
 from nemo_kit.mitigation.base import MITIGATIONS, Found, Mitigation, Neurons, table_rows
-from nemo_kit.mitigation.cuts import Cut, cuts
 from nemo_kit.mitigation.embedding import EmbeddingAdjustment, EmbeddingNoise
 from nemo_kit.mitigation.export import export
 from nemo_kit.mitigation.nemo import NeMo, RandomNeurons
