@@ -23,7 +23,7 @@ from nemo_kit.generation import generate
 from nemo_kit.localization import Localization, candidates, localize, prompt_differences, z_scores
 from nemo_kit.localization.candidates import text_activations
 from nemo_kit.localization.detection import kept, upper
-from nemo_kit.metrics import Embedder, as_embedder
+from nemo_kit.metrics import as_embedder, lab_descriptor
 from nemo_kit.models.base import DiffusionModel
 from nemo_kit.neurons import NeuronSet
 from nemo_kit.similarity import pairwise, similarity
@@ -151,7 +151,7 @@ class Probe:
     def embedder(self) -> Callable[[np.ndarray], np.ndarray]:
         """Pictures, uint8 [N, H, W, 3] -> unit vectors [N, D]; `name` says which."""
         own = self._embedder
-        return as_embedder(own) if own else Embedder("lab descriptor", "64 px", lab.descriptor())
+        return as_embedder(own) if own else lab_descriptor()
 
     @cached_property
     def _originals(self) -> np.ndarray:
