@@ -7,13 +7,14 @@ import os
 
 os.environ["HF_HUB_OFFLINE"] = "1"
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from toys import SD2, ToyDenoiser, save_pipeline
+from units import warm, written
 
 from nemo_kit import lab
 from nemo_kit.localization import calibrate
@@ -92,6 +93,27 @@ def shared_data() -> Path:
     if not folder.is_dir():
         pytest.skip(f"the released code's data files are not at {folder}; set NEMO_KIT_SHARED")
     return folder
+
+
+@pytest.fixture
+def begin() -> Iterator[Callable[..., Any]]:
+    """Begins a function in a process of its own, with a file for what it prints; none outlives."""
+    begun = []
+
+    def one(out: Path, function: Callable[..., None], *given: Any) -> Any:
+        begun.append(warm().Process(target=written, args=(str(out), function, *given)))
+        begun[-1].start()
+        return begun[-1]
+
+    yield one
+    for process in begun:
+        process.kill()
+
+
+@pytest.fixture
+def warm_workers(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Workers of a sweep begin at once; that they begin as fresh ones, test_sweeps has."""
+    monkeypatch.setattr("nemo_kit.store.executors.multiprocessing.get_context", lambda _: warm())
 
 
 @pytest.fixture

@@ -306,8 +306,8 @@ def test_figures_says_what_failed(
     from nemo_kit.figures import runner
 
     monkeypatch.setattr(runner, "root", lambda: tmp_path)
-    cells = (TABLE, "raise ValueError('it broke')")
-    notebook(tmp_path / "notebooks", *cells, parameters=COMMON + "images = 4")
+    monkeypatch.setattr(runner, "_execute", lambda *_: "ValueError: it broke in cell 5:\n")
+    notebook(tmp_path / "notebooks", TABLE, parameters=COMMON + "images = 4")
     (out := tmp_path / "figures" / "lab-quick").mkdir(parents=True)
     (out / "tiny.csv").write_text("earlier")
     assert call(monkeypatch, "figures", "--only", "tiny") == 1

@@ -178,7 +178,7 @@ def test_when_all_prompts_fail_there_is_one_line(
     assert last == "nemo-kit: all 2 prompts failed; the first with MemoryError: no room"
 
 
-@pytest.mark.slow
+@pytest.mark.usefixtures("warm_workers")
 def test_two_workers_give_the_same(
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],

@@ -5,10 +5,6 @@ from __future__ import annotations
 import errno
 import json
 import os
-import signal
-import subprocess
-import sys
-import time
 import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -18,7 +14,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import pytest
-from units import held
+from units import ITEMS, held, main, started, wait_for
 
 from nemo_kit import NeuronSet, files, keys
 from nemo_kit.models import DiffusionModel
@@ -208,56 +204,37 @@ def test_a_key_without_a_plain_form_is_refused(tmp_path: Path) -> None:
         sweep(tmp_path, PROMPTS, key={"what": object()})
 
 
-SWEEP = """
-import sys, time
-from pathlib import Path
-from nemo_kit.store import run
-
-def slow(text):
-    time.sleep(0.02)
-    with open(sys.argv[2], "a") as log:
-        log.write(text + chr(10))
-    return {"prompt": text, "n": len(text)}
-
-texts, batch = [f"prompt {i}" for i in range(60)], int(sys.argv[3])
-found = run(slow, texts, sys.argv[1], {"seeds": [1]}, name="slow", version=1, batch=batch)
-print(found.computed, found.reused, found.frame["n"].sum())
-"""  # it has no source
-
-
 @pytest.mark.parametrize("batch", [1, 7])
 def test_a_run_killed_in_mid_sweep_goes_on_and_has_every_prompt_once(
-    tmp_path: Path, batch: int
+    tmp_path: Path, begin: Callable[..., Any], batch: int
 ) -> None:
-    store, log = tmp_path / "store", tmp_path / "log"
-    command = [sys.executable, "-c", SWEEP, str(store), str(log), str(batch)]
-    for target in (10, 35):
-        process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL)
-        while len(set(log.read_text().splitlines() if log.exists() else ())) < target:
-            assert process.poll() is None
-            time.sleep(0.005)
-        process.send_signal(signal.SIGKILL)
-        process.wait()
+    store, log, out = (tmp_path / name for name in ("store", "log", "out"))
+    given = out, main, str(store), str(log), 1, batch
+    for target in (10, 25):
+        process = begin(*given)
+        wait_for(lambda least=target: len({item for _, item in started(log)}) >= least)
+        process.kill()
+        process.join()
+        assert process.exitcode == -9
     kept = len(held(store))
-    done = subprocess.run(command, capture_output=True, text=True, check=True)
-    computed, reused, total = map(int, done.stdout.split())
-    texts = [f"prompt {i}" for i in range(60)]
-    assert (computed, reused) == (60 - kept, kept)
-    assert total == sum(map(len, texts))
-    calls = pd.Series(log.read_text().splitlines()).value_counts()
-    assert set(calls.index) == set(texts)
-    assert calls.sum() <= 60 + 2 * batch  # at each kill at most the open batch
+    begin(*given).join()
+    computed, reused, total = map(int, out.read_text().splitlines()[-1].split())
+    assert (computed, reused) == (len(ITEMS) - kept, kept)
+    assert total == sum(map(len, ITEMS))
+    calls = pd.Series([item for _, item in started(log)]).value_counts()
+    assert set(calls.index) == set(ITEMS)
+    assert calls.sum() <= len(ITEMS) + 2 * batch  # at each kill at most the open batch
     assert sorted(set(held(store))) == sorted(held(store))  # no row twice
-    assert "%" in done.stderr  # a plain progress bar
+    assert "%" in out.read_text()  # a plain progress bar
 
 
-def test_two_runs_at_once_on_one_store_agree(tmp_path: Path) -> None:
-    command = [sys.executable, "-c", SWEEP, str(tmp_path / "store"), str(tmp_path / "log"), "7"]
-    both = [subprocess.Popen(command, stdout=subprocess.PIPE, text=True,
-                             stderr=subprocess.DEVNULL) for _ in range(2)]  # fmt: skip
-    sums = {process.communicate()[0].split()[-1] for process in both}
-    assert sums == {str(sum(len(f"prompt {i}") for i in range(60)))}
-    assert len(set(held(tmp_path / "store"))) == 60
+def test_two_runs_at_once_on_one_store_agree(tmp_path: Path, begin: Callable[..., Any]) -> None:
+    given = main, str(tmp_path / "store"), str(tmp_path / "log"), 1, 7
+    outs = [tmp_path / name for name in ("first", "second")]
+    for process in [begin(out, *given) for out in outs]:
+        process.join()
+    assert {out.read_text().split()[-1] for out in outs} == {str(sum(map(len, ITEMS)))}
+    assert len(set(held(tmp_path / "store"))) == len(ITEMS)
 
 
 def test_many_rows_are_in_few_files(tmp_path: Path) -> None:

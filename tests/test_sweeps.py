@@ -133,12 +133,9 @@ class GivesUp(ThreadPoolExecutor):
         raise self.error("task", worker, 3)
 
 
-@pytest.mark.parametrize(("workers", "batch"), [(1, 1), (2, 15)])
-def test_a_killed_runner_goes_on_and_leaves_no_worker_behind(
-    tmp_path: Path, workers: int, batch: int
-) -> None:
-    """It loses at most the open batch, and never what was written."""
-    store, log = tmp_path / "store", tmp_path / "log"
+def test_a_killed_runner_goes_on_and_leaves_no_worker_behind(tmp_path: Path) -> None:
+    """It loses at most the open batch, and never what was written; one without, test_store has."""
+    store, log, workers, batch = tmp_path / "store", tmp_path / "log", 2, 15
     script = str(Path(__file__).with_name("units.py"))
     command = [sys.executable, script, str(store), str(log), str(workers), str(batch)]
     runner = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
@@ -287,6 +284,7 @@ def test_the_progress_bar_has_an_estimate(
 
 @pytest.mark.slow
 @pytest.mark.skipif(not LAB.is_file(), reason="the embedded model is not there: make lab")
+@pytest.mark.usefixtures("warm_workers")
 def test_workers_open_the_model_by_its_name(tmp_path: Path) -> None:
     """The same neurons as in this process, and the same key, so that each goes on from others."""
     from nemo_kit import lab, load

@@ -8,8 +8,6 @@ from __future__ import annotations
 import errno
 import os
 import shutil
-import subprocess
-import sys
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -18,7 +16,7 @@ from typing import Any
 import pandas as pd
 import pytest
 from test_sweeps import Killer
-from units import PROMPTS, Noted, held, localizing, started, wait_for
+from units import PROMPTS, Noted, held, localizing, main, started, wait_for, warm
 
 from nemo_kit import files, localize
 from nemo_kit.models import DiffusionModel, load
@@ -71,8 +69,10 @@ def assert_same(found: Sweep, expected: pd.DataFrame, folder: Path) -> None:
 def test_after_a_worker_was_killed(
     sweep: Callable[..., Sweep], undisturbed: pd.DataFrame, tmp_path: Path
 ) -> None:
-    distributed = pytest.importorskip("distributed")
+    dask, distributed = (pytest.importorskip(name) for name in ("dask", "distributed"))
+    warm()
     with (
+        dask.config.set({"distributed.worker.multiprocessing-method": "forkserver"}),
         distributed.LocalCluster(n_workers=2, processes=True, threads_per_worker=1,
                                  dashboard_address=None) as cluster,
         distributed.Client(cluster) as client,
@@ -92,19 +92,20 @@ def test_after_the_runner_was_killed(
     model: DiffusionModel,
     undisturbed: pd.DataFrame,
     tmp_path: Path,
+    begin: Callable[..., Any],
 ) -> None:
-    script = str(Path(__file__).with_name("units.py"))
-    command = [sys.executable, script, str(tmp_path / "store"), str(tmp_path / "log"),
-               "1", "1", model.name]  # fmt: skip
-    runner = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-    wait_for(lambda: len(shards(tmp_path)) >= 3 or runner.poll() is not None)
+    out, store, log = tmp_path / "out", str(tmp_path / "store"), str(tmp_path / "log")
+    runner = begin(out, main, store, log, 1, 1, model.name)
+    wait_for(lambda: len(shards(tmp_path)) >= 3 or not runner.is_alive())
     runner.kill()
-    assert runner.wait() < 0
+    runner.join()
+    assert runner.exitcode == -9, out.read_text()
     kept = len(shards(tmp_path))
     assert 3 <= kept < len(PROMPTS)
-    done = subprocess.run(command, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr[-2000:]
-    computed, reused = map(int, done.stdout.split()[:2])
+    done = begin(out, main, store, log, 1, 1, model.name)
+    done.join()
+    assert done.exitcode == 0, out.read_text()
+    computed, reused = map(int, out.read_text().splitlines()[-1].split()[:2])
     assert (computed, reused) == (len(PROMPTS) - kept, kept)
     again = sweep()
     assert again.computed == 0

@@ -1,7 +1,7 @@
 """Work for sweeps in other processes: importable there, without a model.
 
 Run as a script it is one sweep: `python units.py STORE LOG WORKERS BATCH`, items 0 to 39, or with
-a model's folder behind that, the method over `PROMPTS`.
+a model's folder behind that, the method over `PROMPTS`. `warm` has processes that begin at once.
 """
 
 from __future__ import annotations
@@ -10,7 +10,10 @@ import json
 import os
 import sys
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cache
+from multiprocessing import forkserver, get_context
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +25,8 @@ for kind in ("Slow", "Deadly"):  # where they log is no part of what they do
     FORMS[f"{__name__}.{kind}"] = lambda work: "work on an item"
 ITEMS = [f"prompt {i}" for i in range(40)]
 PROMPTS = [f"{thing} {i}" for thing in ("cat", "red cup") for i in range(5)]
+HEAVY = ["nemo_kit.store", "nemo_kit.localization", "torchmetrics.functional.image", "distributed",
+         "diffusers.pipelines.stable_diffusion.pipeline_stable_diffusion"]  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -98,6 +103,23 @@ def wait_for(condition: Any, seconds: float = 400.0) -> None:
         if time.monotonic() > until:
             raise TimeoutError("the condition did not come true")
         time.sleep(0.01)
+
+
+@cache
+def warm() -> Any:
+    """Processes of one's own that begin at once: forks of one that has imported what is heavy."""
+    context = get_context("forkserver")
+    context.set_forkserver_preload(HEAVY)
+    forkserver.ensure_running()
+    return context
+
+
+def written(out: str, function: Callable[..., None], *given: Any) -> None:
+    """Call a function in a process whose output goes into a file."""
+    with open(out, "w") as file:
+        for number in (1, 2):
+            os.dup2(file.fileno(), number)
+    function(*given)
 
 
 def main(store: str, log: str, workers: str, batch: str, folder: str = "") -> None:
