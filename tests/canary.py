@@ -26,6 +26,7 @@ from nemo_kit.keys import versions
 from nemo_kit.localization import calibrate, detect, localize
 from nemo_kit.localization.candidates import text_activations, z_scores
 from nemo_kit.localization.methods import METHODS, rank
+from nemo_kit.metrics import distances
 from nemo_kit.metrics.attention import disentanglement
 from nemo_kit.mitigation import (
     AttentionMasking,
@@ -176,9 +177,8 @@ def _copying() -> Numbers:
 def _distances() -> Numbers:
     rng = np.random.default_rng(0)
     one, two = rng.normal(size=(12, 3)), rng.normal(0.5, size=(10, 3))
-    kernel = metrics.kernel_distance(one, two, "x", subsets=5)
-    return {"frechet": [metrics.frechet_distance(one, two)],
-            "kernel": [kernel.value, kernel.deviation or 0.0]}  # fmt: skip
+    return {"frechet": [distances._frechet(one, two)],
+            "kernel": flat(distances._kernel(one, two, subsets=5))}  # fmt: skip
 
 
 def _scores() -> Numbers:

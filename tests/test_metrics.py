@@ -8,6 +8,7 @@ import torch
 from PIL import Image
 
 from nemo_kit import lab, metrics
+from nemo_kit.metrics.distances import _frechet, _kernel
 from nemo_kit.metrics.embedders import processor
 from nemo_kit.neurons import NeuronSet
 
@@ -126,12 +127,10 @@ def test_alignment_takes_one_prompt_for_all_and_refuses_other_numbers(tiny_clip:
 
 def test_frechet_distance_by_hand() -> None:
     a = np.array([[0.0, 0], [2, 0], [0, 2], [2, 2]])  # variance 4/3 in each direction
-    assert metrics.frechet_distance(a, a) == pytest.approx(0, abs=1e-9)
-    assert metrics.frechet_distance(a, a + np.array([3, 4])) == pytest.approx(
-        25
-    )  # only the means differ
+    assert _frechet(a, a) == pytest.approx(0, abs=1e-9)
+    assert _frechet(a, a + np.array([3, 4])) == pytest.approx(25)  # only the means differ
     # twice as wide around the same mean: sum over directions of (2s - s)^2 = 2 * 4/3
-    assert metrics.frechet_distance(a, 2 * a - 1) == pytest.approx(8 / 3)
+    assert _frechet(a, 2 * a - 1) == pytest.approx(8 / 3)
 
 
 @pytest.mark.parametrize("count", [200, 10])  # more, and fewer, images than features
@@ -140,7 +139,7 @@ def test_frechet_distance_against_scipy(count: int) -> None:
 
     rng = np.random.default_rng(0)
     a, b = rng.normal(size=(count, 16)), rng.normal(0.3, 1.4, size=(count, 16))
-    got = metrics.frechet_distance(a, b)
+    got = _frechet(a, b)
     first, second = np.cov(a, rowvar=False), np.cov(b, rowvar=False)
     gap = np.sum((a.mean(0) - b.mean(0)) ** 2)
     root = np.real(sqrtm(first @ second))
@@ -150,7 +149,7 @@ def test_frechet_distance_against_scipy(count: int) -> None:
 def test_kernel_distance_against_a_plain_reading() -> None:
     rng = np.random.default_rng(1)
     a, b = rng.normal(size=(20, 8)), rng.normal(0.5, 1, size=(20, 8))
-    got = metrics.kernel_distance(a, b, "random numbers", subsets=1, subset_size=20)
+    got = _kernel(a, b, subsets=1, size=20)
 
     def kernel(x: np.ndarray, y: np.ndarray) -> float:
         return float((x @ y / 8 + 1) ** 3)
@@ -160,13 +159,7 @@ def test_kernel_distance_against_a_plain_reading() -> None:
         for x in (a, b)
     ]
     across = np.mean([kernel(x, y) for x in a for y in b])
-    assert got.value == pytest.approx(sum(within) - 2 * across, rel=1e-9)
-    assert (got.name, got.extractor, got.images, got.references) == (
-        "KID",
-        "random numbers",
-        20,
-        20,
-    )
+    assert got[0] == pytest.approx(sum(within) - 2 * across, rel=1e-9)
 
 
 def test_kernel_distance_leaves_torch_s_generator_alone() -> None:
@@ -174,31 +167,30 @@ def test_kernel_distance_leaves_torch_s_generator_alone() -> None:
     torch.manual_seed(5)
     wanted = torch.rand(3)
     torch.manual_seed(5)
-    metrics.kernel_distance(a, a + 1, "noise", subsets=3)
+    _kernel(a, a + 1, subsets=3)
     assert torch.equal(torch.rand(3), wanted)
 
 
 def test_kernel_distance_is_near_zero_for_one_distribution_and_repeatable() -> None:
     rng = np.random.default_rng(2)
     a, b = rng.normal(size=(300, 4)), rng.normal(size=(300, 4))
-    first, again = (metrics.kernel_distance(a, b, "noise", seed=3) for _ in range(2))
+    first, again = (_kernel(a, b) for _ in range(2))
     assert first == again
-    assert abs(first.value) < 3 * first.deviation
-    assert metrics.kernel_distance(a, b + 1, "noise").value > 20 * abs(first.value)
+    assert abs(first[0]) < 3 * first[1]
+    assert _kernel(a, b + 1)[0] > 20 * abs(first[0])
 
 
-def test_distances_name_their_extractor_and_refuse_what_cannot_be_compared() -> None:
-    a = np.random.default_rng(0).normal(size=(10, 3))
-    with pytest.raises(ValueError, match="extractor must name the network"):
-        metrics.kernel_distance(a, a, " ")
-    with pytest.raises(ValueError, match="one network, got widths 3 and 2"):
-        metrics.frechet_distance(a, a[:, :2])
+def test_distances_refuse_what_cannot_be_compared() -> None:
+    images = np.random.default_rng(0).integers(0, 256, (10, 8, 8, 3), dtype=np.uint8)
+    extractor = metrics.as_embedder(channel_means)
+    with pytest.raises(ValueError, match="from 'channel_means' as well, got widths 3 and 2"):
+        metrics.image_distances(images, channel_means(images)[:, :2], extractor)
     with pytest.raises(
-        ValueError, match=r"reference must be finite \[N >= 2, D\], got shape \[1, 3\]"
+        ValueError, match=r"reference must have finite features \[N >= 2, D\], got shape \[1, 3\]"
     ):
-        metrics.frechet_distance(a, a[:1])
-    with pytest.raises(ValueError, match=r"subset_size must lie in 2\.\.10 .* got 11"):
-        metrics.kernel_distance(a, a, "x", subset_size=11)
+        metrics.image_distances(images, images[:1], extractor)
+    with pytest.raises(ValueError, match="images must have finite features"):
+        metrics.image_distances(images[:1], images, extractor)
 
 
 def channel_means(images: np.ndarray) -> np.ndarray:
@@ -217,13 +209,13 @@ def test_distances_of_pictures_are_named_after_their_network(family: str, names:
     rng = np.random.default_rng(0)
     ours, real = (rng.integers(0, 256, (n, 8, 8, 3), dtype=np.uint8) for n in (12, 9))
     extractor = metrics.Embedder("net", "as they are", channel_means, family)
-    got = metrics.image_distances(ours, real, extractor, subsets=5)
+    got = metrics.image_distances(ours, real, extractor)
     assert [one.name for one in got] == names
     assert {one.extractor for one in got} == {"net (as they are)"}
     assert {(one.images, one.references) for one in got} == {(12, 9)}
     features = channel_means(ours), channel_means(real)
-    assert got[0].value == pytest.approx(metrics.frechet_distance(*features))
-    again = metrics.image_distances(ours, features[1], extractor, subsets=5)
+    assert got[0].value == pytest.approx(_frechet(*features))
+    again = metrics.image_distances(ours, features[1], extractor)
     assert again == got, "features made before give the same"
 
 

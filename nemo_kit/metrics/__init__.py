@@ -5,13 +5,7 @@ in as uint8 arrays, and the networks that look at them come in as arguments, by 
 """
 
 from nemo_kit.metrics.clip import PAPER_CLIP, Clip, load_clip
-from nemo_kit.metrics.distances import (
-    FeatureDistance,
-    frechet_distance,
-    image_distances,
-    kernel_distance,
-    real_features,
-)
+from nemo_kit.metrics.distances import FeatureDistance, image_distances, real_features
 from nemo_kit.metrics.duplicates import distinct, near_duplicates
 from nemo_kit.metrics.embedders import (
     SSCD_PROTOCOLS,

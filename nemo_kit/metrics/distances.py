@@ -8,7 +8,7 @@ NeMo", NeurIPS 2024, figures 5a and 8.
 
 import warnings
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from itertools import groupby
 from pathlib import Path
 from typing import Any
@@ -17,7 +17,6 @@ import numpy as np
 import torch
 
 from nemo_kit import lab
-from nemo_kit.checks import check_whole
 from nemo_kit.files import PICTURES, open_picture
 from nemo_kit.metrics._checks import array
 from nemo_kit.metrics.embedders import Embedder
@@ -39,78 +38,40 @@ class FeatureDistance:
     deviation: float | None = None
 
 
-def frechet_distance(features: np.ndarray, reference: np.ndarray) -> float:
-    """Fréchet distance of two sets of features, as normal distributions; >= 0, in float64.
-
-    Parameters: `features` and `reference`, [N >= 2, D] each, of one network.
-    Raises ValueError for wrong shapes, non-finite numbers or different widths.
-    Source: Heusel et al. 2017, equation 6.
-    """
-    from torchmetrics.image.fid import FrechetInceptionDistance
-
-    a, b = _feature_pair(features, reference)
-    return max(_filled(FrechetInceptionDistance, a, b).compute().item(), 0.0)
-
-
-def kernel_distance(
-    features: np.ndarray,
-    reference: np.ndarray,
-    extractor: str,
-    subsets: int = 100,
-    subset_size: int | None = None,
-    seed: int = 0,
-) -> FeatureDistance:
-    """Kernel distance (KID): unbiased squared MMD with the cubic kernel, mean over subsets.
-
-    Returns a `FeatureDistance` with the deviation over subsets; may fall slightly below 0.
-
-    Parameters: `features` and `reference`, [N >= 2, D]; `extractor`, the network's name;
-    `subsets`, how many are drawn; `subset_size`, images a subset, by default at most 1000 and at
-    most half of the smaller set, so that subsets differ; `seed` of the draw.
-    Raises ValueError as `frechet_distance`, for an empty extractor or an impossible subset size.
-    Source: Bińkowski et al. 2018; paper, figure 8b.
-    """
-    from torchmetrics.image.kid import KernelInceptionDistance
-
-    a, b = _feature_pair(features, reference)
-    check_whole("subsets", subsets, 1)
-    least = min(len(a), len(b))
-    size = min(1000, max(least // 2, 2)) if subset_size is None else subset_size
-    if not 2 <= size <= least:
-        raise ValueError(f"subset_size must lie in 2..{least} for these features, got {size}")
-    if not extractor.strip():
-        raise ValueError("extractor must name the network the features come from, got ''")
-    with warnings.catch_warnings(), torch.random.fork_rng(devices=[]):
-        warnings.filterwarnings("ignore", "Metric `Kernel Inception Distance` will save")
-        torch.manual_seed(seed)  # torchmetrics draws its subsets from torch's own generator
-        metric = _filled(KernelInceptionDistance, a, b, subsets=subsets, subset_size=size)
-        value, deviation = (one.item() for one in metric.compute())
-    return FeatureDistance("KID", value, extractor, len(a), len(b), deviation)
-
-
 def image_distances(
-    images: np.ndarray, reference: np.ndarray | str | Path, extractor: Embedder, **options: Any
+    images: np.ndarray, reference: np.ndarray | str | Path, extractor: Embedder
 ) -> list[FeatureDistance]:
     """Fréchet and kernel distance between pictures and real ones, by one network.
 
-    Returns two `FeatureDistance`. They are called FID and KID only for Inception, CLIP-FID and
-    CLIP-KID for a CLIP, Fréchet and kernel distance for others; `extractor` is its
+    Returns two `FeatureDistance`: the Fréchet distance of both sets as normal distributions, at
+    least 0, and the unbiased squared MMD with the cubic kernel, mean and deviation over 100 drawn
+    subsets, which may fall slightly below 0. They are called FID and KID only for Inception,
+    CLIP-FID and CLIP-KID for a CLIP, Fréchet and kernel distance for others; `extractor` is its
     name and protocol.
 
     Parameters: `images`, uint8 [N >= 2, H, W, 3]; `reference`, what `real_features` takes;
-    `extractor`, such as `inception(path)` or `load_clip(name).embedder`; `options`, of
-    `kernel_distance`.
-    Raises ValueError for fewer than two pictures on a side and as `real_features`.
-    Source: paper, figures 5a and 8.
+    `extractor`, such as `inception(path)` or `load_clip(name).embedder`.
+    Raises ValueError for fewer than two pictures on a side, features that are not finite or of
+    another width, and as `real_features`.
+    Source: Heusel et al. 2017, equation 6; Bińkowski et al. 2018; paper, figures 5a and 8.
     """
     ours, real = extractor.features(images), real_features(reference, extractor)
-    first, second = _NAMES.get(extractor.family, _OTHER)
-    label = f"{extractor.name} ({extractor.protocol})"
-    value = frechet_distance(ours, real)
-    kernel = kernel_distance(ours, real, label, **options)
+    for name, values in (("images", ours), ("reference", real)):
+        if values.ndim != 2 or len(values) < 2 or not np.isfinite(values).all():
+            shape = list(values.shape)
+            raise ValueError(f"{name} must have finite features [N >= 2, D], got shape {shape}")
+    if ours.shape[1] != real.shape[1]:
+        widths = f"{ours.shape[1]} and {real.shape[1]}"
+        raise ValueError(
+            f"reference must come from {extractor.name!r} as well, got widths {widths}"
+        )
+    found = (_frechet(ours, real), None), _kernel(ours, real)
+    label, counts = f"{extractor.name} ({extractor.protocol})", (len(ours), len(real))
     return [
-        FeatureDistance(first, value, label, len(ours), len(real)),
-        replace(kernel, name=second),
+        FeatureDistance(name, value, label, *counts, deviation)
+        for name, (value, deviation) in zip(
+            _NAMES.get(extractor.family, _OTHER), found, strict=True
+        )
     ]
 
 
@@ -146,6 +107,27 @@ def _pictures(folder: Path) -> Iterator[np.ndarray]:
         yield np.stack([image for _, image in group])
 
 
+def _frechet(features: np.ndarray, reference: np.ndarray) -> float:
+    from torchmetrics.image.fid import FrechetInceptionDistance
+
+    return max(_filled(FrechetInceptionDistance, features, reference).compute().item(), 0.0)
+
+
+def _kernel(
+    features: np.ndarray, reference: np.ndarray, subsets: int = 100, size: int | None = None
+) -> tuple[float, float]:
+    """Mean and deviation; a subset is at most half of the smaller set, so that subsets differ."""
+    from torchmetrics.image.kid import KernelInceptionDistance
+
+    size = size or min(1000, max(min(len(features), len(reference)) // 2, 2))
+    with warnings.catch_warnings(), torch.random.fork_rng(devices=[]):
+        warnings.filterwarnings("ignore", "Metric `Kernel Inception Distance` will save")
+        torch.manual_seed(0)  # torchmetrics draws its subsets from torch's own generator
+        drawn = {"subsets": subsets, "subset_size": size}
+        value, deviation = _filled(KernelInceptionDistance, features, reference, **drawn).compute()
+    return value.item(), deviation.item()
+
+
 def _filled(kind: Any, features: np.ndarray, reference: np.ndarray, **options: Any) -> Any:
     """A metric of torchmetrics that takes features as they are: they are made once, before."""
     passing = torch.nn.Identity()
@@ -155,14 +137,3 @@ def _filled(kind: Any, features: np.ndarray, reference: np.ndarray, **options: A
     metric.update(torch.from_numpy(reference), real=True)
     metric.update(torch.from_numpy(features), real=False)
     return metric
-
-
-def _feature_pair(features: Any, reference: Any) -> tuple[np.ndarray, np.ndarray]:
-    a, b = array(features), array(reference)
-    for name, values in (("features", a), ("reference", b)):
-        if values.ndim != 2 or len(values) < 2 or not np.isfinite(values).all():
-            raise ValueError(f"{name} must be finite [N >= 2, D], got shape {list(values.shape)}")
-    if a.shape[1] != b.shape[1]:
-        widths = f"{a.shape[1]} and {b.shape[1]}"
-        raise ValueError(f"features and reference must come from one network, got widths {widths}")
-    return a, b
