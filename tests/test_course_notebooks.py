@@ -7,6 +7,7 @@ import re
 import runpy
 import sys
 from collections.abc import Iterator
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +26,7 @@ TESTS = Path(__file__).resolve().parent
 FOLDER = TESTS.parent / "notebooks" / "course"
 LESSONS = sorted(FOLDER.glob("0*.ipynb"))
 LEVEL = "[●○]{3}"
+SHORT = {"steps=40, batch=4": "steps=2, batch=2", "seed, steps=15": "seed, steps=3"}  # of lesson 8
 
 
 def solutions(lesson: Path) -> dict[str, str]:
@@ -61,6 +63,8 @@ for name in [name for name in sys.modules if name.partition(".")[0] == "checks"]
 def run(notebook: Any, kernel: KernelManager) -> str:
     """What a notebook prints, in a kernel that knows no name and no answer."""
     clean = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell(CLEAN)])
+    for cell, (long, short) in product(notebook.cells, SHORT.items()):
+        cell.source = cell.source.replace(long, short)
     for each in (clean, notebook):
         NotebookClient(each, kernel, timeout=600).execute()
     outputs = [one for cell in notebook.cells for one in cell.get("outputs", [])]
