@@ -43,7 +43,13 @@ TINY = {
 }  # fmt: skip
 ONE = ("05_mitigation", "08_ablation", "10_layers")
 FEWER = {"04_dose_response": {"seeds": 2}} | {name: {"memorized": 1} for name in ONE}
-FEWER["09_thresholds"] = {"memorized": 2}  # the first template prompt is not flagged
+# the first template prompt is not flagged
+FEWER["09_thresholds"] = {"memorized": 2, "deviations": [-1.0, 1.0], "images": 1}
+# of these there is more on the smaller models of test_stable_diffusion
+FEWER["05_mitigation"] |= {"repeats": 1, "known": 1}
+FEWER["10_layers"] |= {"images": 1}
+DEAR = ["slimming", "hard concrete", "integrated gradients", "NeMo, sequential"]
+FEWER["12_who_finds_them"] = {"known": 1, "budget": 20, "budgets": [10], "without": DEAR}
 LARGE = {
     "04_dose_response",
     "05_mitigation",
