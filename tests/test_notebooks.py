@@ -140,8 +140,9 @@ def test_no_cell_overwrites_a_parameter(name: str) -> None:
     names = {target.id for target in targets}
     rest = "\n".join(source for source, parameters in cells(name) if not parameters)
     tree = ast.parse(rest)
-    inside = {id(n) for f in ast.walk(tree) if isinstance(f, ast.FunctionDef | ast.Lambda |
-              ast.ListComp | ast.GeneratorExp | ast.DictComp) for n in ast.walk(f)}  # fmt: skip
+    scopes = ast.FunctionDef | ast.ClassDef | ast.Lambda | ast.ListComp | ast.GeneratorExp
+    scopes |= ast.DictComp
+    inside = {id(n) for f in ast.walk(tree) if isinstance(f, scopes) for n in ast.walk(f)}
     bound = {
         node.id
         for node in ast.walk(tree)
