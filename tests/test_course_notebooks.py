@@ -71,6 +71,11 @@ def run(notebook: Any, kernel: KernelManager) -> str:
     return "".join(one.text for one in outputs if one.output_type == "stream")
 
 
+def test_what_is_shortened_is_in_lesson_8() -> None:
+    cells = [cell.source for cell in nbformat.read(LESSONS[7], as_version=4).cells]
+    assert all(any(long in one for one in cells) for long in SHORT)
+
+
 def test_there_is_a_notebook_a_lesson() -> None:
     assert [int(path.name[:2]) for path in LESSONS] == list(course.LESSONS)
 
