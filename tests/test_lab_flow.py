@@ -18,6 +18,7 @@ from nemo_kit.lab import flow
 from nemo_kit.localization import text_activations, z_scores
 from nemo_kit.mitigation import NeMo, export
 from nemo_kit.models.base import DiffusionModel
+from training.pack import chosen
 
 WIDTH, LAYERS = 192, 7
 
@@ -45,9 +46,7 @@ def test_it_opens_by_name_calibrated(model: DiffusionModel) -> None:
     assert model.calibration.threshold > 0
     assert [len(own) for own in model.calibration.statistics.means] == [WIDTH] * LAYERS
     told = json.loads((flow.FOLDER / "data" / "similarity.json").read_text())
-    best = max(told, key=lambda one: one["auroc"])
-    assert model.calibration.detection.timestep_index == best["timestep_index"]
-    assert model.calibration.similarity.kernel == best["settings"]["kernel"]
+    assert (model.calibration.detection, model.calibration.similarity) == chosen(told)
 
 
 def test_its_prompts_are_labs_with_its_own_neurons_and_repetitions() -> None:

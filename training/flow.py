@@ -52,7 +52,7 @@ AMPLITUDE = dict.fromkeys(WIDTHS, 4.0)
 STANDING_OUT = 0.2  # weight of the planted neurons' loss beside the velocity's
 HIGH_NOISE_SHARE = 0.2  # of samples with a sigma of 0.8 or more; the others' logits are normal
 
-TAUGHT = 0.15  # samples of the second stage, as a share of the first's
+TAUGHT = 0.8  # samples of the second stage, as a share of the first's
 PAIRED = 62  # percent of its samples that come in pairs, with a planted prompt's switch on and off
 
 RECIPES = {

@@ -50,6 +50,9 @@ DETECTION = DetectionSettings(threshold_from="maxima")
 FLOW_TIMESTEPS = (1, 5, 10, 15)
 GUIDANCE = 2.0  # at 7 so small a network over-saturates
 ORDINARY = 200  # captions among which the similarity is chosen
+#: AUROC below which these tell nothing. Then differences are compared as `lab`'s, whose latents all
+#: models here have, at the last timestep tried, which holds most of a prompt's own picture.
+LEAST_AUROC, USUAL = 0.55, SimilaritySettings(kind="ssim", kernel=3)
 
 
 def averaged(run: Run) -> dict[str, torch.Tensor]:
@@ -88,14 +91,21 @@ def add_calibration(
     model.name = name  # the calibration names its model, not a folder of this machine
     told = compared(model, prompts, seed)
     (data / "similarity.json").write_text(json.dumps(told, indent=1) + "\n")
-    best = max(told, key=lambda one: one["auroc"])
-    detection = replace(DETECTION, timestep_index=best["timestep_index"])
+    detection, similarity = chosen(told)
     held_out = list(prompts.query("role == 'holdout'")["prompt"])
-    model.calibration = calibrate(
-        model, held_out, settings=detection, similarity=SimilaritySettings(**best["settings"])
-    )
+    model.calibration = calibrate(model, held_out, settings=detection, similarity=similarity)
     model.calibration.save(folder / "nemo")
     return model
+
+
+def chosen(told: list[dict]) -> tuple[DetectionSettings, SimilaritySettings]:
+    """The way that tells best, by what `compared` gave; where none tells, the usual one."""
+    best = max(told, key=lambda one: one["auroc"])
+    if best["auroc"] < LEAST_AUROC:
+        last = max(one["timestep_index"] for one in told)
+        return replace(DETECTION, timestep_index=last), USUAL
+    detection = replace(DETECTION, timestep_index=best["timestep_index"])
+    return detection, SimilaritySettings(**best["settings"])
 
 
 def compared(model: DiffusionModel, prompts: pd.DataFrame, seed: int) -> list[dict]:

@@ -17,7 +17,7 @@ from torch import nn
 from transformers import CLIPTextModel, CLIPTokenizer
 
 from nemo_kit import lab
-from nemo_kit.calibration import ActivationStatistics
+from nemo_kit.calibration import ActivationStatistics, Calibration
 from nemo_kit.generation import generate
 from nemo_kit.hooks import capture, scale_neurons
 from nemo_kit.lab import flow as lab_flow
@@ -355,3 +355,17 @@ def test_the_packed_model_opens_and_draws_as_the_pipeline_does(tmp_path: Path) -
     how = {"num_inference_steps": 3, "guidance_scale": pack.GUIDANCE, "max_sequence_length": 0}
     theirs = pipe("a red apple", latents=model.noise([3]), output_type="np", **how).images[0]
     assert np.abs(ours - 255 * theirs).max() <= 1.5
+
+
+def test_where_the_ladder_tells_nothing_lab_is_followed() -> None:
+    told = [
+        {"timestep_index": 5, "settings": {"kind": "ms_ssim", "kernel": 5}, "auroc": 0.54},
+        {"timestep_index": 15, "settings": {"kind": "ssim", "kernel": 9}, "auroc": 0.4},
+    ]
+    detection, similarity = pack.chosen(told)
+    labs = Calibration.load(lab.MODEL / "nemo")
+    assert detection.timestep_index == 15
+    assert similarity == labs.similarity
+    told[0]["auroc"] = 0.56
+    detection, similarity = pack.chosen(told)
+    assert (detection.timestep_index, similarity.kind, similarity.kernel) == (5, "ms_ssim", 5)
