@@ -44,7 +44,7 @@ ROOTS: dict[str, Any] = {
     "nemo_kit": nemo_kit, "lab": lab, "metrics": metrics, "mitigation": mitigation,
     "detectors": detectors, "figures": figures, "groups": groups, "plots": plots, "study": study,
 }  # fmt: skip
-WIDE = {"CHANGELOG", "flow-transformer"}  # whose lines are longer
+WIDE = {"CHANGELOG"}  # whose lines are longer
 NOT_INSTALLED = {"dask_jobqueue"}  # the one package of a recipe that nemo_kit doesn't bring
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import shutil
-from dataclasses import replace
 from pathlib import Path
 from types import ModuleType
 
@@ -46,12 +45,10 @@ SIMILARITIES = tuple(
        for kernel, betas in ((3, (0.5, 0.5)), (5, (0.5, 0.5)), (3, (0.33, 0.33, 0.33)))]
 )  # fmt: skip
 DETECTION = DetectionSettings(threshold_from="maxima")
-#: Of 50: at a flow's first ones the prediction is the mean picture of the text, whatever the seed.
-FLOW_TIMESTEPS = (1, 5, 10, 15)
 GUIDANCE = 2.0  # at 7 so small a network over-saturates
 ORDINARY = 200  # captions among which the similarity is chosen
 #: AUROC below which these tell nothing. Then differences are compared as `lab`'s, whose latents all
-#: models here have, at the last timestep tried, which holds most of a prompt's own picture.
+#: models here have.
 LEAST_AUROC, USUAL = 0.55, SimilaritySettings(kind="ssim", kernel=3)
 
 
@@ -91,26 +88,20 @@ def add_calibration(
     model.name = name  # the calibration names its model, not a folder of this machine
     told = compared(model, prompts, seed)
     (data / "similarity.json").write_text(json.dumps(told, indent=1) + "\n")
-    detection, similarity = chosen(told)
     held_out = list(prompts.query("role == 'holdout'")["prompt"])
-    model.calibration = calibrate(model, held_out, settings=detection, similarity=similarity)
+    model.calibration = calibrate(model, held_out, settings=DETECTION, similarity=chosen(told))
     model.calibration.save(folder / "nemo")
     return model
 
 
-def chosen(told: list[dict]) -> tuple[DetectionSettings, SimilaritySettings]:
-    """The way that tells best, by what `compared` gave; where none tells, the usual one."""
+def chosen(told: list[dict]) -> SimilaritySettings:
+    """The way to compare that tells best, by what `compared` gave; where none tells, the usual."""
     best = max(told, key=lambda one: one["auroc"])
-    if best["auroc"] < LEAST_AUROC:
-        last = max(one["timestep_index"] for one in told)
-        return replace(DETECTION, timestep_index=last), USUAL
-    detection = replace(DETECTION, timestep_index=best["timestep_index"])
-    return detection, SimilaritySettings(**best["settings"])
+    return SimilaritySettings(**best["settings"]) if best["auroc"] >= LEAST_AUROC else USUAL
 
 
 def compared(model: DiffusionModel, prompts: pd.DataFrame, seed: int) -> list[dict]:
-    """How well each timestep and way to compare differences tells memorized prompts: its
-    timestep_index, settings and AUROC.
+    """How well each way to compare differences tells memorized prompts: its settings and AUROC.
 
     On prompts of neither the evaluation nor the hold-out: the ladder's most shown pictures against
     further ordinary captions.
@@ -119,17 +110,14 @@ def compared(model: DiffusionModel, prompts: pd.DataFrame, seed: int) -> list[di
     texts = sorted(set(captions.every(list(CONCEPTS))) - set(prompts["prompt"]))
     other = np.random.default_rng([seed, 51]).choice(texts, ORDINARY, replace=False).tolist()
     labels = [True] * len(shown) + [False] * len(other)
+    drawn = prompt_differences(model, shown + other, settings=DETECTION)
     found = []
-    for index in FLOW_TIMESTEPS if model.flow else (DETECTION.timestep_index,):
-        detection = replace(DETECTION, timestep_index=index)
-        drawn = prompt_differences(model, shown + other, settings=detection)
-        for similarity in SIMILARITIES:
-            scores = [upper(pairwise(one, similarity)).max().item() for one in drawn]
-            settings = {"kind": similarity.kind, "kernel": similarity.kernel}
-            if similarity.kind == "ms_ssim":
-                settings["betas"] = list(similarity.betas)
-            auroc = float(roc_auc_score(labels, scores))
-            found.append({"timestep_index": index, "settings": settings, "auroc": auroc})
+    for similarity in SIMILARITIES:
+        scores = [upper(pairwise(one, similarity)).max().item() for one in drawn]
+        settings = {"kind": similarity.kind, "kernel": similarity.kernel}
+        if similarity.kind == "ms_ssim":
+            settings["betas"] = list(similarity.betas)
+        found.append({"settings": settings, "auroc": float(roc_auc_score(labels, scores))})
     return found
 
 
