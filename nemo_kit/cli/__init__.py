@@ -61,8 +61,10 @@ def run(app: Any, name: str = "nemo-kit") -> NoReturn:
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that notebooks are ended too
     try:
         code = app(standalone_mode=False, prog_name=name)
-        if code == 130:  # typer's own for Ctrl-C
+        if code == 130:  # newer typer's own for Ctrl-C
             _fail("interrupted", 130)
+    except (KeyboardInterrupt, typer.Abort):
+        _fail("interrupted", 130)
     except (ValueError, TypeError, OSError, RuntimeError) as error:
         bug = isinstance(error, (NotImplementedError, RecursionError))
         if bug or os.environ.get("NEMO_KIT_TRACEBACK"):
