@@ -9,6 +9,7 @@ Source: "Finding NeMo" (arXiv 2406.02366), section 4, and the authors' released 
 from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from secrets import token_hex
 from typing import Any
@@ -113,14 +114,15 @@ def _computed(
     progress: Progress | None,
 ) -> Calibration:
     """From the store where it is there, else computed."""
+    compute = partial(calibrate, model, texts, seeds, **options, progress=progress)
     if store is None:
-        return calibrate(model, texts, seeds, **options, progress=progress)
+        return compute()
     code = versions("localization.detection", "localization.candidates")
     digest = value_digest([model_key(model), code, texts, seeds, options])
     folder = Path(store) / "calibration" / digest[:16]
     if not (folder / CALIBRATION_FILE).is_file():
         part = folder.with_name(f".{folder.name}.{token_hex(6)}")
-        calibrate(model, texts, seeds, **options, progress=progress).save(part)
+        compute().save(part)
         with suppress(OSError):  # another run was first
             part.rename(folder)
     return Calibration.load(folder)

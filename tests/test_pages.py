@@ -416,7 +416,7 @@ def test_files_that_a_page_names_are_there(path: Path) -> None:
 
 @pytest.mark.parametrize("path", [p for p in PAGES if p.stem not in WIDE], ids=relative)
 def test_lines_of_a_page_are_short(path: Path) -> None:
-    lines = re.sub(r"^```.*?^```", "", path.read_text("utf-8"), flags=re.M | re.S).splitlines()
+    lines = plain(path).splitlines()
     long = [one for one in lines if len(one) > 100 and not one.lstrip().startswith(("|", "!["))]
     assert long == []
 

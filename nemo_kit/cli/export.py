@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -48,6 +47,8 @@ def export(
     """
     from nemo_kit import lab
     from nemo_kit.mitigation import export as write
+    from nemo_kit.models.families import INDEX
+    from nemo_kit.models.parts import read_json
 
     own = model.model in lab.TABLES
     way, named = _mitigation(neurons, factor, wanda, options.read(prompts))
@@ -69,7 +70,7 @@ def export(
     with options.interruptible(kept):
         folder = write(loaded, way, out, named, finish and finish(loaded))
     print(f"wrote {folder}" + (f", report: {folder / 'removal.html'}" if report else ""))
-    index = json.loads((folder / "model_index.json").read_text("utf-8"))
+    index = read_json(folder / INDEX)
     if lacking := [part for part in loaded.parts if part not in loaded.parts_in(index)]:
         without = ", ".join(f"{part}=None" for part in lacking)
         print(f"in diffusers: {loaded.pipelines[0]}.from_pretrained({str(folder)!r}, {without})")
