@@ -60,6 +60,9 @@ def test_a_cut_is_a_whole_layer_or_a_share(toy_model: DiffusionModel) -> None:
     for share in (0, 1.5):
         with pytest.raises(ValueError, match=r"share must be above 0 and at most 1, got"):
             Cut("key", 1, share)
+    for layer in (0, -1):  # which a list would take for its last
+        with pytest.raises(ValueError, match="layer must be an integer of at least 1"):
+            Cut("key", layer)
     with pytest.raises(KeyError, match="query"):
         places(toy_model, "query")
 
