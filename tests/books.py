@@ -16,7 +16,7 @@ import pandas as pd
 import seaborn as sns
 from matplotlib import pyplot as plt
 
-from nemo_kit import metrics, plots, study
+from nemo_kit import detectors, metrics, plots, store, study
 from nemo_kit.neurons import NeuronSet, frequency
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -82,3 +82,12 @@ def imported(name: str, text: str, **parameters: Any) -> dict[str, Any]:
 def cutting() -> dict[str, Any]:
     """The names after notebook 10's cell that switches parts of a denoiser off: `Cut`, `places`."""
     return run([cell("10_layers", "class Cut")], imported("10_layers", "import numpy as np"))
+
+
+def detector_table(model: Any, prompts: pd.DataFrame, results: Path, seeds: int = 2) -> Any:
+    """Notebook 01's scores of every detector, of so many images; three of NeMo's."""
+    names = house(net=model, prompts=prompts, compared=None, choose=lambda rows, *_: rows)
+    names |= {"detectors": detectors, "results": results, "detection_seeds": range(1, 4)}
+    names |= {"detector_seeds": seeds, "detector_steps": 5}
+    names |= {"run": store.run, "tidy": store.tidy, "model_key": store.model_key}
+    return run([cell("01_detection", "def score_of")], names)["scores"]

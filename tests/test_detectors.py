@@ -10,14 +10,13 @@ from typing import Any
 import pandas as pd
 import pytest
 import torch
+from books import detector_table
 from diffusers.models.attention_processor import Attention
 from torch import Tensor
 from toys import count_hooks
 
 from nemo_kit import detect, detectors, progress
-from nemo_kit import detector_scores as detector_scores_module
 from nemo_kit.checks import UnsupportedError
-from nemo_kit.detector_scores import detector_scores
 from nemo_kit.detectors import DETECTORS, score
 from nemo_kit.mitigation import NoiseOptimisation
 from nemo_kit.models import DiffusionModel
@@ -260,7 +259,6 @@ PROMPTS = pd.DataFrame({"prompt": ["long one", "a", "bb"], "group": ["VM", "TM",
 def registered(monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
     """The registry, as it was before afterwards."""
     monkeypatch.setattr(detectors, "DETECTORS", dict(DETECTORS))
-    monkeypatch.setattr(detector_scores_module, "DETECTORS", detectors.DETECTORS)
     return detectors.DETECTORS
 
 
@@ -311,36 +309,13 @@ def test_what_is_no_detector_is_refused(toy_model: DiffusionModel, registered: d
     assert "x" not in registered
 
 
-def test_scores_are_kept(toy_model: DiffusionModel, tmp_path: Path, registered: dict) -> None:
-    one = detectors.Detector("one", fake)
-    two = detectors.Detector("two", fake, "times {gain:g}", {"seeds": [1], "gain": 3.0})
-
-    def scores(**options: Any) -> pd.DataFrame:
-        return detector_scores(
-            toy_model, PROMPTS, [one, two], seeds=[1, 2], store=tmp_path, progress=False, **options
-        )
-
-    first = scores()
-    assert toy_model.samples_evaluated == 3 * 2 + 3
-    pd.testing.assert_frame_equal(first, scores())
-    assert toy_model.samples_evaluated == 9
-    rows = first.set_index(["detector", "prompt"])
-    assert rows.loc[("two", "long one"), "score"] == 24
-    assert rows.loc[("one", "bb"), "group"] == "non-memorized"
-    assert list(first.columns) == [
-        "prompt", "group", "detector", "score", "samples", "seconds", "seeds", "protocol"
-    ]  # fmt: skip
-    assert rows.loc[("two", "a"), "protocol"] == "1 image, times 3"
-    scores(options={"two": {"gain": 4.0}})
-    assert toy_model.samples_evaluated == 12, "other options are computed anew"
-
-
 def test_an_edited_detector_is_computed_anew(
     toy_model: DiffusionModel, tmp_path: Path, registered: dict
 ) -> None:
-    """As a cell does that is run again after an edit."""
+    """As a cell does that is run again after an edit; what it was asked for counts too."""
+    registered.clear()
     found = []
-    for place, text in enumerate(["2.0", "2.0  # why", "3.0"]):
+    for place, (text, seeds) in enumerate([("2.0", 2), ("2.0  # why", 2), ("3.0", 2), ("3.0", 1)]):
         file = tmp_path / f"cell{place}.py"
         file.write_text(
             'from nemo_kit.detectors import detector\n\n\n@detector("mine")\n'
@@ -348,39 +323,36 @@ def test_an_edited_detector_is_computed_anew(
             f"    return {text}\n"
         )
         exec(compile(file.read_text(), str(file), "exec"), {"__name__": "__main__"})
-        got = detector_scores(toy_model, PROMPTS, ["mine"], store=tmp_path, progress=False)
+        got = detector_table(toy_model, PROMPTS, tmp_path, seeds)
         found.append((got["score"].tolist(), toy_model.samples_evaluated))
-    assert found == [([2.0] * 3, 3), ([2.0] * 3, 3), ([3.0] * 3, 6)]
-
-
-def test_a_failure_does_not_stop_the_rest(toy_model: DiffusionModel, tmp_path: Path) -> None:
-    more = pd.concat([PROMPTS, pd.DataFrame({"prompt": ["broken"], "group": ["VM"]})])
-    with pytest.warns(UserWarning, match="1 prompts failed .*broken.*no number"):
-        found = detector_scores(toy_model, more, [fake], store=tmp_path, progress=False)
-    assert set(found["prompt"]) == set(PROMPTS["prompt"])
+        assert set(got["seeds"]) == {seeds}
+        assert got[["prompt", "group"]].equals(PROMPTS)
+    assert found == [([2.0] * 3, 3), ([2.0] * 3, 3), ([3.0] * 3, 6), ([3.0] * 3, 9)]
 
 
 def test_what_a_kind_of_model_refuses_has_not_failed(
-    toy_model: DiffusionModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    toy_model: DiffusionModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, registered: dict
 ) -> None:
     def refused(model: DiffusionModel, prompt: str, seeds: list[int]) -> float:
         raise UnsupportedError("model: this one is not defined for it; not supported")
 
+    registered.clear()
+    for one in (fake, refused):
+        detectors.detector(one.__name__)(one)
     monkeypatch.setattr(progress.followed, "folder", tmp_path)
     monkeypatch.setattr(progress.followed, "retry_failed", False)
     more = pd.concat([PROMPTS, pd.DataFrame({"prompt": ["broken"], "group": ["VM"]})])
     told = r"4 results have no row: model: this one is not defined"
-    with pytest.warns(UserWarning, match=told), pytest.warns(UserWarning, match="1 prompts failed"):
-        found = detector_scores(toy_model, more, [fake, refused], store=tmp_path, progress=False)
+    failed = "1 prompts failed .*broken.*no number"
+    with pytest.warns(UserWarning, match=told), pytest.warns(UserWarning, match=failed):
+        found = detector_table(toy_model, more, tmp_path)
     assert list(found["detector"].unique()) == ["fake"]
+    assert set(found["prompt"]) == set(PROMPTS["prompt"]), "a failure does not stop the rest"
     assert (tmp_path / progress.FAILED).read_text() == '"broken"\n'
 
 
 def test_every_registered_detector_is_compared(toy_model: DiffusionModel, tmp_path: Path) -> None:
-    found = detector_scores(
-        toy_model, PROMPTS[:1], seeds=[1, 2], steps=5, options={"NeMo": {"seeds": [1, 2, 3]}},
-        store=tmp_path, progress=False,
-    )  # fmt: skip
+    found = detector_table(toy_model, PROMPTS[:1], tmp_path)
     assert dict(zip(found["detector"], found["samples"], strict=True)) == {
         "NeMo": 3, "noise magnitude, first step": 4, "noise magnitude": 20,
         "attention entropy E": 1, "attention entropy D": 10, "sharpness": 12, "anisotropy": 8,
@@ -398,14 +370,3 @@ def test_every_registered_detector_is_compared(toy_model: DiffusionModel, tmp_pa
         "anisotropy": "2 images, raw outputs' cosine, γ published",
     }
     assert all(len(one.source) > 20 for one in DETECTORS.values())
-
-
-def test_the_comparison_refuses(toy_model: DiffusionModel, tmp_path: Path) -> None:
-    for given, options, text in [
-        (PROMPTS[["prompt"]], {}, "prompts lacks group"),
-        (PROMPTS, {"chosen": []}, "at least one detector"),
-        (PROMPTS, {"steps": 2}, "steps must be an integer of at least 5"),
-        (PROMPTS, {"options": {"Nemo": {}}}, "options must be one of NeMo, .*; got 'Nemo'"),
-    ]:
-        with pytest.raises(ValueError, match=text):
-            detector_scores(toy_model, given, store=tmp_path, **options)

@@ -13,13 +13,12 @@ from typing import Any
 import matplotlib as mpl
 import pandas as pd
 import pytest
-from books import ROOT, cell, cells, house, run, run_cells
+from books import ROOT, cell, cells, detector_table, house, run, run_cells
 from matplotlib import pyplot as plt
 from test_cli import call
 from test_notebooks import needs_lab
 
 from nemo_kit import NeuronSet
-from nemo_kit.detector_scores import detector_scores
 from nemo_kit.detectors import DETECTORS
 from nemo_kit.localization.methods import METHODS
 from nemo_kit.metrics import MEASURES, listed, summary
@@ -103,22 +102,13 @@ def test_an_own_detector_is_in_the_notebook_s_table(
     own: Path, toy_model: DiffusionModel, tmp_path: Path
 ) -> None:
     importlib.import_module("my_methods")
-    names = {
-        "net": toy_model,
-        "prompts": PROMPTS,
-        "choose": lambda rows, *_: rows,
-        "compared": 1,
-        "bootstrap": 5,
-    }
-    names |= {"detector_seeds": 2, "detection_seeds": range(1, 4), "detector_steps": 5}
-    names |= {"detector_scores": detector_scores, "results": tmp_path / "store"}
-    given = house(**names)
-    scores = run([cell("01_detection", "detector_scores(")], given)
-    mine = scores["scores"].query("detector == 'letters'").set_index("prompt")
+    scores = detector_table(toy_model, PROMPTS, tmp_path / "store")
+    mine = scores.query("detector == 'letters'").set_index("prompt")
     assert mine["score"].to_dict() == {"long one": 16, "a": 2, "bb": 4}
     assert mine["samples"].tolist() == [2, 2, 2]
     assert set(mine["protocol"]) == {"2 images, each counts 2"}
     separation = cell("01_detection", "def separation").split("\n\n\n")[0]
+    given = house(scores=scores, bootstrap=5)
     table = run([separation, cell("01_detection", "rows.append(row)")], given)["table"]
     assert table["detector"].unique().tolist() == [*DETECTORS]
     assert "letters" in DETECTORS
