@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -13,7 +12,7 @@ import torch
 
 from nemo_kit import localize
 from nemo_kit.localization.candidates import text_activations, z_scores
-from nemo_kit.localization.methods import LOSSES, METHODS, Memory, Ranking, method, rank, rankings
+from nemo_kit.localization.methods import LOSSES, METHODS, Memory, Ranking, method, rank
 from nemo_kit.localization.methods.base import Method, by_layer
 from nemo_kit.localization.methods.memory import rounds
 from nemo_kit.models import DiffusionModel
@@ -239,7 +238,7 @@ def test_random_has_nemo_s_count_in_each_layer(memorizing: DiffusionModel) -> No
     assert rank("random", toy_model, "cat 2", range(1, 5)).order != got.order
 
 
-# one's own, and many
+# one's own
 
 
 def test_an_own_method_is_checked(registered: dict[str, Method], toy_model: DiffusionModel) -> None:
@@ -275,24 +274,13 @@ def test_an_own_method_is_checked(registered: dict[str, Method], toy_model: Diff
         rank(lambda *_, **__: nan, toy_model, PROMPT)
 
 
-def test_rankings_come_from_the_store(toy_model: DiffusionModel, tmp_path: Path) -> None:
-    asked = {"store": tmp_path, "progress": False}
-    names = ["|z|", "NeMo", "gradient × activation, image"]
-    first = rankings(toy_model, [PROMPT, "cat 1"], names, range(1, 5), **asked)
-    assert list(zip(first["prompt"], first["method"], strict=True)) == [
-        (text, name) for name in names[:2] for text in (PROMPT, "cat 1")
-    ], "no training image, no row"
-    spent = toy_model.samples_evaluated
-    again = rankings(toy_model, [PROMPT, "cat 1"], names, range(1, 5), **asked)
-    assert toy_model.samples_evaluated == spent
-    assert first.drop(columns="ranking").equals(again.drop(columns="ranking"))
-    one, two = first["ranking"][2], again["ranking"][2]
-    assert isinstance(one, Ranking)
-    assert one.found == again["found"][2] == two.found
-    assert all(torch.equal(one.scores[k], two.scores[k]) for k in one.scores)
-    assert first["found"][0] is None
-    with pytest.raises(ValueError, match="chosen must hold at least one method"):
-        rankings(toy_model, [PROMPT], [], **asked)
+def test_a_ranking_is_what_its_row_says(toy_model: DiffusionModel) -> None:
+    for name in ("|z|", "random"):
+        one = rank(name, toy_model, PROMPT, range(1, 5))
+        row = one.to_row()
+        assert list(row) == ["method", "prompt", "scores", "found", "loss", "samples", "seconds"]
+        same = Ranking.from_row(row | {"scores": np.array(row["scores"])}, toy_model.searched)
+        assert (same.order, same.found, same.to_row()) == (one.order, one.found, row)
 
 
 def test_budgets() -> None:

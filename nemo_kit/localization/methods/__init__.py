@@ -1,11 +1,10 @@
 """Localization methods of the field behind one interface, beside NeMo: who finds the neurons?
 
 Scope: each is one file with a function under `@method("its name")`, called with model, prompt,
-seeds and a budget of denoiser samples; it scores each searched neuron. `rank` calls one, `rankings`
-all of them over prompts, through a store. A file or notebook cell of one's own adds one.
-`z_score` and `activation` are the two halves of NeMo's Algorithm 2 alone, `patching` is the exact
-reference, `chance` what all must beat; `base`, `memory` (their losses) and `many` are what they
-share.
+seeds and a budget of denoiser samples; it scores each searched neuron. `rank` calls one. A file or
+notebook cell of one's own adds one. `z_score` and `activation` are the two halves of NeMo's
+Algorithm 2 alone, `patching` is the exact reference, `chance` what all must beat; `base` and
+`memory` (their losses) are what they share.
 Source: each names its own.
 """
 
@@ -22,5 +21,4 @@ from nemo_kit.localization.methods import (
     z_score,
 )
 from nemo_kit.localization.methods.base import METHODS, Method, Ranking, find, method, rank
-from nemo_kit.localization.methods.many import rankings
 from nemo_kit.localization.methods.memory import LOSSES, Memory
