@@ -7,7 +7,7 @@ Source: Hintersdorf et al., "Finding NeMo", NeurIPS 2024, section 4, tables 1 an
 """
 
 import warnings
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,8 +16,8 @@ import pandas as pd
 
 from nemo_kit import metrics
 from nemo_kit.checks import check_seeds, check_seeds_apart
-from nemo_kit.metrics import Clip, Embedder, Median
-from nemo_kit.metrics.measures import LABELS, Seen, of_seen
+from nemo_kit.metrics import Clip, Median, Seen
+from nemo_kit.metrics.measures import LABELS
 from nemo_kit.mitigation import Mitigation, NeMo
 from nemo_kit.models.base import DiffusionModel
 from nemo_kit.neurons import NeuronSet
@@ -35,7 +35,7 @@ def study(
     store: str | Path,
     detection_seeds: Iterable[int] = (),
     training: Mapping[str, np.ndarray] | None = None,
-    look: Embedder | None = None,
+    look: Callable[[np.ndarray], Any] | None = None,
     clip: Clip | None = None,
     median: Median = "middle two",
     **options: Any,
@@ -51,10 +51,11 @@ def study(
     `NeuronSet`, a `Mitigation`, another model, a mapping from prompt to a set or a mitigation, or a
     list of these; `seeds`, of the pictures; `measures`, as in `metrics.chosen`, by default all;
     `detection_seeds`, which `seeds` must not meet; `training`, prompt -> training image, uint8
-    [H, W, 3]; `look`, the copy descriptor, and `clip`, by default the embedded model's; `median`,
-    over seeds; `options`, of `generate_all`.
+    [H, W, 3]; `look`, the copy descriptor (an `Embedder` or any function of pictures), and `clip`,
+    by default the embedded model's; `median`, over seeds; `options`, of `generate_all`.
     Raises ValueError for shared seeds, no setting, one that no prompt has or has pictures under,
-    or an unknown measure; TypeError for another setting; and what `generate_all` raises.
+    or an unknown measure; TypeError for another setting or descriptor; and what `generate_all`
+    raises.
     Source: paper, section 4.
     """
     used = list(detection_seeds)
@@ -62,41 +63,43 @@ def study(
     if not isinstance(settings, Mapping) or not settings:
         raise ValueError(f"settings must map names to interventions, got {settings!r:.60}")
     keyed = model if isinstance(model, Keyed) else Keyed.of(model)
-    prompts, known = list(rows["prompt"]), training or {}
-    networks = look or metrics.lab_descriptor(), clip or metrics.load_clip()
-    drawing = {"store": store, **options}
-    drawn = pictures(generate_all(keyed, prompts, numbers, **drawing))
+    prompts, known, asked = list(rows["prompt"]), training or {}, metrics.chosen(measures)
+    descriptor = metrics.lab_descriptor() if look is None else metrics.as_embedder(look)
+    networks = descriptor, clip or metrics.load_clip()
+    ways = [
+        (name, repeat, one, _asked(name, one, keyed, prompts))
+        for name, given in settings.items()
+        for repeat, one in enumerate(given if isinstance(given, list) else [given])
+    ]
+    drawing = {"prompts": prompts, "seeds": numbers, "store": store, **options}
+    drawn = pictures(generate_all(keyed, **drawing))
     plain = {
         prompt: Seen(prompt, images, *networks, training=known.get(prompt), median=median)
         for prompt, images in drawn.items()
     }
     parts = []
-    for name, given in settings.items():
-        for repeat, one in enumerate(given if isinstance(given, list) else [given]):
-            how = _asked(name, one, keyed, prompts)
-            other = how.pop("model", keyed)
-            asked = how or other is not keyed
-            made = _drawn(name, other, prompts, numbers, **how, **drawing) if asked else drawn
-            both = plain if made is None else plain.keys() & made.keys()
-            kept = rows[rows["prompt"].isin(both)]
-            if kept.empty and len(rows):
-                raise ValueError(f"settings: {name!r} has pictures of none of {len(rows)} prompts")
-            seen = [
-                Seen(p, made[p], *networks, plain[p], plain[p].training, median)
-                for p in kept["prompt"]
-                if made is not None
-            ]
-            part = of_seen(kept, seen, measures)
-            part.insert(0, "setting", [name] * len(part))
-            part.insert(1, "repeat", repeat)
-            parts.append(part.assign(mitigation_protocol=getattr(one, "protocol", "")))
+    for name, repeat, one, how in ways:
+        made = _drawn(name, {"model": keyed, **how, **drawing}) if how else drawn
+        both = plain if made is None else plain.keys() & made.keys()
+        kept = rows[rows["prompt"].isin(both)]
+        if kept.empty and len(rows):
+            raise ValueError(f"settings: {name!r} has pictures of none of {len(rows)} prompts")
+        seen = [
+            Seen(p, made[p], *networks, plain[p], plain[p].training, median)
+            for p in kept["prompt"]
+            if made is not None
+        ]
+        part = metrics.measured(kept, seen, asked)
+        part.insert(0, "setting", [name] * len(part))
+        part.insert(1, "repeat", repeat)
+        parts.append(part.assign(mitigation_protocol=getattr(one, "protocol", "")))
     return pd.concat(parts, ignore_index=True)
 
 
-def _drawn(name: str, *given: Any, **options: Any) -> dict[str, np.ndarray] | None:
+def _drawn(name: str, given: Mapping[str, Any]) -> dict[str, np.ndarray] | None:
     """Pictures under a setting; None and a warning where it isn't defined for the model."""
     try:
-        return pictures(generate_all(*given, **options))
+        return pictures(generate_all(**given))
     except RuntimeError as error:  # of all prompts
         if UNDEFINED not in str(error):
             raise

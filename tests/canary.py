@@ -12,6 +12,7 @@ import json
 import sys
 import warnings
 from collections.abc import Callable, Iterable
+from dataclasses import replace
 from functools import cache
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -162,8 +163,13 @@ def _copying() -> Numbers:
     import pandas as pd
 
     rows = pd.DataFrame({"prompt": ["a", "b"], "group": ["VM", "VM"]})
-    shots = [images()[:2], images()[2:]]
-    table = metrics.measured(rows, shots, metrics.lab_descriptor(), list(images(2)), shots[::-1])
+    look = metrics.lab_descriptor()
+    both = [metrics.Seen("", part, look) for part in (images()[:2], images()[2:])]
+    shots = [
+        replace(one, before=other, training=known)
+        for one, other, known in zip(both, both[::-1], images(2), strict=True)
+    ]
+    table = metrics.measured(rows, shots)
     table["alignment"] = 0.5
     names = ["orig", "above", "gen", "diversity", "alignment"]
     told = pd.concat(

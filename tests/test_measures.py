@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import pandas as pd
 import pytest
@@ -20,16 +22,27 @@ def mean_colour(images: np.ndarray) -> np.ndarray:
     return images.reshape(len(images), -1, 3).mean(axis=1)
 
 
+LOOK = metrics.as_embedder(mean_colour)
 ROWS = pd.DataFrame({"prompt": ["red", "green"], "group": ["VM", "TM"]}, index=[7, 3])
 IMAGES = [solid(RED, RED, RED + GREEN), solid(BLUE)]
 HALF = np.sqrt(0.5)
+
+
+def seen(images: np.ndarray, **known: Any) -> metrics.Seen:
+    """What was drawn of one prompt, whichever."""
+    return metrics.Seen("a prompt", images, LOOK, **known)
+
 
 # ------------------------------------------------------------------------------ per prompt
 
 
 def test_the_table_by_hand() -> None:
-    before = [solid(RED, GREEN, RED), solid(BLUE)]
-    got = metrics.measured(ROWS, IMAGES, mean_colour, [solid(RED)[0], None], before)
+    before = [seen(solid(RED, GREEN, RED)), seen(solid(BLUE))]
+    drawn = [
+        seen(IMAGES[0], before=before[0], training=solid(RED)[0]),
+        seen(IMAGES[1], before=before[1]),
+    ]
+    got = metrics.measured(ROWS, drawn)
     first, second = got.loc[7], got.loc[3]
     assert (first.images, first.orig, first.orig_max) == (3, pytest.approx(1), pytest.approx(1))
     assert first.above == 1  # 1, 1 and 0.707, all above 0.7
@@ -45,9 +58,10 @@ def test_the_table_by_hand() -> None:
 
 def test_which_median_over_seeds_is_told() -> None:
     pictures = solid(RED, GREEN)  # cosines 1 and 0 to the training image
+    known = {"before": seen(pictures), "training": solid(RED)[0]}
     usual, lower = (
-        metrics.measured(ROWS[:1], [pictures], mean_colour, [solid(RED)[0]], [pictures], **how)
-        for how in ({}, {"kind": "lower middle"})
+        metrics.measured(ROWS[:1], [seen(pictures, **known, **how)])
+        for how in ({}, {"median": "lower middle"})
     )
     assert (usual.orig.item(), usual.seed_median.item()) == (pytest.approx(0.5), "middle two")
     assert (lower.orig.item(), lower.seed_median.item()) == (pytest.approx(0), "lower middle")
@@ -57,9 +71,10 @@ def test_which_median_over_seeds_is_told() -> None:
 def test_against_the_functions_for_one_prompt() -> None:
     prompts, known = lab.training_images()
     rows = pd.DataFrame({"prompt": prompts[:1], "group": ["VM"]})
-    images, clip = known[:4], metrics.load_clip()
-    got = metrics.measured(rows, [images], lab.descriptor(), known[:1], [images[::-1]], clip)
-    one, look = got.iloc[0], lab.descriptor()
+    images, look, clip = known[:4], metrics.lab_descriptor(), metrics.load_clip()
+    before = metrics.Seen(prompts[0], images[::-1], look)
+    drawn = metrics.Seen(prompts[0], images, look, clip, before, known[0])
+    one = metrics.measured(rows, [drawn]).iloc[0]
     assert one.orig == pytest.approx(metrics.sscd_orig(images, known[0], look), abs=1e-6)
     assert one.gen == pytest.approx(metrics.sscd_gen(images, images[::-1], look), abs=1e-6)
     assert one.diversity == pytest.approx(metrics.diversity(images, look), abs=1e-6)
@@ -68,42 +83,31 @@ def test_against_the_functions_for_one_prompt() -> None:
     assert (one.embedder, one.clip_model) == ("lab descriptor", "lab CLIP")
 
 
-@pytest.mark.parametrize(
-    ("change", "text"),
-    [
-        ({"images": IMAGES[:1]}, "images must be one for each of 2 rows, got 1"),
-        ({"training": [None]}, "training must be one for each of 2 rows, got 1"),
-        ({"before": [solid(RED)] * 2}, "unmitigated must hold one image for each"),
-        ({"images": [np.zeros((1, 4, 4, 3))] * 2}, "images must be uint8"),
-    ],
-)
-def test_bad_tables(change: dict, text: str) -> None:
-    given = {"images": IMAGES, "look": mean_colour} | change
-    with pytest.raises(ValueError, match=text):
-        metrics.measured(ROWS, **given)
+def test_pictures_that_do_not_fit_are_refused() -> None:
+    with pytest.raises(ValueError, match="images must be uint8"):
+        seen(np.zeros((1, 4, 4, 3)))
+    with pytest.raises(ValueError, match="unmitigated must hold one image for each"):
+        metrics.measured(ROWS[:1], [seen(IMAGES[0], before=seen(solid(RED)))])
 
 
 @pytest.mark.parametrize(
-    ("change", "text"),
+    ("measures", "text"),
     [
-        ({"measures": ["nothing"]}, "measures must be one of orig, .*; got 'nothing'"),
-        (
-            {"measures": [lambda seen: [1, 2]]},
-            "must give one number, or one for each of 3",
-        ),
+        (["nothing"], "measures must be one of orig, .*; got 'nothing'"),
+        ([lambda seen: [1, 2]], "must give one number, or one for each of 3"),
     ],
 )
-def test_bad_measures(change: dict, text: str) -> None:
+def test_bad_measures(measures: list, text: str) -> None:
     with pytest.raises(ValueError, match=text):
-        metrics.measured(ROWS, IMAGES, mean_colour, **change)
+        metrics.measured(ROWS[:1], [seen(IMAGES[0])], measures)
 
 
 def test_a_measure_of_ones_own_and_its_direction() -> None:
-    def red(seen: metrics.Seen) -> np.ndarray:
-        return seen.images[..., 0].mean(axis=(1, 2))
+    def red(one: metrics.Seen) -> np.ndarray:
+        return one.images[..., 0].mean(axis=(1, 2))
 
     darkest = metrics.Measure("darkest", red, "darkest", over=np.min)
-    got = metrics.measured(ROWS[:1], IMAGES[:1], mean_colour, measures=[red, darkest, "diversity"])
+    got = metrics.measured(ROWS[:1], [seen(IMAGES[0])], [red, darkest, "diversity"])
     assert got.loc[7, ["red", "darkest"]].tolist() == [200, 200]
     assert list(got)[2:6] == ["images", "red", "darkest", "diversity"]
     with pytest.raises(ValueError, match="better must be one of lower, higher, ; got 'up'"):
@@ -114,7 +118,7 @@ def test_a_measure_of_everything_tells_the_median_asked_for() -> None:
     """Of an even number of pairs too: pairs 1, 0, 0 and 0, 1, 0.7 of four pictures."""
     four = solid(RED, RED, GREEN, RED + GREEN)
     usual, lower = (
-        metrics.measured(ROWS[:1], [four], mean_colour, measures=["diversity"], kind=kind)
+        metrics.measured(ROWS[:1], [seen(four, median=kind)], ["diversity"])
         for kind in ("middle two", "lower middle")
     )
     pairs = np.sort([1, 0, HALF, 0, HALF, HALF])

@@ -70,9 +70,9 @@ def test_two_models_in_one_kernel_are_each_measured_against_their_own(tmp_path: 
         large.save(tmp_path / name / "1.png")
         known[name] = TrainingImages(table, tmp_path / name)
     for name, other in (("a", "b"), ("b", "a")):
-        shots = [np.stack([known[name]["x"]] * 2)]
+        shots = np.stack([known[name]["x"]] * 2)
         own, foreign = (
-            metrics.measured(table, shots, look, [known[one]["x"]])["orig"][0]
+            metrics.MEASURES["orig"](metrics.Seen("x", shots, look, training=known[one]["x"]))
             for one in (name, other)
         )
         assert own == pytest.approx(1, abs=1e-4)

@@ -86,6 +86,9 @@ def test_training_images_are_those_given(toy_model: DiffusionModel, tmp_path: Pa
     some = study(*args, training={"cat": solid(RED)}, **more)["orig"]
     assert some.isna().tolist() == [False, True]
     assert study(*args, **more)["orig"].isna().all()
+    by_function = study(*args, training=red, **more | {"look": colour})
+    assert list(by_function["orig"]) == list(first)
+    assert set(by_function["embedder"]) == {"colour"}
 
 
 def test_pictures_and_the_median_of_the_released_metrics(
@@ -159,14 +162,16 @@ def test_a_prompt_whose_pictures_failed_has_no_row(
         ({"measures": ["nothing"]}, ValueError, "measures must be one of orig"),
         ({"detection_seeds": [2]}, ValueError, "2 is in both; start the pictures above 2"),
         ({"seeds": [1, 1]}, ValueError, "seeds must differ"),
+        ({"look": "SSCD"}, TypeError, "embedder must be a function of pictures, got str"),
     ],
 )
-def test_study_refuses_before_or_after_drawing(
+def test_study_refuses_before_it_draws(
     toy_model: DiffusionModel, tmp_path: Path, change: dict, error: type[Exception], text: str
 ) -> None:
     given: dict[str, Any] = {"rows": ROWS, "settings": {"default": None}, "seeds": [1, 2]}
     with pytest.raises(error, match=text):
         study(toy_model, **(given | change), **options(tmp_path))
+    assert not list(tmp_path.iterdir())
 
 
 def test_pictures_on_detection_seeds_are_refused_before_any_is_drawn(tmp_path: Path) -> None:

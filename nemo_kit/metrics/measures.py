@@ -18,7 +18,7 @@ import pandas as pd
 from nemo_kit.checks import check_choice
 from nemo_kit.metrics._checks import check_images
 from nemo_kit.metrics.clip import Clip
-from nemo_kit.metrics.embedders import Embedder, as_embedder
+from nemo_kit.metrics.embedders import Embedder
 from nemo_kit.metrics.images import Median, between_seeds, median, same_seed
 from nemo_kit.metrics.scores import COPY_THRESHOLD
 
@@ -142,14 +142,7 @@ def chosen(measures: Iterable[Any] | None) -> list[Measure]:
 
 
 def measured(
-    rows: pd.DataFrame,
-    images: Sequence[np.ndarray],
-    look: Callable[[np.ndarray], Any],
-    training: Sequence[np.ndarray | None] | None = None,
-    before: Sequence[np.ndarray] | None = None,
-    clip: Clip | None = None,
-    measures: Iterable[Any] | None = None,
-    kind: Median = "middle two",
+    rows: pd.DataFrame, seen: Sequence[Seen], measures: Iterable[Any] | None = None
 ) -> pd.DataFrame:
     """Measures of each prompt's pictures: SSCD_orig, SSCD_gen, D_SSCD, A_CLIP, … (`MEASURES`).
 
@@ -157,31 +150,11 @@ def measured(
     copy), `seed_median` (which median of an even number), `embedder`, `protocol`, `clip_model`; NaN
     or empty where what it needs is not there.
 
-    Parameters: `rows`, with `prompt`; `images`, for each row uint8 [N, H, W, 3]; `look`, the copy
-    descriptor (`as_embedder`); `training`, for each row uint8 [H, W, 3] or None; `before`, for each
-    row the undisturbed pictures of the same seeds; `clip`; `measures`, as in `chosen`; `kind` of
-    `median`, "lower middle" as in the released metrics.
-    Raises ValueError for wrong shapes, unknown measures, or other numbers of pictures than rows.
+    Parameters: `rows`, with `prompt`; `seen`, what was drawn for each row, or for none: that is 0
+    images and no numbers; `measures`, as in `chosen`.
+    Raises ValueError for unknown measures, and as the measures do.
     Source: paper, section 4 and table 1.
     """
-    network = as_embedder(look)
-    for name, values in {"images": images, "training": training, "before": before}.items():
-        if values is not None and len(values) != len(rows):
-            raise ValueError(f"{name} must be one for each of {len(rows)} rows, got {len(values)}")
-    seen = []
-    for place, prompt in enumerate(rows["prompt"]):
-        known = None if training is None else training[place]
-        plain = None
-        if before is not None:
-            plain = Seen(prompt, before[place], network, clip, None, known, kind)
-        seen.append(Seen(prompt, images[place], network, clip, plain, known, kind))
-    return of_seen(rows, seen, measures)
-
-
-def of_seen(
-    rows: pd.DataFrame, seen: Sequence[Seen], measures: Iterable[Any] | None = None
-) -> pd.DataFrame:
-    """`measured` of what was drawn for each row; of nothing, 0 images and no numbers."""
     asked = chosen(measures)
     if not seen:
         return rows.assign(images=0, **{one.name: np.nan for one in asked})
