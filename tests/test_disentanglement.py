@@ -52,7 +52,7 @@ def test_against_a_plain_reading(toy_model: DiffusionModel) -> None:
 
 def test_several_sets_share_the_undisturbed_outputs(toy_model: DiffusionModel) -> None:
     sets = {"none": NeuronSet(), "two": NeuronSet({1: [0, 1]}), "one": NeuronSet({1: [0]})}
-    got = disentanglement(toy_model, PROMPTS, sets, seeds=[1], batch_size=2)
+    got = disentanglement(toy_model, PROMPTS, sets, seeds=[1])
     assert toy_model.samples_evaluated == 4 * 3
     wide = got.pivot(index="layer", columns="setting", values="cosine")
     assert wide["none"].to_numpy() == pytest.approx(1, abs=1e-6)
@@ -70,7 +70,6 @@ def test_several_sets_share_the_undisturbed_outputs(toy_model: DiffusionModel) -
         ({"neurons": [1]}, TypeError, "NeuronSet or name -> NeuronSet"),
         ({"neurons": NeuronSet({99: [0]})}, ValueError, "99"),
         ({"factor": float("nan")}, ValueError, "factor must be a finite number"),
-        ({"batch_size": 0}, ValueError, "batch_size"),
     ],
 )
 def test_bad_input(toy_model: DiffusionModel, change: dict, kind: type, text: str) -> None:

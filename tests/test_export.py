@@ -218,6 +218,29 @@ def test_files_that_would_bring_the_weights_back_stay_out(
     assert StableDiffusionPipeline.from_pretrained(folder).safety_checker is None
 
 
+def test_parts_that_no_prediction_needs_come_along_in_one_copy(
+    toy_model: DiffusionModel, tmp_path: Path
+) -> None:
+    source = Path(shutil.copytree(toy_model.name, tmp_path / "source"))
+    index = json.loads((source / "model_index.json").read_text("utf-8"))
+    index["safety_checker"] = ["stable_diffusion", "StableDiffusionSafetyChecker"]
+    index["feature_extractor"] = ["transformers", "CLIPImageProcessor"]
+    (source / "model_index.json").write_text(json.dumps(index), "utf-8")
+    for name in ("safety_checker/config.json", "feature_extractor/preprocessor_config.json"):
+        (source / name).parent.mkdir()
+        (source / name).write_text("{}")
+    for name, kind in (("model", torch.float32), ("model.fp16", torch.float16)):
+        weights = {"bias": torch.ones(2, dtype=kind)}
+        save_file(weights, source / f"safety_checker/{name}.safetensors")
+    (source / "safety_checker/pytorch_model.bin").write_bytes(b"the same once more")
+    folder = export(load(str(source), device="cpu"), NeMo(FOUND), tmp_path / "out")
+    assert (folder / "feature_extractor/preprocessor_config.json").read_text() == "{}"
+    files = {path.name for path in (folder / "safety_checker").iterdir()}
+    assert files == {"config.json", "model.safetensors"}
+    kept = load_file(folder / "safety_checker/model.safetensors")
+    assert kept["bias"].dtype == torch.float32
+
+
 def test_the_command_says_how_diffusers_opens_a_folder_without_t5(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:

@@ -320,11 +320,6 @@ def test_summary_refuses() -> None:
         metrics.summarize([])
 
 
-def test_share_above_is_strict() -> None:
-    assert metrics.share_above([0.7, 0.71, 0.2, 0.9]) == 0.5
-    assert metrics.share_above([0.7, 0.71, 0.2, 0.9], threshold=0.1) == 1
-
-
 # ---------------------------------------------------------------------------- localization
 
 

@@ -31,7 +31,7 @@ from nemo_kit.mitigation import (
     WandaPruning,
     WordRepetition,
 )
-from nemo_kit.mitigation.attention import kept_tokens, mask_tokens, scale_tokens
+from nemo_kit.mitigation.attention import kept_tokens
 from nemo_kit.mitigation.gap import norms, predicted_gap, relative_size
 from nemo_kit.mitigation.wanda import feed_forward_layers, unit_squares, wanda_mask
 from nemo_kit.models import DiffusionModel, load
@@ -227,23 +227,6 @@ def test_mask_and_scaling_together_as_released(toy_model: DiffusionModel) -> Non
         assert not torch.allclose(predicted(run)[2:], expected[2:], atol=1e-1)
     with AttentionMasking().apply(run):
         assert not torch.allclose(predicted(run)[:2], expected[:2], atol=1e-1)
-
-
-@pytest.mark.parametrize(
-    ("change", "text"),
-    [
-        (lambda m, k: scale_tokens(m, k, torch.ones(3, 12)), r"gains must be .* = \[4, 12\], got"),
-        (lambda m, _: mask_tokens(m, torch.ones(3, 12) > 0), "keep holds 3 rows, but the batch ha"),
-        (lambda m, _: mask_tokens(m, torch.zeros(4, 12) > 0), "with a token in each row"),
-    ],
-)
-def test_token_hooks_refuse_other_batches(
-    toy_model: DiffusionModel, change: Any, text: str
-) -> None:
-    names = [toy_model.key_layers[0].name]
-    with pytest.raises(ValueError, match=text), change(toy_model.denoiser, names):
-        predicted(a_run(toy_model))
-    assert count_hooks(toy_model.denoiser) == 0
 
 
 # -- embedding and noise --

@@ -38,7 +38,6 @@ from nemo_kit.metrics.scores import (
     localization_quality,
     orders,
     roc_curve,
-    share_above,
     summarize,
     summary,
 )

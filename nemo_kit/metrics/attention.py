@@ -15,12 +15,14 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from nemo_kit.calibration import resolve
-from nemo_kit.checks import check_number, check_seeds, check_texts, check_whole
+from nemo_kit.checks import check_number, check_seeds, check_texts
 from nemo_kit.hooks import capture, scale_neurons
+from nemo_kit.memory import BatchSize
 from nemo_kit.models.base import DiffusionModel
 from nemo_kit.neurons import NeuronSet
 
 VERSION = 1  # raised where results change (see nemo_kit.keys)
+_AT_ONCE = 32  # denoiser samples a call, at most
 
 
 @torch.no_grad()
@@ -30,7 +32,6 @@ def disentanglement(
     neurons: NeuronSet | Mapping[str, NeuronSet],
     seeds: Iterable[int] = (1, 2, 3),
     factor: float = 0.0,
-    batch_size: int = 32,
 ) -> pd.DataFrame:
     """Cosine of cross-attention outputs with and without blocked neurons, by layer (T3).
 
@@ -39,14 +40,12 @@ def disentanglement(
     `neurons` (how many are blocked).
 
     Parameters: `prompts`, non-memorized ones; `neurons`, one set, or name -> set, each compared
-    with the same undisturbed outputs; `seeds`; `factor`, by which the neurons are scaled;
-    `batch_size`, denoiser samples a call.
+    with the same undisturbed outputs; `seeds`; `factor`, by which the neurons are scaled.
     Raises TypeError or ValueError for bad prompts, seeds, neurons or numbers.
     Source: paper, table 3. It doesn't say how a layer's outputs become one number: here the cosine
     of each pixel's vector over channels, averaged.
     """
     texts, numbers = check_texts(prompts), check_seeds(seeds, distinct=True)
-    check_whole("batch_size", batch_size, 1)
     check_number("factor", factor)
     sets = {"blocked": neurons} if isinstance(neurons, NeuronSet) else neurons
     if not isinstance(sets, Mapping) or not all(isinstance(s, NeuronSet) for s in sets.values()):
@@ -58,25 +57,28 @@ def disentanglement(
     layers = model.value_layers
     blocks = [replace(layer, name=layer.name.rpartition(".")[0], tokens=None) for layer in layers]
     jobs = [(text, seed) for text in texts for seed in numbers]
-    found: dict[str, list[Tensor]] = {name: [] for name in sets}
-    for start in range(0, len(jobs), batch_size):
-        part = jobs[start : start + batch_size]
-        noise, text = model.noise([s for _, s in part]), model.embed([t for t, _ in part])
-        outputs = {}  # setting -> layer -> [samples, pixels, width]
-        for name, one in {None: NeuronSet(), **sets}.items():
-            with (
-                scale_neurons(model.denoiser, layers, one, factor),
-                capture(model.denoiser, blocks) as outputs[name],
-            ):
+
+    def compared(part: slice) -> Tensor:
+        """Cosines of each set, [sets, samples, layers]."""
+        words, drawn = zip(*jobs[part], strict=True)
+        noise, text = model.noise(drawn), model.embed(words)
+
+        def outputs(off: NeuronSet) -> dict[int, Tensor]:
+            """Layer -> [samples, pixels, width]."""
+            scaling = scale_neurons(model.denoiser, layers, off, factor)
+            with scaling, capture(model.denoiser, blocks) as seen:
                 model.predict(noise, timestep, text)
-            if name is not None:
-                found[name].append(_cosines(outputs[None], outputs.pop(name)))
+            return seen
+
+        plain = outputs(NeuronSet())
+        return torch.stack([_cosines(plain, outputs(one)) for one in sets.values()])
+
+    found = torch.cat(BatchSize(_AT_ONCE).run(compared, len(jobs)), dim=1)
     about = {"layer": [p.index for p in layers], "block": [p.block for p in layers]}
     parts = []
-    for name, rows in found.items():
-        cosines = torch.cat(rows)  # [samples, layers]
+    for (name, neurons), cosines in zip(sets.items(), found, strict=True):
         means = {"cosine": cosines.mean(0).numpy(), "deviation": cosines.std(0, False).numpy()}
-        counts = {"samples": len(cosines), "neurons": len(sets[name])}
+        counts = {"samples": len(cosines), "neurons": len(neurons)}
         parts.append(pd.DataFrame({"setting": name, **about, **means, **counts}))
     return pd.concat(parts, ignore_index=True)
 

@@ -13,7 +13,7 @@ import numpy as np
 import torch
 
 from nemo_kit import lab
-from nemo_kit.metrics._checks import array, check_images, unit
+from nemo_kit.metrics._checks import array, unit
 from nemo_kit.metrics.embedders import Embedder, processor, squares
 
 VERSION = 1  # raised where results change (see nemo_kit.keys)
@@ -53,18 +53,18 @@ class Clip:
                 "prompts must be one text or one for each image, "
                 f"got {len(texts)} for {len(images)}"
             )
-        images, model = check_images("images", images), self.model
+        seen, model = self.embedder(images), self.model
         order = {prompt: place for place, prompt in enumerate(dict.fromkeys(texts))}
         tokens = self.tokenizer(list(order), padding=True, truncation=True, return_tensors="pt")
         with torch.inference_mode():
             words = model.text_projection(model.text_model(**tokens.to(model.device)).pooler_output)
-            parts = np.split(images, range(64, len(images), 64))
-            seen = np.concatenate([clip_features(model, self.preprocess(part)) for part in parts])
-        return np.sum(unit(seen) * unit(array(words))[[order[text] for text in texts]], axis=1)
+        return np.sum(seen * unit(array(words))[[order[text] for text in texts]], axis=1)
 
-    def _look(self, images: np.ndarray) -> Any:
+    def _look(self, images: np.ndarray) -> np.ndarray:
+        pixels = self.preprocess(images).to(self.model.device, self.model.dtype)
         with torch.inference_mode():
-            features = clip_features(self.model, self.preprocess(images))
+            seen = self.model.vision_model(pixel_values=pixels).pooler_output
+            features = array(self.model.visual_projection(seen))
         return unit(features) if self.scaled else features
 
 
@@ -89,16 +89,10 @@ def load_clip(name: str | Path = "lab", revision: str | None = None, device: str
         tokenizer = AutoTokenizer.from_pretrained(place, revision=revision)
     except (OSError, ValueError, TypeError) as error:
         raise ValueError(
-            f'name must be "lab", a folder with a CLIP, or a hub id; {str(name)!r} could not be '
+            f'name must be "lab", a folder with a CLIP, or a hub id; {place!r} could not be '
             f"opened: {error}"
         ) from error
-    return Clip(str(name), model, tokenizer, _preprocessing(place, revision, model))
-
-
-def clip_features(model: Any, pixels: Any) -> np.ndarray:
-    """Projected image features of a CLIP, not scaled: float64 [N, D]."""
-    out = model.vision_model(pixel_values=pixels.to(model.device, model.dtype))
-    return array(model.visual_projection(out.pooler_output))
+    return Clip(place, model, tokenizer, _preprocessing(place, revision, model))
 
 
 def _preprocessing(place: str, revision: str | None, model: Any) -> Callable:

@@ -100,16 +100,6 @@ def orders(here: pd.DataFrame, there: pd.DataFrame, margin: float = 0.05) -> pd.
     return pd.DataFrame(found, columns=names)
 
 
-def share_above(values: Sequence[float] | np.ndarray, threshold: float = COPY_THRESHOLD) -> float:
-    """Share of values strictly above a threshold, in [0, 1]: the memorization rate for 0.7.
-
-    Parameters: `values`, similarities; `threshold`, 0.7 is the paper's bound for verbatim copies.
-    Raises ValueError for empty or non-finite values.
-    Source: paper, section 4 (VM where the maximum SSCD exceeds 0.7).
-    """
-    return float(np.mean(finite("values", values) > threshold))
-
-
 def roc_curve(scores: Sequence[float] | np.ndarray, labels: Sequence[bool]) -> pd.DataFrame:
     """ROC curve: one row for each distinct score taken as threshold, from the strictest down.
 

@@ -45,12 +45,16 @@ class AttentionScaling(Mitigation):
 
     @contextmanager
     def apply(self, run: Run) -> Iterator[Run]:
-        """Scale each layer's key of the first token, and so its logit."""
+        """Scale each layer's key of the first token, and so its logit, which is linear in it."""
+        factors = run.rows([self.factor] * len(run.prompts), 1.0)
+        gains = torch.ones(len(factors), run.embeddings.shape[1], 1, device=run.model.device)
+        gains[:, 0, 0] = torch.tensor(factors)
+
+        def scale(_module: nn.Module, _inputs: tuple, output: Tensor) -> Tensor:
+            return output * gains.to(output)
+
         keys = [layer.name for layer in plain_keys(run.model)]
-        plain = torch.ones(run.embeddings.shape[1])
-        scaled = torch.cat([plain.new_tensor([self.factor]), plain[1:]])
-        gains = torch.stack(run.rows([scaled] * len(run.prompts), plain)).to(run.model.device)
-        with scale_tokens(run.model.denoiser, keys, gains):
+        with hooked(run.model.denoiser, dict.fromkeys(keys, scale)):
             yield run
 
 
@@ -73,7 +77,7 @@ class AttentionMaskingAndScaling(AttentionScaling):
     def apply(self, run: Run) -> Iterator[Run]:
         """Mask and scale each sample."""
         keep = _kept(run) * (1 if run.empty is None else 2)
-        with super().apply(run), mask_tokens(run.model.denoiser, torch.stack(keep)):
+        with super().apply(run), _masked(run, keep):
             yield run
 
 
@@ -95,7 +99,7 @@ class AttentionMasking(Mitigation):
     def apply(self, run: Run) -> Iterator[Run]:
         """Mask each sample behind its own prompt."""
         every = torch.ones(run.embeddings.shape[1], dtype=torch.bool)
-        with mask_tokens(run.model.denoiser, torch.stack(run.rows(_kept(run), every))):
+        with _masked(run, run.rows(_kept(run), every)):
             yield run
 
 
@@ -134,46 +138,17 @@ def _check_attention(model: DiffusionModel) -> None:
 
 
 @contextmanager
-def scale_tokens(denoiser: nn.Module, projections: list[str], gains: Tensor) -> Iterator[None]:
-    """Multiply what projections put out for a token by that token's factor inside the block.
+def _masked(run: Run, keep: list[Tensor]) -> Iterator[None]:
+    """Tokens that a sample doesn't keep, bool [tokens] each, have no cross-attention weight.
 
-    On key projections this multiplies the token's attention logits, before the softmax, and no
-    others: a logit is linear in its key.
-    Parameters: `projections`, their names; `gains`, [batch, tokens].
-    Raises ValueError, at the denoiser's call, for another batch or number of tokens.
+    Raises InterventionError where an attention processor is not diffusers', which heed masks.
     """
-
-    def scale(_module: nn.Module, _inputs: tuple, output: Tensor) -> Tensor:
-        if output.shape[:2] != gains.shape:
-            raise ValueError(
-                f"gains must be [batch, tokens] = {list(output.shape[:2])}, got {list(gains.shape)}"
-            )
-        return output * gains.to(output)[:, :, None]
-
-    with hooked(denoiser, dict.fromkeys(projections, scale)):
-        yield
-
-
-@contextmanager
-def mask_tokens(denoiser: nn.Module, keep: Tensor) -> Iterator[None]:
-    """Give tokens no cross-attention weight inside the block: their logits become −∞ in effect.
-
-    Parameters: `keep`, bool [batch, tokens], at least one True in each row.
-    Raises ValueError where a row keeps no token or, at the denoiser's call, the batch is another;
-    InterventionError where an attention processor is not one of diffusers', which heed masks.
-    """
-    if keep.ndim != 2 or not keep.any(dim=1).all():
-        raise ValueError(
-            f"keep must be [batch, tokens] with a token in each row, got {list(keep.shape)} with "
-            f"{int(keep.sum())} in all"
-        )
+    kept = torch.stack(keep)[:, None]  # [batch, 1, tokens]
 
     def mask(_module: nn.Module, inputs: tuple, named: dict[str, Any]) -> tuple[tuple, dict]:
-        if len(inputs[0]) != len(keep):
-            raise ValueError(f"keep holds {len(keep)} rows, but the batch has {len(inputs[0])}")
-        logits = (1 - keep.to(inputs[0])[:, None]) * _NEVER  # [batch, 1, tokens]
-        return inputs, {**named, "attention_mask": logits}
+        return inputs, {**named, "attention_mask": (1 - kept.to(inputs[0])) * _NEVER}
 
+    denoiser = run.model.denoiser
     attentions = {n: m for n, m in denoiser.named_modules() if n.endswith(".attn2")}
     for name, attention in attentions.items():
         if not type(attention.processor).__module__.startswith("diffusers."):

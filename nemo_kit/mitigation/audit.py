@@ -10,7 +10,7 @@ Source: "Finding Dori: Memorization in Text-to-Image Diffusion Models Is Not Loc
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from typing import Literal, get_args
 
 import numpy as np
@@ -18,36 +18,13 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from nemo_kit.checks import (
-    HALF_PRECISION,
-    check_choice,
-    check_number,
-    check_text,
-    check_whole,
-)
+from nemo_kit.checks import HALF_PRECISION, check_choice, check_text, check_whole
 from nemo_kit.mitigation.base import Mitigation, checked, normal, numbers
 from nemo_kit.models.base import DiffusionModel
 from nemo_kit.sampling import Run
 
+RATE = 0.1  # of Adam, as in the source
 Start = Literal["prompt", "noise"]
-
-
-@dataclass(frozen=True)
-class AuditSettings:
-    """How the search goes; the defaults are the source's."""
-
-    steps: int = 50  # Adam steps; images that are not memorized need over 500
-    batch_size: int = 8  # noises and timesteps drawn anew at each step
-    rate: float = 0.1  # learning rate
-    start: Start = "prompt"  # "noise": from normal numbers of the prompt's mean and deviation
-    seed: int = 0  # of the draws
-
-    def __post_init__(self) -> None:
-        check_whole("steps", self.steps, 0)
-        check_whole("batch_size", self.batch_size, 1)
-        check_number("rate", self.rate, 0.0)
-        check_choice("start", self.start, get_args(Start))
-        check_whole("seed", self.seed, 0)
 
 
 @dataclass(frozen=True, eq=False)
@@ -55,12 +32,11 @@ class Searched(Mitigation):
     """A mitigation (`way`) in force while the prompt's embedding is the one that was found.
 
     Whatever the mitigation does to embeddings is undone: they are the attacker's.
-    Attributes: `embedding`, [1, tokens, dim]; `losses`, of each step of the search.
+    Attributes: `embedding`, [1, tokens, dim].
     """
 
-    way: Mitigation = field(default_factory=Mitigation)
-    embedding: Tensor = field(default_factory=lambda: torch.empty(0))
-    losses: tuple[float, ...] = ()
+    way: Mitigation
+    embedding: Tensor
 
     def rewrite(self, model: DiffusionModel, prompt: str, seed: int) -> str:
         """As the mitigation does."""
@@ -79,37 +55,47 @@ def search_embedding(
     prompt: str,
     image: np.ndarray,
     mitigation: Mitigation | None = None,
-    settings: AuditSettings | None = None,
+    steps: int = 50,
+    batch_size: int = 8,
+    start: Start = "prompt",
 ) -> Searched:
     """Search a text embedding that brings an image back from the mitigated model.
 
-    Minimises ‖ε − ε_θ(x_t, t, y)‖² over y, for x_t the image's latents with noise ε; ε and t are
-    drawn anew at each step.
+    Minimises ‖ε − ε_θ(x_t, t, y)‖² over y by Adam, for x_t the image's latents with noise ε.
     Returns what pictures are drawn with: see `Searched`.
     Parameters: `prompt`, whose mitigation is audited and where the search starts; `image`, uint8
     [H, W, 3], scaled to the model's size; `mitigation`, in force during the search, by default
-    none.
-    Raises TypeError or ValueError for a bad prompt, image or mitigation, FloatingPointError where
-    the loss overflows.
-    Source: DoRI, adversarial text embeddings.
+    none; `steps`, of the search (images that are not memorized need over 500); `batch_size`, how
+    many ε and t are drawn anew at each; `start`, "noise": from normal numbers of the mean and
+    deviation of the prompt's embedding.
+    Raises TypeError or ValueError for a bad prompt, image, mitigation or number, FloatingPointError
+    where the loss overflows.
+    Source: DoRI, adversarial text embeddings; the defaults are theirs.
     """
-    chosen = settings or AuditSettings()
+    check_whole("steps", steps, 0)
+    check_whole("batch_size", batch_size, 1)
+    check_choice("start", start, get_args(Start))
     way = Mitigation() if mitigation is None else checked(mitigation)
     clean, text = image_latents(model, image), way.rewrite(model, check_text(prompt), 0)
-    run = replace(Run.of(model, prompt, range(chosen.batch_size), text=text), empty=None)
-    y = _start(run.embeddings[:1].float(), chosen).requires_grad_()
-    optimizer = torch.optim.Adam([y], lr=chosen.rate)
-    draw = numbers("audit", chosen.seed, prompt)
-    losses = []
+    run = replace(Run.of(model, prompt, range(batch_size), text=text), empty=None)
+    y = run.embeddings[:1].float().clone()
+    if start == "noise":
+        y = y.mean() + y.std() * normal(y.shape, "audit", "start", 0).to(y)
+    optimizer = torch.optim.Adam([y.requires_grad_()], lr=RATE)
+    draw, trained = numbers("audit", 0, prompt), model.scheduler.config.num_train_timesteps
     with way.apply(run), torch.enable_grad():
-        for step in range(chosen.steps):
-            noise = normal(run.noise.shape, "audit", chosen.seed, prompt, step).to(clean)
-            loss = _loss(model, clean, noise, draw, y)
+        for step in range(steps):
+            noise = normal(run.noise.shape, "audit", 0, prompt, step).to(clean)
+            times = torch.from_numpy(draw.integers(trained, size=batch_size))
+            noised = model.scheduler.add_noise(clean, noise, times.to(clean.device))
+            predicted = model.predict_noise(noised, times, y.expand(batch_size, -1, -1))
+            loss = (predicted - noise).square().mean()
+            if not torch.isfinite(loss):
+                raise FloatingPointError(f"the loss became NaN or infinite ({HALF_PRECISION})")
             optimizer.zero_grad()
             loss.backward()
             optimizer.step()
-            losses.append(loss.item())
-    return Searched(way, y.detach(), tuple(losses))
+    return Searched(way, y.detach())
 
 
 def image_latents(model: DiffusionModel, image: np.ndarray) -> Tensor:
@@ -124,24 +110,3 @@ def image_latents(model: DiffusionModel, image: np.ndarray) -> Tensor:
     resized = Image.fromarray(image).resize((width, height), Image.Resampling.BICUBIC)
     pixels = torch.from_numpy(np.array(resized)).permute(2, 0, 1)[None] / 127.5 - 1
     return model.encode(pixels)
-
-
-def _loss(
-    model: DiffusionModel, clean: Tensor, noise: Tensor, draw: np.random.Generator, y: Tensor
-) -> Tensor:
-    """Mean squared error of the predicted noise, each sample at a timestep of its own."""
-    trained = model.scheduler.config.num_train_timesteps
-    places = torch.from_numpy(draw.integers(trained, size=len(noise)))
-    noised = model.scheduler.add_noise(clean, noise, places.to(clean.device))
-    predicted = model.predict_noise(noised, places, y.expand(len(noise), -1, -1))
-    loss = (predicted - noise).square().mean()
-    if not torch.isfinite(loss):
-        raise FloatingPointError(f"the loss became NaN or infinite ({HALF_PRECISION})")
-    return loss
-
-
-def _start(own: Tensor, settings: AuditSettings) -> Tensor:
-    if settings.start == "prompt":
-        return own.clone()
-    drawn = normal(own.shape, "audit", "start", settings.seed).to(own)
-    return own.mean() + own.std() * drawn

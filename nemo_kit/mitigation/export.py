@@ -7,7 +7,6 @@ since it would bring the weights back.
 Source: "Finding NeMo" (arXiv 2406.02366), section 5: neurons can be pruned from the model.
 """
 
-import json
 import os
 import shutil
 from collections.abc import Callable, Mapping, Sequence
@@ -27,12 +26,11 @@ from nemo_kit.keys import plain
 from nemo_kit.mitigation.base import Mitigation, checked
 from nemo_kit.models import hub, opening
 from nemo_kit.models.base import DiffusionModel
-from nemo_kit.models.parts import choose, files_of
+from nemo_kit.models.families import INDEX
+from nemo_kit.models.parts import files_of, read_json
 from nemo_kit.provenance import versions
 
 RECORD = "export.json"
-_KEPT = {".json", ".txt", ".safetensors", ".bin", ".model"}  # parts; no other framework's weights
-_ABSENT = (None, [None, None])
 
 
 def export(
@@ -65,12 +63,19 @@ def export(
         )
     if not any((gain != 1).any() for gain in gains.values()):
         raise ValueError(f"mitigation: {mitigation.name!r} changes no weight for these prompts")
+    place = opening.resolve(model.name)
+    if isinstance(place, str):
+        place, _ = hub.fetch(place, model.revision)
     with TemporaryDirectory(dir=target.resolve().parent, prefix=f".{target.name}.") as scratch:
-        source, part = _source_folder(model, Path(scratch) / "fused"), Path(scratch) / "part"
+        part = Path(scratch) / "part"
+        source = _source_folder(model, place, Path(scratch) / "fused")
         _copy_parts(model, source, part)
         _write_denoiser(model, source, part, gains)
         about = {"mitigation": plain(mitigation), "source": mitigation.source}
         _write_notes(model, source, part, gains, {**about, "prompts": list(prompts)})
+        said = hub.notes_folder(place) / opening.GENERATION_FILE
+        if said.is_file():
+            shutil.copyfile(said, part / "nemo" / said.name)
         if finish:
             finish(part)
         _check_target(target)
@@ -107,14 +112,11 @@ def _check_target(target: Path) -> None:
         raise FileNotFoundError(f"out: there is no folder {target.resolve().parent}")
 
 
-def _source_folder(model: DiffusionModel, scratch: Path) -> Path:
+def _source_folder(model: DiffusionModel, place: Path, scratch: Path) -> Path:
     """Where all the model's files are; where no folder has them, they are written to `scratch`.
 
     So it is for a checkpoint, a fused LoRA, and a model that shares parts with another.
     """
-    place = opening.resolve(model.name)
-    if isinstance(place, str):
-        place, _ = hub.fetch(place, model.revision)
     own = {name for name in model.parts if name not in model.optional}
     if model.lora is None and all((place / name).is_dir() for name in own):
         return place
@@ -122,10 +124,6 @@ def _source_folder(model: DiffusionModel, scratch: Path) -> Path:
         given = place, model.device, model.dtype, model.lora, model.config
         family, parts = opening.open_parts(model.name, *given)
         family.pipeline(parts).save_pretrained(scratch)
-    said = hub.notes_folder(place) / opening.GENERATION_FILE
-    if said.is_file():
-        (scratch / "nemo").mkdir()
-        shutil.copyfile(said, scratch / "nemo" / said.name)
     return scratch
 
 
@@ -135,22 +133,18 @@ def _copy_parts(model: DiffusionModel, source: Path, part: Path) -> None:
     A part that is named but not there (a safety checker that was never fetched) is named no more,
     so that the folder opens.
     """
-    index = json.loads((source / "model_index.json").read_text("utf-8"))
-    names = [n for n, value in index.items() if isinstance(value, list) and value not in _ABSENT]
+    index = read_json(source / INDEX)
+    names = [name for name, kind in index.items() if isinstance(kind, list) and any(kind)]
     missing = [name for name in names if not (source / name).is_dir()]
     index |= {name: [None, None] for name in missing}
     if "safety_checker" in missing:
         index["requires_safety_checker"] = False
     part.mkdir()
-    write_json(part / "model_index.json", index)
-    for name in (one for one in model.parts if one in names):
+    write_json(part / INDEX, index)
+    for name in set(names) - set(missing):
         for file in files_of(source, name):
             if name != model.denoising or file.name == "config.json":
                 _copy(file, part / name)
-    for name in set(names) - set(model.parts):
-        for file in sorted((source / name).rglob("*")):
-            if file.is_file() and file.suffix in _KEPT:
-                _copy(file, part / file.parent.relative_to(source))
 
 
 def _copy(file: Path, folder: Path) -> None:
@@ -172,28 +166,20 @@ def _write_denoiser(
 ) -> None:
     """The denoiser with its weights multiplied, in one file."""
     tensors: dict[str, Tensor] = {}
-    place = source / model.denoising
-    for name in choose(model.denoising, [file.name for file in place.iterdir()]).files:
-        file = place / name
+    for file in files_of(source, model.denoising):
         if file.suffix == ".safetensors":
             tensors |= load_file(file)
         elif file.suffix == ".bin":
             tensors |= torch.load(file, map_location="cpu", weights_only=True)
     _check_unchanged(model, tensors)
-    for layer, gain in gains.items():
-        _multiply(tensors, layer, gain)
-    whole = {name: tensor.contiguous() for name, tensor in tensors.items()}
-    save_file(
-        whole, part / model.denoising / "diffusion_pytorch_model.safetensors", {"format": "pt"}
-    )
-
-
-def _multiply(tensors: dict[str, Tensor], layer: str, gain: Tensor) -> None:
-    by = {f"{layer}.weight": gain}
-    if gain.shape[1] == 1 and f"{layer}.bias" in tensors:  # whole rows have their biases
-        by[f"{layer}.bias"] = gain.flatten()
-    for name, factor in by.items():
+    factors = {f"{layer}.weight": gain for layer, gain in gains.items()}
+    rows = {f"{layer}.bias": gain.flatten() for layer, gain in gains.items() if gain.shape[1] == 1}
+    factors |= {name: gain for name, gain in rows.items() if name in tensors}  # rows' own biases
+    for name, factor in factors.items():
         tensors[name] = (tensors[name].double() * factor).to(tensors[name].dtype)
+    whole = {name: tensor.contiguous() for name, tensor in tensors.items()}
+    place = part / model.denoising / "diffusion_pytorch_model.safetensors"
+    save_file(whole, place, {"format": "pt"})
 
 
 def _check_unchanged(model: DiffusionModel, tensors: Mapping[str, Tensor]) -> None:
@@ -214,11 +200,9 @@ def _write_notes(
     gains: Mapping[str, Tensor],
     about: Mapping[str, Any],
 ) -> None:
-    """The folder `nemo`: generation settings, what holds of the calibration, and the record."""
+    """The folder `nemo`: what holds of the calibration, and the record."""
     notes, known, own = part / "nemo", model.calibration, model.denoising
     notes.mkdir()
-    if (source / "nemo" / opening.GENERATION_FILE).is_file():
-        shutil.copyfile(source / "nemo" / opening.GENERATION_FILE, notes / opening.GENERATION_FILE)
     if known is not None:
         if not model.values_of_text:
             known = replace(known, statistics=None)
@@ -257,6 +241,6 @@ def _sync(folder: Path) -> None:
     """Onto the disk, and readable as the user's other files are: safetensors makes them private."""
     for file in folder.rglob("*"):
         if file.is_file():
-            shutil.copymode(folder / "model_index.json", file)
+            shutil.copymode(folder / INDEX, file)
             with file.open("rb+") as opened:
                 os.fsync(opened.fileno())

@@ -28,7 +28,7 @@ _VARIANTS = ("", "fp16", "bf16")  # in the order in which they are taken
 _VOCABULARY = ({"tokenizer.json"}, {"vocab.json", "merges.txt"}, {"vocab.txt"}, {"spiece.model"})
 _SETTINGS = (".json", ".txt", ".model")
 _POINTER = b"version https://git-lfs"
-WITHOUT_WEIGHTS = ("scheduler", "tokenizer", "tokenizer_2", "tokenizer_3")
+WITHOUT_WEIGHTS = ("scheduler", "tokenizer", "tokenizer_2", "tokenizer_3", "feature_extractor")
 
 
 @dataclass(frozen=True)
@@ -73,8 +73,8 @@ def needed(part: str, names: Collection[str]) -> list[str]:
     settings = settings_of(names)
     if part not in WITHOUT_WEIGHTS:
         return settings + list(choose(part, names).files)
-    vocabulary = part != "scheduler" and any(kind <= set(names) for kind in _VOCABULARY)
-    if part != "scheduler" and not vocabulary:
+    known = any(kind <= set(names) for kind in _VOCABULARY)
+    if part.startswith("tokenizer") and not known:
         raise ValueError(
             f"{part}: tokenizer.json, vocab.json and merges.txt, vocab.txt or spiece.model must be "
             "there"
