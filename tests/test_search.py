@@ -13,19 +13,24 @@ from torch import Tensor
 
 from nemo_kit.localization import refine, select_initial
 from nemo_kit.localization.search import SEARCHES, find_search, schedule
+from nemo_kit.localization.verdicts import Verdicts
 from nemo_kit.neurons import NeuronSet
 from nemo_kit.settings import LocalizationSettings
 
 
-class Recorder:
-    """A score function that remembers what it was asked."""
+class Recorder(Verdicts):
+    """A score function that remembers what it was called with; it answers questions, too."""
 
     def __init__(self, of: Callable[[NeuronSet], float]) -> None:
-        self.of, self.asked = of, []
+        super().__init__(seeds=1)
+        self.of, self.calls = of, []
 
     def __call__(self, sets: Sequence[NeuronSet]) -> Tensor:
-        self.asked += sets
+        self.calls += sets
         return torch.tensor([self.of(one) for one in sets])
+
+    def evaluate(self, sets: Sequence[NeuronSet], seeds: Sequence[int]) -> list[float]:
+        return self(sets).tolist()
 
 
 def necessary(*neurons: tuple[int, int]) -> Callable[[NeuronSet], float]:
@@ -65,7 +70,7 @@ def test_selection_stops_at_the_threshold() -> None:
     assert found.candidates == NeuronSet({1: range(4)})
     assert found.score == pytest.approx(0.6)
     assert found.refinement_threshold == 0.65
-    assert score.asked == [by_k(0, k) for k in range(5)]
+    assert score.calls == [by_k(0, k) for k in range(5)]
 
 
 def test_selection_stops_at_equality() -> None:
@@ -86,8 +91,8 @@ def test_refinement_walks_layers_then_neurons_last_to_first() -> None:
     found = refine(score, NeuronSet({1: [0, 2], 2: [5], 3: [1, 4]}), 0.4)
     assert found.neurons == NeuronSet({1: [0], 3: [1]})
     assert found.score == pytest.approx(0.2)
-    assert found.checks == len(score.asked) == 7
-    assert score.asked == [
+    assert found.checks == len(score.calls) == 7
+    assert score.calls == [
         NeuronSet({1: [0, 2], 2: [5]}),  # layer 3 re-activated: memorized again, kept
         NeuronSet({1: [0, 2], 3: [1, 4]}),  # layer 2: dropped
         NeuronSet({3: [1, 4]}),  # layer 1: kept
@@ -138,7 +143,7 @@ def test_a_list_with_doubles_is_walked_entry_by_entry() -> None:
     lists = {1: [5, 2, 2], 3: [4]}
     found = refine(score, NeuronSet(lists), 0.4, initial_score=0.2, order=lists)
     assert found.neurons == NeuronSet({1: [5]})
-    assert score.asked == [
+    assert score.calls == [
         NeuronSet({1: [2, 5]}),  # layer 3 re-activated: dropped
         NeuronSet(),  # layer 1: kept
         NeuronSet({1: [2]}),  # neuron 5: kept
@@ -187,7 +192,7 @@ def test_any_score_leaves_a_subset_below_the_threshold(candidates: set, random: 
     found = refine(score, NeuronSet.of(candidates), 0.4, initial_score=0.3)
     assert set(found.neurons) <= candidates
     assert found.score < 0.4
-    assert found.checks == len(score.asked)
+    assert found.checks == len(score.calls)
 
 
 @pytest.mark.parametrize("value", [math.nan, math.inf])
@@ -205,7 +210,9 @@ def test_scores_must_be_finite(value: float) -> None:
 
 
 def test_each_mode_counts_with_the_version_of_its_own_file() -> None:
-    homes = [SEARCHES[name].home for name in ("sequential", "speculative", "bisect", "attributed")]
+    homes = [
+        SEARCHES[name].__module__ for name in ("sequential", "speculative", "bisect", "attributed")
+    ]
     files = [f"nemo_kit.localization.search.{name}" for name in (
         "sequential", "speculative", "halving", "attributed")]  # fmt: skip
     assert homes == files

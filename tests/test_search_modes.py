@@ -14,13 +14,20 @@ from nemo_kit.localization.search import SEARCHES, refine, select_initial, unnec
 from nemo_kit.localization.search.halving import doubled, halved
 from nemo_kit.localization.search.speculative import Chain
 from nemo_kit.localization.search.steps import layer_parts, neuron_parts
-from nemo_kit.localization.verdicts import Plain, Verdicts, verdicts
+from nemo_kit.localization.verdicts import Verdicts
 from nemo_kit.neurons import Neuron, NeuronSet
 
 LIMIT = 0.4
 BATCHED = ("speculative", "bisect", "attributed")
 pairs = st.tuples(st.integers(1, 4), st.integers(0, 7))
 candidate_sets = st.sets(pairs, min_size=1, max_size=20).map(NeuronSet.of)
+
+
+class Plain(Verdicts):
+    """Verdicts without effects."""
+
+    def evaluate(self, sets: Sequence[NeuronSet], seeds: Sequence[int]) -> list[float]:
+        return [0.1] * len(sets)
 
 
 class Seeds(Verdicts):
@@ -247,14 +254,7 @@ def test_scores_must_be_finite(search: str, value: float) -> None:
 
 def test_attributed_needs_effects() -> None:
     with pytest.raises(ValueError, match="search 'attributed' needs a Score with effects"):
-        SEARCHES["attributed"].refine(Plain(lambda sets: [0.1]), NeuronSet({1: [0]}), LIMIT)
-
-
-def test_plain_functions_answer_too() -> None:
-    assert isinstance(verdicts(lambda sets: [0.1] * len(sets)), Plain)
-    for search in ("speculative", "bisect"):
-        found = SEARCHES[search].refine(lambda s: [0.1] * len(s), NeuronSet({1: [0]}), LIMIT)
-        assert not found.neurons
+        SEARCHES["attributed"].refine(Plain(2), NeuronSet({1: [0]}), LIMIT)
 
 
 @pytest.mark.parametrize("search", BATCHED)

@@ -22,5 +22,5 @@ from nemo_kit.localization.differences import prompt_differences
 from nemo_kit.localization.nemo import localize
 from nemo_kit.localization.result import Localization
 from nemo_kit.localization.scoring import Score
-from nemo_kit.localization.search import SEARCHES, Search, refine, select_initial
+from nemo_kit.localization.search import SEARCHES, refine, select_initial
 from nemo_kit.settings import DetectionSettings, LocalizationSettings, SimilaritySettings

@@ -1,23 +1,20 @@
 """Questions about neuron sets, answered from as few seeds as the answer needs.
 
-Scope: `Verdicts`, what the search modes ask; `Plain`, the same over any score function. A set is
-above a limit where one seed's score is at least the limit, below where all of them are below, so
-seeds are asked in the order of their last score and the asking stops at the first one above. What
-was scored once is kept.
+Scope: what the search modes ask. A set is above a limit where one seed's score is at least the
+limit, below where all of them are below, so seeds are asked in the order of their last score and
+the asking stops at the first one above. What was scored once is kept.
 Source: "Finding NeMo" (arXiv 2406.02366), Algorithms 3 and 4: a set's score is the maximum over
 the seeds that memorize.
 """
 
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
 
 from nemo_kit.neurons import NeuronSet
-
-ScoreFunction = Callable[[Sequence[NeuronSet]], Tensor]
 
 
 class Verdicts(ABC):
@@ -134,22 +131,6 @@ class Verdicts(ABC):
             return
         for (one, seed), score in zip(todo, self.evaluate(*zip(*todo, strict=True)), strict=True):
             self._known.setdefault(one, {})[seed] = self._last[seed] = finite("score", score)
-
-
-class Plain(Verdicts):
-    """Verdicts over any score function, which tells only the maximum over the seeds."""
-
-    def __init__(self, score: ScoreFunction) -> None:
-        super().__init__(seeds=1)
-        self._score = score
-
-    def evaluate(self, sets: Sequence[NeuronSet], seeds: Sequence[int]) -> list[float]:
-        return [float(value) for value in self._score(list(sets))]
-
-
-def verdicts(score: ScoreFunction | Verdicts) -> Verdicts:
-    """The score itself where it answers questions, else `Plain` over it."""
-    return score if isinstance(score, Verdicts) else Plain(score)
 
 
 def finite(name: str, value: float) -> float:

@@ -150,7 +150,7 @@ class Localize(PerPrompt):
         """Where Algorithms 1 to 4 and the search mode are written."""
         from nemo_kit.localization.search import find_search
 
-        mode = find_search(self.options.get("search", "speculative")).home
+        mode = find_search(self.options.get("search", "speculative")).__module__
         own = (f"localization.{name}" for name in ("detection", "candidates", "nemo"))
         return (*own, mode.partition(".")[2])
 

@@ -1,6 +1,7 @@
-"""Initial selection and refinement as pure logic over `score(sets)`, in named search modes.
+"""Initial selection and refinement as pure logic over scores of neuron sets, in named search modes.
 
-Scope: Algorithms 3 and 4. Each entry of `SEARCHES` has the same two functions:
+Scope: Algorithms 3 and 4. Each entry of `SEARCHES` is a class with the same two functions, `select`
+and `refine`; the version of its file counts:
 - `sequential`: the paper, call by call
 - `speculative`: the same sets from batched chains, the default
 - `bisect`: the same order by doubling and halving; verified
@@ -9,43 +10,28 @@ Source: "Finding NeMo" (arXiv 2406.02366), Algorithms 3 and 4, and the authors' 
 """
 
 from nemo_kit.checks import check_choice
-from nemo_kit.localization.search import attributed, halving, sequential, speculative
-from nemo_kit.localization.search.sequential import refine, select_initial
+from nemo_kit.localization.search.attributed import Fewest
+from nemo_kit.localization.search.halving import Halving, unnecessary
+from nemo_kit.localization.search.sequential import Sequential, refine, select_initial
+from nemo_kit.localization.search.speculative import Chain
 from nemo_kit.localization.search.steps import (
-    Batched,
     Propose,
     Refinement,
     Report,
-    Search,
     Selection,
+    Walk,
     schedule,
 )
-from nemo_kit.localization.search.verification import unnecessary
 
-__all__ = [
-    "SEARCHES",
-    "Batched",
-    "Propose",
-    "Refinement",
-    "Report",
-    "Search",
-    "Selection",
-    "find_search",
-    "refine",
-    "schedule",
-    "select_initial",
-    "unnecessary",
-]
-
-SEARCHES: dict[str, Search | Batched] = {
-    "sequential": Search(sequential.select_initial, sequential.refine),
-    "speculative": speculative.SEARCH,
-    "bisect": halving.SEARCH,
-    "attributed": attributed.SEARCH,
+SEARCHES: dict[str, type[Sequential | Walk]] = {
+    "sequential": Sequential,
+    "speculative": Chain,
+    "bisect": Halving,
+    "attributed": Fewest,
 }
 
 
-def find_search(name: str) -> Search | Batched:
+def find_search(name: str) -> type[Sequential | Walk]:
     """The search mode of that name; raises ValueError that lists them."""
     check_choice("search", name, sorted(SEARCHES))
     return SEARCHES[name]

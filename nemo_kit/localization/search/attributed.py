@@ -7,7 +7,7 @@ chain: doubling and halving find how few of the strongest suffice. Of these, eac
 alone; those that prove unnecessary are walked in the order of that measured effect.
 
 The sets differ from those of `sequential` where several sets would do, and are mostly smaller; each
-is verified (`verification`). The initial selection is that of `bisect`.
+is verified. The initial selection and the verification are those of `bisect`.
 Source: ours; Algorithm 4 of "Finding NeMo" (arXiv 2406.02366) in the order of attribution.
 """
 
@@ -15,9 +15,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from nemo_kit.localization.search.halving import Halving, bisected
-from nemo_kit.localization.search.steps import Batched, Order, Report, Walk, joined
-from nemo_kit.localization.search.verification import unnecessary, verified
+from nemo_kit.localization.search.halving import Halving, bisected, unnecessary
+from nemo_kit.localization.search.steps import Order, Walk, joined
 from nemo_kit.localization.verdicts import Verdicts
 from nemo_kit.neurons import NeuronSet
 
@@ -29,26 +28,19 @@ GRADIENTS = 2  # leading seeds whose gradient is taken
 class Fewest(Walk):
     """Finds how few of the last parts are enough, by keeping 1, 2, 4, … and halving between."""
 
-    @classmethod
-    def over(
-        cls,
-        ask: Verdicts,
-        candidates: NeuronSet,
-        limit: float,
-        report: Report | None,
-        order: Order | None,
-    ) -> Walk:
+    find = staticmethod(bisected)
+
+    def over(self, order: Order | None) -> Halving:
         """Keep the fewest of the strongest that suffice, then drop what proves unnecessary.
 
         `order` is not followed, as this mode has its own. Raises ValueError where `ask` has no
         `effects(neurons, seeds)`, as `Score` has.
         """
-        walk = cls(ask, candidates, limit, report)
-        walk.through(by_effect(ask, candidates) if candidates else [])
-        left = walk.neurons
-        loose = unnecessary(ask, left, limit, walk.watch)
-        loose.sort(key=lambda part: ask.highest(left - part))
-        walk = Halving(ask, left, limit, report)
+        self.through(by_effect(self.ask, self.neurons) if self.neurons else [])
+        left = self.neurons
+        loose = unnecessary(self.ask, left, self.limit, self.watch)
+        loose.sort(key=lambda part: self.ask.highest(left - part))
+        walk = Halving(self.ask, left, self.limit, self.report)
         walk.through(loose)
         return walk
 
@@ -72,6 +64,3 @@ def by_effect(ask: Verdicts, candidates: NeuronSet) -> list[NeuronSet]:
     effects = ask.effects(candidates, GRADIENTS)
     ranked = sorted(candidates, key=lambda neuron: (effects[neuron], neuron))
     return [NeuronSet.of([neuron]) for neuron in ranked]
-
-
-SEARCH = Batched(bisected, Fewest, verified)

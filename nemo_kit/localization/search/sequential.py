@@ -8,6 +8,10 @@ from __future__ import annotations
 
 import math
 from collections import Counter
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+from torch import Tensor
 
 from nemo_kit.localization.search.steps import (
     Order,
@@ -19,11 +23,12 @@ from nemo_kit.localization.search.steps import (
     neuron_parts,
     schedule,
 )
-from nemo_kit.localization.verdicts import ScoreFunction, finite
+from nemo_kit.localization.verdicts import finite
 from nemo_kit.neurons import NeuronSet
 from nemo_kit.settings import LocalizationSettings
 
 VERSION = 1  # raised where results change (see nemo_kit.keys)
+ScoreFunction = Callable[[Sequence[NeuronSet]], Tensor]
 
 
 def select_initial(
@@ -88,20 +93,17 @@ def refine(
     return Refinement(walk.neurons, walk.score, walk.checks)
 
 
+@dataclass
 class _OneByOne:
     """The state of refinement: what is still deactivated, and the score of that."""
 
-    def __init__(
-        self,
-        score: ScoreFunction,
-        neurons: NeuronSet,
-        threshold: float,
-        report: Report | None,
-        initial_score: float,
-    ) -> None:
-        self._score, self._threshold, self._report = score, threshold, report
-        self.neurons, self.score = neurons, initial_score
-        self.checks = self.total = 0
+    ask: ScoreFunction
+    neurons: NeuronSet
+    threshold: float
+    report: Report | None
+    score: float
+    checks: int = 0
+    total: int = 0
 
     def drop_entries(self, order: Order) -> None:
         """Take out one entry of the lists at a time, for good where the score stays below."""
@@ -120,16 +122,22 @@ class _OneByOne:
     def drop(self, part: NeuronSet) -> bool:
         """Re-activate `part`, for good where the score stays below; returns whether it did."""
         trial = self.neurons - part
-        reached = score_one(self._score, trial)
-        below = reached < self._threshold
+        reached = score_one(self.ask, trial)
+        below = reached < self.threshold
         if below:
             self.neurons, self.score = trial, reached
         self.checks += 1
-        if self._report:
-            self._report(self.checks, self.total)
+        if self.report:
+            self.report(self.checks, self.total)
         return below
 
 
 def score_one(score: ScoreFunction, neurons: NeuronSet) -> float:
     """The score of one set; raises ValueError where it is not finite."""
     return finite("score", float(score([neurons])[0]))
+
+
+class Sequential:
+    """The mode, as the others are."""
+
+    select, refine = staticmethod(select_initial), staticmethod(refine)

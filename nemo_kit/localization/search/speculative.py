@@ -17,7 +17,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from nemo_kit.localization.search.steps import Batched, First, Walk, joined
+from nemo_kit.localization.search.steps import First, Walk, joined
 from nemo_kit.neurons import NeuronSet
 
 VERSION = 1  # raised where results change (see nemo_kit.keys)
@@ -26,21 +26,18 @@ VERSION = 1  # raised where results change (see nemo_kit.keys)
 class Chain(Walk):
     """Tries the next parts in all lengths at once: exact, whatever the score does between."""
 
+    @staticmethod
+    def find(count: int, first: First) -> int:
+        """The first place that holds, or `count`, looking at 1, then 2, 4, 8 … places at once."""
+        start = 0
+        while start < count:
+            places = range(start, min(2 * start + 1, count))
+            found = first(places)
+            start += found
+            if found < len(places):
+                break
+        return start
+
     def run(self, rest: Sequence[NeuronSet], ahead: int) -> tuple[int, int]:
         chain = [self.neurons - joined(rest[: n + 1]) for n in range(len(rest[:ahead]))]
         return self.ask.first_above(chain, self.limit, self.watch), len(chain)
-
-
-def ahead(count: int, first: First) -> int:
-    """The first place that holds, or `count`, looking at 1, then 2, 4, 8 … places at once."""
-    start = 0
-    while start < count:
-        places = range(start, min(2 * start + 1, count))
-        found = first(places)
-        start += found
-        if found < len(places):
-            break
-    return start
-
-
-SEARCH = Batched(ahead, Chain)

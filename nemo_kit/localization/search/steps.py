@@ -1,7 +1,7 @@
 """What all search modes share: the schedule, the results, and the walk over a chain of parts.
 
-Scope: values; `Walk`, which re-activates parts one after the other; `Batched`, a mode made of a
-walk. The modes differ in how many parts they try at once and in which order.
+Scope: values; `Walk`, a mode that asks for many sets at once. These modes differ in how many parts
+they try at once and in which order.
 Source: "Finding NeMo" (arXiv 2406.02366), Algorithms 3 and 4, and the authors' released code.
 """
 
@@ -13,7 +13,7 @@ from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
-from nemo_kit.localization.verdicts import ScoreFunction, Verdicts, finite, verdicts
+from nemo_kit.localization.verdicts import Verdicts, finite
 from nemo_kit.neurons import Neuron, NeuronSet
 from nemo_kit.settings import LocalizationSettings
 
@@ -48,19 +48,6 @@ class Refinement:
     checks: int
     verified: bool | None = None
     fell_back: NeuronSet = field(default_factory=NeuronSet)
-
-
-@dataclass(frozen=True)
-class Search:
-    """A search mode: functions with the parameters of `select_initial` and `refine`."""
-
-    select: Callable[..., Selection]
-    refine: Callable[..., Refinement]
-
-    @property
-    def home(self) -> str:
-        """The module it is written in, whose version counts."""
-        return self.select.__module__
 
 
 def schedule(settings: LocalizationSettings, widest: int) -> list[tuple[float, int]]:
@@ -139,11 +126,12 @@ def joined(parts: Sequence[NeuronSet]) -> NeuronSet:
 
 
 class Walk(ABC):
-    """Re-activates parts in turn, for good where the score stays below the limit.
+    """A search mode that asks for many sets at once; one of it walks over the parts of a set.
 
-    Runs of parts that can be dropped alternate with runs that must stay: after a part that stays,
-    the next ones are tried alone, all in one go, until one can be dropped. Verdicts up to the
-    first surprise are those that trying one part after the other would give.
+    A walk re-activates parts in turn, for good where the score stays below the limit. Runs of parts
+    that can be dropped alternate with runs that must stay: after a part that stays, the next ones
+    are tried alone, all in one go, until one can be dropped. Verdicts up to the first surprise are
+    those that trying one part after the other would give.
 
     Not all seeds are looked at on the way: only those whose score came near the limit when all
     were looked at last, and the leading one. After every few drops all seeds are looked at; where
@@ -164,22 +152,83 @@ class Walk(ABC):
         self.done = self.total = 0
         self._dropping, self._ahead = True, self.first
 
-    def neurons_through(self, order: Order | None) -> None:
-        """Walk over the neurons that are left, one by one.
+    @classmethod
+    def select(
+        cls,
+        ask: Verdicts,
+        propose: Propose,
+        threshold: float,
+        settings: LocalizationSettings | None = None,
+        widest: int = 1280,
+        report: Report | None = None,
+    ) -> Selection:
+        """Algorithm 3; parameters and errors as `select_initial`, but for the verdicts it asks."""
+        limit = math.nextafter(finite("threshold", threshold), math.inf)
+        steps = schedule(settings or LocalizationSettings(), widest)
+
+        def below(places: Sequence[int]) -> int:
+            first = ask.first_below([propose(*steps[place]) for place in places], limit)
+            if report:
+                report([*places, places[-1]][first] + 1, len(steps))
+            return first
+
+        found = cls.find(len(steps), below)
+        step = steps[min(found, len(steps) - 1)]
+        proposed = propose(*step)
+        reached = ask.exact(proposed)
+        return Selection(proposed, *step, reached, threshold if found < len(steps) else reached)
+
+    @classmethod
+    def refine(
+        cls,
+        ask: Verdicts,
+        candidates: NeuronSet,
+        threshold: float,
+        report: Report | None = None,
+        initial_score: float = math.nan,
+        order: Order | None = None,
+    ) -> Refinement:
+        """Algorithm 4; parameters and errors as `refine`, but for the verdicts it asks."""
+        before = ask.asked
+        walk = cls(ask, candidates, finite("threshold", threshold), report).over(order)
+        failed = walk.verify()
+        neurons, verified = walk.neurons, None if failed is None else True
+        reached = initial_score if neurons == candidates else ask.exact(neurons)
+        return Refinement(neurons, reached, ask.asked - before, verified, failed or NeuronSet())
+
+    def over(self, order: Order | None) -> Walk:
+        """Walk over the layers, then over the neurons of those left; returns the walk it ends with.
 
         Parameters: `order`, lists that the released code's walk follows, None: by index.
         """
+        self.through(layer_parts(self.neurons))
         parts = neuron_parts(self.neurons)
         if order is not None:
             self.neurons, parts = released_walk(self.ask, self.neurons, self.limit, order)
         self.through(parts)
+        return self
+
+    @staticmethod
+    @abstractmethod
+    def find(count: int, first: First) -> int:
+        """The first place of the schedule that holds, or `count`."""
+
+    @abstractmethod
+    def run(self, rest: Sequence[NeuronSet], ahead: int) -> tuple[int, int]:
+        """How many parts of `rest` can be dropped before one must stay, and of how many tried."""
+
+    def verify(self) -> NeuronSet | None:
+        """Drop what the others make needless, and return that; None where a mode doesn't look."""
+        return None
 
     def through(self, parts: Sequence[NeuronSet]) -> None:
         """Walk over these parts, in their order."""
         self.total, place = self.done + len(parts), 0
         while place < len(parts):
             place += self._sure(parts[place:])
-            self._tell(self.total - len(parts) + place)
+            self.done = self.total - len(parts) + place
+            if self.report:
+                self.report(self.done, self.total)
 
     def _sure(self, parts: Sequence[NeuronSet]) -> int:
         """Walk a stretch, again with more seeds watched while one proves it wrong; its length."""
@@ -206,95 +255,7 @@ class Walk(ABC):
             self._dropping ^= surprise
         return place
 
-    @classmethod
-    def over(
-        cls,
-        ask: Verdicts,
-        candidates: NeuronSet,
-        limit: float,
-        report: Report | None,
-        order: Order | None,
-    ) -> Walk:
-        """A walk that went over the layers, then over the neurons of those left (Algorithm 4)."""
-        walk = cls(ask, candidates, limit, report)
-        walk.through(layer_parts(candidates))
-        walk.neurons_through(order)
-        return walk
-
-    @abstractmethod
-    def run(self, rest: Sequence[NeuronSet], ahead: int) -> tuple[int, int]:
-        """How many parts of `rest` can be dropped before one must stay, and of how many tried."""
-
     def _stay(self, rest: Sequence[NeuronSet]) -> tuple[int, int]:
         """How many parts must stay before one can be dropped, and of how many tried."""
         alone = [self.neurons - part for part in rest[: self._ahead]]
         return self.ask.first_below(alone, self.limit, self.watch), len(alone)
-
-    def _tell(self, done: int) -> None:
-        self.done = done
-        if self.report:
-            self.report(self.done, self.total)
-
-
-@dataclass(frozen=True)
-class Batched:
-    """A search mode that asks for many sets at once.
-
-    Its functions return, take and raise what those of `sequential` do. `find`, called with the
-    number of steps and a function of their places (how many of them are above before one is
-    below), gives the first place below, or that number; `walk`, how neurons are re-activated;
-    `verify`, what gives a walk's neurons without those they do not need, and what failed.
-    """
-
-    find: Callable[[int, First], int]
-    walk: type[Walk]
-    verify: Callable[[Walk], tuple[NeuronSet, NeuronSet]] | None = None
-
-    @property
-    def home(self) -> str:
-        """The module it is written in, whose version counts."""
-        return self.walk.__module__
-
-    def select(
-        self,
-        score: ScoreFunction | Verdicts,
-        propose: Propose,
-        threshold: float,
-        settings: LocalizationSettings | None = None,
-        widest: int = 1280,
-        report: Report | None = None,
-    ) -> Selection:
-        """Widen the candidates until the prompt no longer looks memorized (Algorithm 3)."""
-        ask, limit = verdicts(score), math.nextafter(finite("threshold", threshold), math.inf)
-        steps = schedule(settings or LocalizationSettings(), widest)
-
-        def below(places: Sequence[int]) -> int:
-            first = ask.first_below([propose(*steps[place]) for place in places], limit)
-            if report:
-                report([*places, places[-1]][first] + 1, len(steps))
-            return first
-
-        found = self.find(len(steps), below)
-        step = steps[min(found, len(steps) - 1)]
-        proposed = propose(*step)
-        reached = ask.exact(proposed)
-        return Selection(proposed, *step, reached, threshold if found < len(steps) else reached)
-
-    def refine(
-        self,
-        score: ScoreFunction | Verdicts,
-        candidates: NeuronSet,
-        threshold: float,
-        report: Report | None = None,
-        initial_score: float = math.nan,
-        order: Order | None = None,
-    ) -> Refinement:
-        """Re-activate candidates, and drop them where the score stays below (Algorithm 4)."""
-        ask, limit = verdicts(score), finite("threshold", threshold)
-        before = ask.asked
-        walk = self.walk.over(ask, candidates, limit, report, order)
-        neurons, failed = self.verify(walk) if self.verify else (walk.neurons, NeuronSet())
-        reached = initial_score if neurons == candidates else ask.exact(neurons)
-        return Refinement(
-            neurons, reached, ask.asked - before, True if self.verify else None, failed
-        )
