@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from nemo_kit.localization.differences import Differences
 from nemo_kit.localization.scoring import Score
-from nemo_kit.memory import out_of_memory
+from nemo_kit.memory import BatchSize, out_of_memory
 from nemo_kit.models import DiffusionModel, StableDiffusion
 from nemo_kit.neurons import NeuronSet
 from nemo_kit.settings import DetectionSettings, SimilaritySettings
@@ -106,12 +106,8 @@ def _rates(
         return model.predict_noise(noise, draw.timestep, text.expand(batch, -1, -1)).cpu()
 
     def scored() -> None:
-        score = Score(
-            lambda places, sets: draw(noise[places], text.expand(len(places), -1, -1), sets),
-            unblocked,
-            similarity,
-            batch,
-        )
+        compared = similarity or SimilaritySettings()
+        score = Score(draw, noise, text, unblocked, compared, BatchSize(batch))
         score([NeuronSet({layer: range(width // 8) for layer, width in widths.items()})])
 
     rates = {

@@ -280,30 +280,26 @@ def late_entropy(first: Tensor, late: Tensor, padding: slice) -> Tensor:
 
 
 @detector("sharpness", "first step")
-def sharpness(
-    model: DiffusionModel, prompt: str, seeds: Iterable[int] = SEEDS, batch_size: int = 8
-) -> Tensor:
+def sharpness(model: DiffusionModel, prompt: str, seeds: Iterable[int] = SEEDS) -> Tensor:
     """‖(H_c − H_∅) s_Δ‖₂ at the first step: how sharp the prompt makes the density at x_T.
 
-    Returns [seeds], at least 0: the length of `curvature_difference`, whose parameters it has.
+    Returns [seeds], at least 0: the length of `curvature_difference`.
     Source: Jeon et al., "Understanding and Mitigating Memorization in Generative Models via
     Sharpness of Probability Landscapes", ICML 2025.
     """
-    return curvature_difference(model, prompt, seeds, batch_size).flatten(1).norm(dim=1)
+    return curvature_difference(model, prompt, seeds).flatten(1).norm(dim=1)
 
 
 def curvature_difference(
-    model: DiffusionModel, prompt: str, seeds: Iterable[int] = SEEDS, batch_size: int = 8
+    model: DiffusionModel, prompt: str, seeds: Iterable[int] = SEEDS
 ) -> Tensor:
     """(H_c − H_∅) s_Δ at the first step, [seeds, C, H, W]: where the prompt bends the density.
 
     H is the Jacobian of the score s = −ε/√(1−ᾱ_T), s_Δ the difference −Δε/√(1−ᾱ_T), so that one
     exact Jacobian-vector product of Δε a seed gives it.
-    Parameters: `batch_size`, denoiser samples a call.
     Source: Jeon et al., ICML 2025, whose sharpness is its length.
     """
     run = Run.of(model, check_text(prompt), seeds)
-    check_whole("batch_size", batch_size, 1)
     timestep = model.timesteps(50)[0]
     spread = (1 - model.scheduler.alphas_cumprod[int(timestep)].item()) ** 0.5
 
@@ -311,7 +307,7 @@ def curvature_difference(
         return predicted_gap(model, x, timestep, run.embeddings[: len(x)], run.empty)
 
     along, products = [], []
-    for noise in run.noise.split(max(1, batch_size // 2)):
+    for noise in run.noise.split(4):  # each with both halves, and its tangents
         along.append(gap(noise))
         products.append(_product(model, gap, noise, -along[-1] / spread) / spread)
     norms(torch.cat(along))  # refused where it is 0

@@ -147,7 +147,7 @@ def test_attention_entropy_detects_from_one_image(toy_model: DiffusionModel) -> 
 
 
 def test_sharpness_against_finite_differences(model: DiffusionModel) -> None:
-    got = detectors.sharpness(model, PROMPT, SEEDS, batch_size=2)
+    got = detectors.sharpness(model, PROMPT, SEEDS)
     assert model.samples_evaluated == 12  # values 2 × 4, tangents 4
     timestep = model.timesteps(50)[0]
     spread = 1 - model.scheduler.alphas_cumprod[int(timestep)].item()
@@ -226,7 +226,6 @@ def test_every_detector_refuses_bad_prompts_and_seeds(
         (detectors.noise_magnitude, {"guidance": -1}, "guidance must be a finite number"),
         (detectors.attention_entropy, {"layer": 17}, "layer must be one of 1 to 16, got 17"),
         (detectors.attention_entropy_late, {"steps": 4}, "steps must be an integer of at least 5"),
-        (detectors.sharpness, {"batch_size": 0}, "batch_size"),
         (detectors.anisotropy, {"steps": 2}, "steps must be an integer of at least 3"),
         (detectors.anisotropy, {"weights": (1, math.inf)}, "weights must be a finite number"),
         (detectors.anisotropy, {"weights": (1,)}, r"weights must be two numbers or .*, got \(1,\)"),

@@ -22,9 +22,9 @@ from nemo_kit.localization import (
     DetectionSettings,
     Localization,
     LocalizationSettings,
-    Search,
     calibrate,
     detect,
+    detection,
     localize,
     prompt_differences,
     refine,
@@ -106,19 +106,16 @@ def test_detection_uses_the_models_calibration(toy_model: DiffusionModel) -> Non
     assert frame["threshold"][0] == toy_model.calibration.threshold
 
 
-@pytest.mark.parametrize("batch_size", [1, 2, 4, 100])
-def test_detection_in_any_batch_size(toy_model: DiffusionModel, batch_size: int) -> None:
+@pytest.mark.parametrize("at_once", [1, 2, 4])
+def test_detection_in_any_batch_size(
+    toy_model: DiffusionModel, monkeypatch: pytest.MonkeyPatch, at_once: int
+) -> None:
     expected = detect(toy_model, ["a", "b", "c"], SEEDS)
     calls: list[tuple] = []
-    found = detect(
-        toy_model,
-        ["a", "b", "c"],
-        SEEDS,
-        batch_size=batch_size,
-        progress=lambda *c: calls.append(c),
-    )
+    monkeypatch.setattr(detection, "AT_ONCE", at_once)
+    found = detect(toy_model, ["a", "b", "c"], SEEDS, progress=lambda *c: calls.append(c))
     pd.testing.assert_frame_equal(found, expected, rtol=1e-4)
-    assert calls[-1] == ("detect", 3, 3)
+    assert calls == [("detect", done, 3) for done in (1, 2, 3)]
 
 
 def test_calibration_by_hand(toy_model: DiffusionModel) -> None:
@@ -389,7 +386,8 @@ def test_another_search_mode_can_be_added(toy_model: DiffusionModel, monkeypatch
         used.append("select")
         return select_initial(*arguments, **options)
 
-    monkeypatch.setitem(SEARCHES, "mine", Search(select, refine))
+    mine = type("Mine", (), {"select": staticmethod(select), "refine": staticmethod(refine)})
+    monkeypatch.setitem(SEARCHES, "mine", mine)
     found = localize(toy_model, "a", SEEDS, search="mine", threshold=LOW, settings=QUICK)
     assert found.search == "mine"
     assert used == ["select"]
@@ -436,8 +434,6 @@ def test_bad_arguments_of_detection_and_calibration(toy_model: DiffusionModel) -
                 call(toy_model, prompts, SEEDS)
         with pytest.raises(ValueError, match="seeds must"):
             call(toy_model, ["a", "b"], [1])
-        with pytest.raises(ValueError, match="batch_size must be an integer of at least 1"):
-            call(toy_model, ["a", "b"], SEEDS, batch_size=0)
     with pytest.raises(ValueError, match="prompts must hold at least 2 for a deviation, got 1"):
         calibrate(toy_model, ["a"], SEEDS)
     with pytest.raises(ValueError, match="index 99 in layer 1 is out of range"):

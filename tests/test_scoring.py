@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 from torch import Tensor
 
 from nemo_kit.localization import Score
+from nemo_kit.localization.differences import Differences
+from nemo_kit.memory import BatchSize
 from nemo_kit.neurons import NeuronSet
 from nemo_kit.settings import SimilaritySettings
 from nemo_kit.similarity import noise_differences, similarity
@@ -18,30 +22,33 @@ BASE = torch.randn(3, 4, 16, 16)
 OTHER = torch.randn(3, 4, 16, 16)
 
 
-class Drawer:
-    """Blocking n neurons mixes in n parts of unrelated noise."""
+class Drawer(Differences):
+    """Blocking n neurons mixes in n parts of unrelated noise; noise are places in `BASE`."""
 
     def __init__(self) -> None:
-        self.calls: list[int] = []
+        self.calls, self._empty = [], None
 
-    def __call__(self, places: list[int], sets: list[NeuronSet]) -> Tensor:
-        assert len(places) == len(sets)
-        self.calls.append(len(places))
+    def __call__(self, noise: Tensor, embeddings: Tensor, sets: list[NeuronSet]) -> Tensor:
+        assert len(noise) == len(embeddings) == len(sets)
+        self.calls.append(len(noise))
         parts = torch.tensor([float(len(one)) for one in sets])[:, None, None, None]
-        mixed = BASE[places] + parts * OTHER[places]
+        mixed = BASE[noise] + parts * OTHER[noise]
         return noise_differences(mixed, torch.zeros_like(mixed))
 
 
-def scorer(batch_size: int = 32, settings: SimilaritySettings = SMALL) -> tuple[Score, Drawer]:
-    drawer = Drawer()
+def scorer(
+    size: int = 32, settings: SimilaritySettings = SMALL, drawer: Drawer | None = None
+) -> tuple[Score, Drawer]:
+    drawer, text = drawer or Drawer(), torch.zeros(1, 4, 16)
     unblocked = noise_differences(BASE, torch.zeros_like(BASE))
-    return Score(drawer, unblocked, settings, batch_size), drawer
+    return Score(drawer, torch.arange(3), text, unblocked, settings, BatchSize(size)), drawer
 
 
 def test_the_score_is_the_maximum_over_seeds() -> None:
     score, drawer = scorer()
     for one, per_seed in zip(SETS, score.per_seed(SETS), strict=True):
-        expected = similarity(score.unblocked, drawer([0, 1, 2], [one] * 3), SMALL)
+        drawn = drawer(torch.arange(3), torch.zeros(3), [one] * 3)
+        expected = similarity(score.unblocked, drawn, SMALL)
         torch.testing.assert_close(per_seed, expected)
         torch.testing.assert_close(score([one]), expected.max()[None])
     assert score(SETS)[0] == pytest.approx(1.0)
@@ -58,7 +65,7 @@ def test_any_batch_size_gives_the_same(batch_size: int, settings: SimilaritySett
 
 
 def test_sets_share_a_call() -> None:
-    score, drawer = scorer(batch_size=9)
+    score, drawer = scorer(9)
     score(SETS)
     assert drawer.calls == [9]
 
@@ -99,14 +106,13 @@ def test_sets_behind_the_first_above_are_asked_of_one_seed() -> None:
 
 
 def test_memory_that_runs_out_halves_the_batch() -> None:
-    score, drawer = scorer(batch_size=8)
+    class Small(Drawer):
+        def __call__(self, noise: Tensor, *given: Any) -> Tensor:
+            if len(noise) > 2:
+                raise torch.OutOfMemoryError("tried to allocate too much")
+            return super().__call__(noise, *given)
 
-    def small(places: list[int], sets: list[NeuronSet]) -> Tensor:
-        if len(places) > 2:
-            raise torch.OutOfMemoryError("tried to allocate too much")
-        return drawer(places, sets)
-
-    score.draw = small
+    score, drawer = scorer(8, drawer=Small())
     whole, _ = scorer()
     with pytest.warns(RuntimeWarning, match="out of memory with .* denoiser samples") as told:
         torch.testing.assert_close(score(SETS), whole(SETS))
@@ -122,15 +128,9 @@ def test_no_sets() -> None:
 
 
 def test_nan_is_refused() -> None:
-    unblocked = noise_differences(BASE, torch.zeros_like(BASE))
-    score = Score(lambda places, sets: unblocked[places] * torch.nan, unblocked, SMALL)
+    class Nan(Drawer):
+        def __call__(self, noise: Tensor, *given: Any) -> Tensor:
+            return super().__call__(noise, *given) * torch.nan
+
     with pytest.raises(ValueError, match="must be finite, got NaN"):
-        score(SETS)
-
-
-def test_bad_arguments() -> None:
-    for wrong in (torch.rand(4, 16, 16), torch.rand(0, 4, 16, 16)):
-        with pytest.raises(ValueError, match=r"unblocked must be \[seeds, C, H, W\] with a seed"):
-            Score(Drawer(), wrong)
-    with pytest.raises(ValueError, match="batch_size must be an integer of at least 1, got 0"):
-        Score(Drawer(), torch.rand(1, 4, 16, 16), SMALL, 0)
+        scorer(drawer=Nan())[0](SETS)

@@ -16,9 +16,10 @@ import torch
 from torch import Tensor
 
 from nemo_kit.calibration import ActivationStatistics, Calibration, check_threshold, resolve
-from nemo_kit.checks import check_seeds, check_texts, check_whole
+from nemo_kit.checks import check_seeds, check_texts
 from nemo_kit.localization.candidates import text_activations
-from nemo_kit.localization.differences import Differences, Progress
+from nemo_kit.localization.differences import AT_ONCE, Differences, Progress
+from nemo_kit.memory import BatchSize
 from nemo_kit.models.base import DiffusionModel
 from nemo_kit.settings import DetectionSettings, SimilaritySettings
 from nemo_kit.similarity import pairwise
@@ -36,7 +37,6 @@ def detect(
     threshold: float | None = None,
     settings: DetectionSettings | None = None,
     similarity: SimilaritySettings | None = None,
-    batch_size: int = 32,
     progress: Progress | None = None,
 ) -> pd.DataFrame:
     """Tell which prompts the model memorizes, from one prediction a seed.
@@ -45,7 +45,7 @@ def detect(
     for MS-SSIM), flagged (score above the threshold), kept_seeds (list: seeds whose own best
     pair is above it), mean_score (mean over pairs), threshold, pairwise (list: every pair i < j).
     Parameters: `threshold`, `settings`, `similarity`, by default the model's calibration's;
-    `batch_size`, denoiser samples a call; `progress`, called with (stage, done, total).
+    `progress`, called with (stage, done, total).
     Raises TypeError or ValueError for bad prompts or seeds, and without any threshold,
     UninformativeError where the model's predictions can't tell prompts apart.
     Source: Algorithm 1; default: the code's timesteps[1] on the unchanged x_T and MS-SSIM, which
@@ -56,7 +56,7 @@ def detect(
     detection, compared = resolve(model.calibration, settings, similarity)
     limit = check_threshold(model, threshold, detection, compared)
     numbers = check_seeds(seeds, least=2, distinct=True)
-    scored = score_pairs(model, prompts, numbers, detection, compared, batch_size, progress)
+    scored = score_pairs(model, prompts, numbers, detection, compared, progress)
     return pd.DataFrame([_row(prompt, pairs, numbers, limit) for prompt, pairs in scored])
 
 
@@ -66,7 +66,6 @@ def calibrate(
     seeds: Iterable[int] = range(1, 11),
     settings: DetectionSettings | None = None,
     similarity: SimilaritySettings | None = None,
-    batch_size: int = 32,
     progress: Progress | None = None,
 ) -> Calibration:
     """Score hold-out prompts and collect their activations.
@@ -85,9 +84,7 @@ def calibrate(
         raise ValueError(f"prompts must hold at least 2 for a deviation, got {len(texts)}")
     detection, compared = resolve(model.calibration, settings, similarity)
     drawn = detection.for_calibration()
-    scored = score_pairs(
-        model, texts, numbers, drawn, compared, batch_size, progress, stage="calibrate"
-    )
+    scored = score_pairs(model, texts, numbers, drawn, compared, progress, "calibrate")
     pairs = torch.stack([upper(one) for _, one in scored])  # [prompts, pairs]
     source = f"calibrate({model.name!r}), {len(texts)} prompts"
     made = Calibration.from_scores(pairs, None, compared, detection, source, numbers)
@@ -101,20 +98,18 @@ def score_pairs(
     seeds: Sequence[int],
     detection: DetectionSettings,
     similarity: SimilaritySettings,
-    batch_size: int = 32,
     progress: Progress | None = None,
     stage: str = "detect",
 ) -> Iterator[tuple[str, Tensor]]:
     """(prompt, [seeds, seeds] similarities) of each prompt, in order; the diagonal is NaN."""
     texts = check_texts(prompts)
-    check_whole("batch_size", batch_size, 1)
     similarity.check(*model.latent_shape[1:])
     draw, noise = Differences(model, detection), model.noise(seeds, detection.noise)
-    at_once = max(1, batch_size // len(seeds))
+    batch, at_once = BatchSize(AT_ONCE), max(1, AT_ONCE // len(seeds))
     for start in range(0, len(texts), at_once):
         group = texts[start : start + at_once]
         embeddings = model.embed(group).repeat_interleave(len(seeds), dim=0)
-        drawn = draw.in_batches(noise.repeat(len(group), 1, 1, 1), embeddings, None, batch_size)
+        drawn = draw.in_batches(noise.repeat(len(group), 1, 1, 1), embeddings, None, batch)
         for text, differences in zip(group, drawn.split(len(seeds)), strict=True):
             yield text, pairwise(differences, similarity).cpu()
         if progress:

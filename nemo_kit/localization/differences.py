@@ -22,6 +22,7 @@ from nemo_kit.settings import DetectionSettings, Halves, Precision
 from nemo_kit.similarity import noise_differences
 
 Progress = Callable[[str, int, int | None], None]
+AT_ONCE = 32  # denoiser samples a call, where nothing else is said
 
 
 class Differences:
@@ -113,16 +114,14 @@ class Differences:
         noise: Tensor,
         embeddings: Tensor,
         sets: Sequence[NeuronSet] | None = None,
-        batch_size: int | BatchSize = 32,
+        batch: BatchSize | None = None,
     ) -> Tensor:
-        """The same for any N, at most `batch_size` denoiser samples a call (see `BatchSize`)."""
-        batch = batch_size if isinstance(batch_size, BatchSize) else BatchSize(batch_size)
-        parts = batch.run(
-            lambda part: self(noise[part], embeddings[part], sets and sets[part]),
-            len(noise),
-            self.per_item,
-        )
-        return torch.cat(parts)
+        """The same for any N, in batches, by default of `AT_ONCE` denoiser samples."""
+
+        def draw(part: slice) -> Tensor:
+            return self(noise[part], embeddings[part], sets and sets[part])
+
+        return torch.cat((batch or BatchSize(AT_ONCE)).run(draw, len(noise), self.per_item))
 
     @property
     def per_item(self) -> int:
@@ -137,13 +136,12 @@ def prompt_differences(
     neurons: NeuronSet | None = None,
     factor: float = 0.0,
     settings: DetectionSettings | None = None,
-    batch_size: int = 32,
 ) -> Tensor:
     """Noise differences of every prompt and seed, optionally with neurons scaled.
 
     Returns [prompts, seeds, C, H, W], float32 in [0, 1].
     Parameters: `neurons`, scaled by `factor` (0 deactivates); `settings`, by default those of the
-    model's calibration; `batch_size`, denoiser samples a call.
+    model's calibration.
     Raises TypeError and ValueError for prompts that are no text or empty, and for bad seeds.
     Source: Algorithm 1; figure 13 shows them as pictures.
     """
@@ -152,5 +150,4 @@ def prompt_differences(
     noise = model.noise(numbers, draw.settings.noise).repeat(len(texts), 1, 1, 1)
     embeddings = model.embed(texts).repeat_interleave(len(numbers), dim=0)
     sets = None if neurons is None else [neurons] * len(noise)
-    drawn = draw.in_batches(noise, embeddings, sets, batch_size)
-    return drawn.unflatten(0, (len(texts), len(numbers)))
+    return draw.in_batches(noise, embeddings, sets).unflatten(0, (len(texts), len(numbers)))

@@ -10,8 +10,6 @@ from contextlib import contextmanager
 from dataclasses import replace
 from functools import partial
 
-import torch
-
 from nemo_kit.calibration import (
     ActivationStatistics,
     check_statistics,
@@ -19,7 +17,6 @@ from nemo_kit.calibration import (
     resolve,
 )
 from nemo_kit.checks import check_seeds, check_text
-from nemo_kit.localization.attribution import first_order_effects
 from nemo_kit.localization.candidates import candidate_lists, text_activations, z_scores
 from nemo_kit.localization.detection import kept, upper
 from nemo_kit.localization.differences import Differences, Progress
@@ -29,7 +26,7 @@ from nemo_kit.localization.search import Propose, Refinement, Report, Selection,
 from nemo_kit.localization.verdicts import Verdicts
 from nemo_kit.memory import BatchSize, fitting
 from nemo_kit.models.base import DiffusionModel
-from nemo_kit.neurons import Neuron, NeuronSet
+from nemo_kit.neurons import NeuronSet
 from nemo_kit.settings import LocalizationSettings
 from nemo_kit.similarity import pairwise
 
@@ -60,20 +57,16 @@ def localize(
     predictions can't tell prompts apart, InterventionError where a value layer can't be reached.
     Source: Algorithms 1 to 4; default timesteps[1] on the unchanged x_T, MS-SSIM, |z|.
     """
-    run = Run(model, check_text(prompt), seeds, search, settings, progress)
-    limit = check_threshold(model, threshold, run.detection, run.similarity)
-    known = check_statistics(model, statistics)
-    detected = run.detect(limit)
-    if not run.kept_seeds:
-        return run.result(limit, detected)
-    propose, score = run.propose(known), run.score()
-    selection = run.select(score, propose, limit)
-    refinement = run.refine(score, selection, selection.refinement_threshold)
-    return run.result(limit, detected, selection, refinement)
+    return Run(model, check_text(prompt), seeds, search, settings, progress)(threshold, statistics)
 
 
 class Run:
-    """One prompt on its way through the algorithms; keeps what they share."""
+    """One prompt on its way through the algorithms; keeps what they share.
+
+    Called with `threshold` and `statistics`, by default the model's calibration's, it goes all the
+    way. Attributes: `kept_seeds`, those that memorize, once detection has run; `selection`, what
+    the initial selection ended with, None before.
+    """
 
     def __init__(
         self,
@@ -97,6 +90,30 @@ class Run:
         self.batch = BatchSize(settings.batch_size) if settings.batch_size else fitting(model)
         self.samples = dict.fromkeys(STAGES, 0)
         self.times = dict.fromkeys(STAGES, 0.0)
+        self.selection: Selection | None = None
+
+    def __call__(
+        self, threshold: float | None = None, statistics: ActivationStatistics | None = None
+    ) -> Localization:
+        limit = check_threshold(self.model, threshold, self.detection, self.similarity)
+        known = check_statistics(self.model, statistics)
+        score = self.detect(limit)
+        detected = Localization(
+            prompt=self.prompt,
+            flagged=False,
+            score=score,
+            kept_seeds=self.kept_seeds,
+            threshold=limit,
+            settings=self.settings,
+            search=self.name,
+            samples=self.samples,
+            times=self.times,
+        )
+        if not self.kept_seeds:
+            return detected
+        propose, ask = self.propose(known), self.score()
+        self.selection = chosen = self.select(ask, propose, limit)
+        return detected.after(chosen, self.refine(ask, chosen, chosen.refinement_threshold))
 
     def detect(self, threshold: float) -> float:
         """Algorithm 1: the memorization score; keeps the seeds that memorize."""
@@ -123,14 +140,8 @@ class Run:
 
     def score(self) -> Score:
         """What the search modes ask, over the kept seeds."""
-        return Score(
-            self._blocked,
-            self.unblocked,
-            self.similarity,
-            self.batch,
-            effects=self._effects,
-            per_pair=self.draw.per_item,
-        )
+        drawn = self.noise, self.text, self.unblocked
+        return Score(self.draw, *drawn, self.similarity, self.batch)
 
     def select(self, ask: Verdicts, propose: Propose, threshold: float) -> Selection:
         """Algorithm 3 in the chosen search mode."""
@@ -149,13 +160,6 @@ class Run:
                 order = self.lists(selection.theta, selection.k)
             return self.mode.refine(ask, selection.candidates, threshold, report, reached, order)
 
-    def _blocked(self, places: list[int], sets: list[NeuronSet]) -> torch.Tensor:
-        return self.draw(self.noise[places], self.text.expand(len(places), -1, -1), sets)
-
-    def _effects(self, neurons: NeuronSet, places: list[int]) -> dict[Neuron, float]:
-        seeds = self.noise[places], self.text, self.unblocked[places]
-        return first_order_effects(self.draw, *seeds, neurons, self.similarity)
-
     def _report(self, stage: str) -> Report | None:
         progress = self.progress
         return progress and (lambda done, total: progress(stage, done, total))
@@ -169,24 +173,3 @@ class Run:
         yield
         self.times[name] = time.perf_counter() - start
         self.samples[name] = self.model.samples_evaluated - before
-
-    def result(
-        self,
-        threshold: float,
-        score: float,
-        selection: Selection | None = None,
-        refinement: Refinement | None = None,
-    ) -> Localization:
-        """What was found, as a value."""
-        detected = Localization(
-            prompt=self.prompt,
-            flagged=False,
-            score=score,
-            kept_seeds=self.kept_seeds,
-            threshold=threshold,
-            settings=self.settings,
-            search=self.name,
-            samples=self.samples,
-            times=self.times,
-        )
-        return detected.after(selection, refinement) if selection and refinement else detected

@@ -12,19 +12,18 @@ Source: "Finding NeMo" (arXiv 2406.02366), section 3.2: the largest similarity, 
 memorize, between the unblocked noise difference and the same seed's blocked one.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
 
+from nemo_kit.localization.attribution import first_order_effects
+from nemo_kit.localization.differences import Differences
 from nemo_kit.localization.verdicts import Verdicts
 from nemo_kit.memory import BatchSize
 from nemo_kit.neurons import Neuron, NeuronSet
 from nemo_kit.settings import SimilaritySettings
 from nemo_kit.similarity import similarity
-
-Draw = Callable[[list[int], list[NeuronSet]], Tensor]
-Effects = Callable[[NeuronSet, list[int]], Mapping[Neuron, float]]
 
 
 class Score(Verdicts):
@@ -33,61 +32,42 @@ class Score(Verdicts):
     Called with a list of sets it returns [sets], float32 on the CPU: 1 means that blocking
     changes nothing, low values that nothing of the memorized prediction is left. The questions of
     `Verdicts` are answered from fewer samples.
-    Parameters: `draw`, called with seed places and one set for each, returns their blocked noise
-    differences [n, C, H, W]; `unblocked`, [seeds, C, H, W], computed once; `settings`, how they
-    are compared; `batch_size`, denoiser samples a call of `draw`, halved where memory runs out;
-    `effects`, for the search `attributed`: each neuron's first-order effect on these seed places;
-    `per_pair`, denoiser samples of one pair of a seed and a set: 2 under guidance.
+    Parameters: `draw`, which draws blocked noise differences; `noise` and `unblocked`,
+    [seeds, C, H, W], of the seeds that memorize, without blocking; `text`, [1, tokens, dim];
+    `settings`, how differences are compared; `batch`, denoiser samples a call.
     Attribute: `samples`, seed–set pairs drawn so far.
     Source: section 3.2, Algorithms 3 and 4.
     """
 
     def __init__(
         self,
-        draw: Draw,
+        draw: Differences,
+        noise: Tensor,
+        text: Tensor,
         unblocked: Tensor,
-        settings: SimilaritySettings | None = None,
-        batch_size: int | BatchSize = 32,
-        effects: Effects | None = None,
-        per_pair: int = 1,
+        settings: SimilaritySettings,
+        batch: BatchSize,
     ) -> None:
-        if unblocked.ndim != 4 or not len(unblocked):
-            raise ValueError(
-                f"unblocked must be [seeds, C, H, W] with a seed, got {list(unblocked.shape)}"
-            )
-        self.settings = settings or SimilaritySettings()
-        super().__init__(len(unblocked), together=self.settings.data_range == "batch")
-        self.batch = batch_size if isinstance(batch_size, BatchSize) else BatchSize(batch_size)
-        self.draw, self.unblocked, self._effects = draw, unblocked, effects
-        self._per_pair = per_pair
-        self.samples = 0
+        super().__init__(len(noise), together=settings.data_range == "batch")
+        self.draw, self.noise, self.text, self.unblocked = draw, noise, text, unblocked
+        self.settings, self.batch, self.samples = settings, batch, 0
 
-    def effects(self, neurons: NeuronSet, most: int) -> Mapping[Neuron, float]:
-        """Each neuron's first-order effect on the score, from at most so many leading seeds.
-
-        Raises ValueError where the score was made without.
-        """
-        if self._effects is None:
-            raise ValueError("search 'attributed' needs a Score with effects=…, got none")
-        return self._effects(neurons, self.leading()[:most])
+    def effects(self, neurons: NeuronSet, most: int) -> dict[Neuron, float]:
+        """Each neuron's first-order effect on the score, from at most so many leading seeds."""
+        seeds = self.leading()[:most]
+        known = self.noise[seeds], self.text, self.unblocked[seeds]
+        return first_order_effects(self.draw, *known, neurons, self.settings)
 
     def evaluate(self, sets: Sequence[NeuronSet], seeds: Sequence[int]) -> list[float]:
         """The similarity of each pair of a set and a seed; 1 without drawing for the empty set."""
         pairs = [(one, seed) for one, seed in zip(sets, seeds, strict=True) if one]
-        drawn = iter(self._similar(pairs))
+        drawn = iter(self._similar(*map(list, zip(*pairs, strict=True))) if pairs else ())
         return [next(drawn) if one else 1.0 for one in sets]
 
-    def _similar(self, pairs: list[tuple[NeuronSet, int]]) -> list[float]:
-        if not pairs:
-            return []
-        parts = self.batch.run(lambda part: self._draw(pairs[part]), len(pairs), self._per_pair)
-        blocked = torch.cat(parts)
-        unblocked = self.unblocked[[place for _, place in pairs]]
-        at_once = self.seeds if self._together else len(pairs)  # a set's own seeds are the batch
-        groups = zip(unblocked.split(at_once), blocked.split(at_once), strict=True)
-        return torch.cat([similarity(a, b, self.settings) for a, b in groups]).tolist()
-
-    def _draw(self, pairs: list[tuple[NeuronSet, int]]) -> Tensor:
-        drawn = self.draw([place for _, place in pairs], [one for one, _ in pairs])
-        self.samples += len(pairs)
-        return drawn
+    def _similar(self, sets: list[NeuronSet], seeds: list[int]) -> list[float]:
+        texts = self.text.expand(len(seeds), -1, -1)
+        blocked = self.draw.in_batches(self.noise[seeds], texts, sets, self.batch)
+        self.samples += len(seeds)
+        at_once = self.seeds if self._together else len(seeds)  # a set's own seeds are the batch
+        both = zip(self.unblocked[seeds].split(at_once), blocked.split(at_once), strict=True)
+        return torch.cat([similarity(a, b, self.settings) for a, b in both]).tolist()

@@ -1,8 +1,9 @@
 """NeMo as a ranking: what was refined, then the candidates, then the rest, each by |z|."""
 
+from contextlib import suppress
+
 from torch import Tensor
 
-from nemo_kit.calibration import check_statistics, check_threshold
 from nemo_kit.localization.methods.base import method, squashed
 from nemo_kit.localization.methods.z_score import absolute_z
 from nemo_kit.localization.nemo import Run
@@ -41,21 +42,11 @@ def nemo(
         if budget is not None and model.samples_evaluated - start > budget:
             raise _Spent
 
-    run = Run(model, prompt, seeds, search, progress=watch)
-    limit = check_threshold(model, None, run.detection, run.similarity)
+    run, found = Run(model, prompt, seeds, search, progress=watch), None
     scores = squashed(absolute_z(model, prompt))
-    candidates, refined = NeuronSet(), None
-    try:
-        run.detect(limit)
-        refined = NeuronSet() if not run.kept_seeds else None
-        if run.kept_seeds:
-            propose, score = run.propose(check_statistics(model, None)), run.score()
-            selection = run.select(score, propose, limit)
-            candidates = selection.candidates
-            refined = run.refine(score, selection, selection.refinement_threshold).neurons
-    except _Spent:
-        pass
-    for stage in (candidates, refined or NeuronSet()):
-        for layer, index in stage:
+    with suppress(_Spent):
+        found = run()
+    for stage in (run.selection and run.selection.candidates, found and found.refined):
+        for layer, index in stage or ():
             scores[layer][index] += 1
-    return scores, refined
+    return scores, found and found.refined
