@@ -1,9 +1,8 @@
 """The explorer: find a prompt's neurons, and see what happens without them, in JupyterLab.
 
 Scope: `explore(model)`. Logic and widgets are apart:
-- `values`: a selection's history, what pictures depend on, text forms
+- `values`: what pictures depend on, and text forms
 - `probe`: what is asked of the model, remembered
-- `worker`: one background thread, the last request wins
 - `session`: the state as traits, requests in, results out
 - `present`, `explorer.html`, `style.css`: values as HTML, with its charts
 - `keep`: what is shown as a figure with its data
@@ -23,7 +22,6 @@ from nemo_kit.checks import check_choice, check_columns, check_texts
 from nemo_kit.explorer.probe import Probe
 from nemo_kit.explorer.session import Session
 from nemo_kit.models.base import DiffusionModel
-from nemo_kit.neurons import NeuronSet
 from nemo_kit.plots import PALETTE
 from nemo_kit.tables import read_csv
 
@@ -32,7 +30,6 @@ def explore(
     model: DiffusionModel,
     prompts: pd.DataFrame | Sequence[str] | None = None,
     seeds: Iterable[int] = range(1, 11),
-    found: Mapping[str, NeuronSet] | None = None,
     scores: pd.DataFrame | str | Path | None = None,
     training: Mapping[str, np.ndarray] | None = None,
     embedder: Callable[[np.ndarray], Any] | None = None,
@@ -40,14 +37,14 @@ def explore(
     """Show the explorer: choose a prompt, select neurons, switch them off, look.
 
     Returns a `Session`; as its last line in a cell shows the explorer, later cells read and set
-    `session.prompt`, `session.selection`, `session.pictures`; `session.close()` ends its thread.
+    `session.prompt`, `session.selection`, `session.pictures`; `session.close()` ends it.
     While it computes, the model must not be used by another cell: its hooks act on the model.
     Parameters: `model`, from `load`; `prompts`, to choose from, as a list or a frame with `prompt`
     and perhaps `role` (by default the lab's own for the lab model, none for others: write one);
-    `seeds`, of detection; `found`, prompt -> memorization neurons known before; `scores`, a frame
-    or CSV with `prompt`, `group`, `score`, whose largest score of each prompt is drawn behind;
-    `training`, prompt -> training image, uint8 [H, W, 3], that pictures are held against, and the
-    `embedder` that compares them, as for `nemo_kit.metrics` (the lab model has its own).
+    `seeds`, of detection; `scores`, a frame or CSV with `prompt`, `group`, `score`, whose largest
+    score of each prompt is drawn behind; `training`, prompt -> training image, uint8 [H, W, 3],
+    that pictures are held against, and the `embedder` that compares them, as for
+    `nemo_kit.metrics` (the lab model has its own).
     Raises TypeError for anything but a loaded model, ValueError for bad prompts, seeds and frames,
     ImportError where ipywidgets is missing.
     """
@@ -62,7 +59,7 @@ def explore(
             "nemo_kit.explore needs ipywidgets: pip install ipywidgets, and restart the kernel"
         ) from error
     offered, known = _prompt_frame(model, prompts), _best_scores(scores)
-    session = Session(Probe(model, offered, list(seeds), found, training, embedder))
+    session = Session(Probe(model, offered, list(seeds), training, embedder))
     session.widget = Explorer(session, known)
     if len(offered):
         session.prompt = offered["prompt"].iloc[0]
@@ -72,14 +69,12 @@ def explore(
 def _prompt_frame(
     model: DiffusionModel, prompts: pd.DataFrame | Sequence[str] | None
 ) -> pd.DataFrame:
-    if prompts is None and model.name in lab.TABLES:
-        return lab.prompts(model=model.name)
     if prompts is None:
-        return pd.DataFrame({"prompt": [], "role": []})
+        is_lab = model.name in lab.TABLES
+        return lab.prompts(model=model.name) if is_lab else pd.DataFrame(columns=["prompt", "role"])
     if not isinstance(prompts, pd.DataFrame):
-        return pd.DataFrame({"prompt": check_texts(prompts), "role": "prompts"})
-    if "prompt" not in prompts:
-        raise ValueError(f"prompts needs a column 'prompt', got {list(prompts)}")
+        prompts = pd.DataFrame({"prompt": check_texts(prompts)})
+    check_columns("prompts", prompts, "prompt")
     return prompts if "role" in prompts else prompts.assign(role="prompts")
 
 

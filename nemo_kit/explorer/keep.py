@@ -1,4 +1,4 @@
-"""What is shown, to keep: a figure of scores and pictures, and a row for each of its pictures.
+"""What is shown, to keep: a figure of scores and pictures, a row for each of them, as code.
 
 Scope: from what is known of each prompt to a figure and a frame; `nemo_kit.figures` writes them.
 """
@@ -7,7 +7,9 @@ import pandas as pd
 from matplotlib import pyplot as plt
 from matplotlib.figure import Figure
 
-from nemo_kit.explorer.probe import Case
+from nemo_kit.explorer.probe import Case, Probe
+from nemo_kit.explorer.values import View
+from nemo_kit.models import DTYPES, default_dtype
 from nemo_kit.plots import picture_rows
 
 
@@ -19,25 +21,21 @@ def frame(cases: list[Case], threshold: float | None) -> pd.DataFrame:
     `threshold`, and where training images are known `nearest` (its prompt), `copy` (cosine to it)
     and `same_seed` (cosine of the picture with to that without).
     """
-    parts = [part for case in cases for part in _rows(case, threshold)]
+    parts = []
+    for case in cases:
+        shots, view = case.pictures, case.pictures.view
+        for end, how, also in (("before", "none", ()), ("after", shots.how, ["same_seed"])):
+            part = pd.DataFrame({
+                "prompt": view.prompt, "seed": shots.measured["seed"], "intervention": how,
+                "neurons": view.neurons.to_json(), "factor": view.factor, "steps": view.steps,
+                "guidance": view.guidance, "score": case.look.score,
+                "score_left": case.left.same_seed if case.left else float("nan"),
+                "threshold": threshold,
+            })  # fmt: skip
+            ends = {f"nearest_{end}": "nearest", f"copy_{end}": "copy"}
+            own = shots.measured.rename(columns=ends).filter([*ends.values(), *also])
+            parts.append(part.join(own))
     return pd.concat(parts, ignore_index=True)
-
-
-def _rows(case: Case, threshold: float | None) -> list[pd.DataFrame]:
-    shots, parts = case.pictures, []
-    for end, how in (("before", "none"), ("after", shots.how)):
-        ends = {f"nearest_{end}": "nearest", f"copy_{end}": "copy"}
-        part = shots.measured.rename(columns=ends)
-        part = part.filter(["seed", "nearest", "copy", *["same_seed"] * (end == "after")]).assign(
-            prompt=shots.view.prompt, intervention=how, neurons=shots.view.neurons.to_json(),
-            factor=shots.view.factor, steps=shots.view.steps, guidance=shots.view.guidance,
-            score=case.look.score, threshold=threshold,
-            score_left=case.left.same_seed if case.left else float("nan"),
-        )  # fmt: skip
-        parts.append(part)
-    order = ["prompt", "seed", "intervention", "neurons", "factor", "steps", "guidance", "score",
-             "score_left", "threshold", "nearest", "copy", "same_seed"]  # fmt: skip
-    return [part[[name for name in order if name in part]] for part in parts]
 
 
 def figure(cases: list[Case], threshold: float | None) -> Figure:
@@ -45,16 +43,43 @@ def figure(cases: list[Case], threshold: float | None) -> Figure:
 
     Returns a figure of the text width, which pyplot doesn't show.
     """
+    limit = "" if threshold is None else f", τ = {threshold:.2f}"
     rows, labels, captions = [], [], []
     for case in cases:
         rows += [[case.pictures.before], [case.pictures.after]]
         labels += ["all on", case.pictures.how]
-        captions += [f"{_score(case, threshold)}: {case.look.prompt}", ""]
+        left = f", left of it {case.left.same_seed:.2f}" if case.left else ""
+        captions += [f"score {case.look.score:.2f}{limit}{left}: {case.look.prompt}", ""]
     drawn = picture_rows(rows, labels=labels, captions=captions)
     plt.close(drawn)
     return drawn
 
 
-def _score(case: Case, limit: float | None) -> str:
-    words = f"score {case.look.score:.2f}" + (f", τ = {limit:.2f}" if limit is not None else "")
-    return words + (f", left of it {case.left.same_seed:.2f}" if case.left else "")
+def code(view: View, origin: str, probe: Probe) -> str:
+    """A cell's worth of Python that repeats the view: score, what is left of it, images.
+
+    Returns source that runs on its own; every text in it is a Python literal.
+    """
+    model = probe.model
+    dtype = str(model.dtype).removeprefix("torch.")
+    usual = model.dtype == default_dtype() or dtype not in DTYPES
+    named = {"dtype": None if usual else dtype, "revision": model.revision}
+    given = [repr(model.name), *(f"{name}={text!r}" for name, text in named.items() if text)]
+    known = probe.threshold is not None  # without one, detect asks for one, whatever it is
+    return f"""\
+from nemo_kit import NeuronSet, detect, generate, load
+from nemo_kit.hooks import scale_neurons
+
+model = load({", ".join(given)})
+prompt = {view.prompt!r}
+neurons = {view.neurons!r}  # {" ".join(origin.split())}
+seeds = {list(view.seeds)}
+detection = {{"seeds": {probe.seeds}{"" if known else ', "threshold": 1'}}}
+whole = detect(model, prompt, **detection)
+with scale_neurons(model.denoiser, model.value_layers, neurons, {view.factor!r}):
+    left = detect(model, prompt, **detection)
+print(whole.score[0], left.score[0]{", whole.threshold[0]" if known else ""})
+options = {{"steps": {view.steps}, "guidance": {view.guidance!r}}}
+before = generate(model, prompt, seeds, **options)
+after = generate(model, prompt, seeds, neurons=neurons, factor={view.factor!r}, **options)
+"""

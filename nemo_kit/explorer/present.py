@@ -18,12 +18,11 @@ from jinja2 import Environment, FileSystemLoader
 from matplotlib import colormaps
 from PIL import Image
 
-from nemo_kit.explorer.probe import Case, Facts, Pictures, scaled_words
+from nemo_kit.explorer.probe import Case, Pictures, scaled_words
 from nemo_kit.explorer.session import Session
 from nemo_kit.explorer.values import write_seeds
 from nemo_kit.localization.result import ALGORITHMS
 from nemo_kit.metrics import COPY_THRESHOLD
-from nemo_kit.neurons import NeuronSet
 from nemo_kit.plots import PALETTE, noise_pictures
 
 STYLE = f"<style>\n{Path(__file__).with_name('style.css').read_text('utf-8')}</style>"
@@ -36,8 +35,10 @@ _NAMED, _APART = 3, 0.06  # selected neurons named in each layer, where so much 
 
 @cache
 def _macros() -> Any:
-    folder = FileSystemLoader(Path(__file__).parent)
-    return Environment(loader=folder, autoescape=True).get_template("explorer.html").module
+    made = Environment(loader=FileSystemLoader(Path(__file__).parent), autoescape=True)
+    made.globals = {"photo": photo, "noise": noise_pictures, "stages": ALGORITHMS,
+                    "short_seeds": write_seeds}  # fmt: skip
+    return made.get_template("explorer.html").module
 
 
 def html(piece: str, *values: Any) -> str:
@@ -59,55 +60,20 @@ def photo(image: np.ndarray, side: int = _SIDE) -> str:
     return uri(small)
 
 
-def status_words(session: Session) -> str:
-    """What runs, or what happened last."""
-    now = session.progress
-    if now is None:
-        return session.note or "Ready."
-    counted = f" {now.done} of {now.total}" if now.total else ""
-    stage = ALGORITHMS.get(now.stage, now.stage)
-    return f"{now.job}: {stage}{counted} …" if stage else f"{now.job} …"
-
-
 def score(session: Session, known: pd.DataFrame | None) -> str:
     """Each prompt with its verdict, its score before those of other prompts, and the numbers."""
-    bare = {"prompt": session.prompt, "badges": None, "remarks": ()}
-    told = [_scored(session, case, known) for case in session.cases]
-    waits = "computing …" if session.progress else "not computed yet"
-    return html("score", told or [bare], waits)
+    told = [(case, *verdict(session, case), *_chart(case, known)) for case in session.cases]
+    return html("score", session, told, scaled_words(len(session.selection), session.factor))
 
 
-def _scored(session: Session, case: Case, known: pd.DataFrame | None) -> dict[str, Any]:
-    badges, remarks = verdict(session, case)
-    training = session.probe.training.get(case.look.prompt)
-    return {
-        "prompt": case.look.prompt, "badges": badges, "remarks": remarks,
-        "training": None if training is None else photo(training),
-        "chart": _chart(session, case, known), "left": case.left,
-        "share": session.probe.false_alarms,
-        "how": scaled_words(len(session.selection), session.factor),
-    }  # fmt: skip
-
-
-def _chart(session: Session, case: Case, known: pd.DataFrame | None) -> dict[str, Any]:
-    """The score's place before those of other prompts, else before mean and deviation of hold-out
-    prompts; the threshold, and what is left of it."""
-    probe, score = session.probe, case.look.score
-    limit, left = probe.threshold, case.left.same_seed if case.left else None
-    low = min(0.0, score, score if left is None else left) - 0.02
+def _chart(case: Case, known: pd.DataFrame | None) -> tuple[Callable[[float], float], list[tuple]]:
+    """Where on the chart a score stands, in the units of its drawing, and what is drawn behind."""
+    low = min(0.0, case.look.score, case.left.same_seed if case.left else 0.0) - 0.02
 
     def x(value: float) -> float:
         return round((value - low) / (1.02 - low) * _WIDE, 1)
 
-    words = f"Memorization score {score:.2f}"
-    words += f", threshold {limit:.2f}" if limit is not None else ""
-    words += f", with the selection scaled {left:.2f}" if left is not None else ""
-    return {
-        "x": x, "words": words, "score": score, "limit": limit, "left": left,
-        "above": limit is None or score > limit, "own": probe.model.calibration,
-        "densities": [] if known is None else _densities(known, np.linspace(low, 1.02, 200), x),
-        "measure": probe.similarity.kind.upper().replace("_", "-"),
-    }  # fmt: skip
+    return x, [] if known is None else _densities(known, np.linspace(low, 1.02, 200), x)
 
 
 def _densities(
@@ -135,17 +101,16 @@ def verdict(session: Session, case: Case) -> tuple[list[tuple[str, str]], list[s
     are known: each is held against the nearest one.
     """
     flagged, limit = case.look.flagged, session.probe.threshold
-    if flagged is None or limit is None:
+    if limit is None:
         return [("none", "no threshold: calibrate the model")], []
     badges = [("yes", "flagged: above τ")] if flagged else [("none", "not flagged: below τ")]
-    shots = case.pictures if case.pictures and not session.stale else None
-    copied = copies(shots) if shots else None
-    below = case.left is not None and case.left.same_seed <= limit
-    if flagged and below and copied and copied[1]:
-        words = f"below τ with the selection, but {copied[1]} of {len(shots.after)} pictures copy"
-        badges.append(("yes", words))
-    elif flagged and below:
-        badges.append(("off", "below τ with the selection"))
+    shots = None if session.stale else case.pictures
+    copied = shots and copies(shots)
+    if flagged and case.left and case.left.same_seed <= limit:
+        below = "below τ with the selection"
+        if copied and copied[1]:
+            below += f", but {copied[1]} of {len(shots.after)} pictures copy"
+        badges.append(("yes" if copied and copied[1] else "off", below))
     remarks = []
     if copied and flagged and not copied[0]:
         nearest = shots.measured["copy_before"].max()
@@ -171,10 +136,7 @@ def copies(shots: Pictures) -> tuple[int, int] | None:
 def shared(session: Session) -> str:
     """The neurons that both prompts drive out of their range."""
     frame = session.shared()
-    if frame is None:
-        return ""
-    rows, counts = list(frame.itertuples()), frame.attrs["candidates"]
-    return html("shared", rows, counts, f"{session.theta:g}", session.k, _number)
+    return "" if frame is None else html("shared", frame, session.theta, session.k)
 
 
 def z_chart(session: Session) -> str:
@@ -214,38 +176,6 @@ def _marks(size: np.ndarray, chosen: Sequence[int]) -> list[tuple[float, int, bo
     return [(at, neuron, neuron in named) for neuron, at in places.items()]
 
 
-def selection_line(session: Session) -> str:
-    """How many neurons are selected, and where the selection comes from."""
-    count = len(session.selection)
-    return html("quiet", f"{count} neuron{'s' * (count != 1)} selected · {session.origin}")
-
-
-def facts(found: Facts | None, planted: NeuronSet | None) -> str:
-    """What is known of the neuron looked at."""
-    if found is None:
-        return html("quiet", "Press a neuron's button, or name one here, to read about it.")
-    answer = None
-    if planted is not None:
-        answer = "yes" if (found.layer, found.neuron) in planted else "no"
-    return html("facts", found, _number, answer)
-
-
-def _number(value: float | None) -> str:
-    return "not known" if value is None or np.isnan(value) else f"{value:+.2f}"
-
-
-def revealed(planted: NeuronSet | None, chosen: NeuronSet) -> str:
-    """The planted neurons against the selection, once a person asked for them."""
-    if planted is None:
-        return ""
-    if not len(planted):
-        return html("quiet", "No neuron was planted for this prompt.")
-    names = ", ".join(f"layer {layer}: #{index}" for layer, index in planted)
-    hits = len(planted & chosen)
-    words = f"Planted: {names}. The selection has {hits} of {len(planted)}, "
-    return html("quiet", words + f"and {len(chosen - planted)} others.")
-
-
 def pictures(session: Session) -> str:
     """Images of all seeds with and without, below each the training image nearest to it."""
     shown = [case.pictures for case in session.cases if case.pictures]
@@ -255,10 +185,4 @@ def pictures(session: Session) -> str:
     if session.probe.training:
         by = session.probe.embedder.name + " (not SSCD itself)" * session.probe.is_lab
         legend = f"Below a picture: the nearest training image, and the cosine to it by the {by}."
-    cases = []
-    for one in shown:
-        rows = one.measured.to_dict("records")
-        middle = one.measured.filter(["copy_before", "copy_after", "same_seed"]).median()
-        cases.append((one, rows, middle.to_dict(), write_seeds(one.view.seeds)))
-    stale = STALE if session.stale else ""
-    return html("pictures", cases, stale, legend, photo, noise_pictures, session.probe.training)
+    return html("pictures", shown, STALE if session.stale else "", legend, session.probe.training)

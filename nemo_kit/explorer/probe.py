@@ -5,7 +5,7 @@ Source: "Finding NeMo" (arXiv 2406.02366), section 3 (score, z, selection) and s
 """
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property, lru_cache
 from typing import Any
 
@@ -15,15 +15,16 @@ import torch
 from torch import Tensor
 
 from nemo_kit import lab
-from nemo_kit.calibration import check_threshold, resolve
+from nemo_kit.calibration import resolve
 from nemo_kit.checks import check_seeds, check_text
 from nemo_kit.explorer.values import View
-from nemo_kit.explorer.worker import Tick
+from nemo_kit.generation import Progress as Tick
 from nemo_kit.generation import generate
 from nemo_kit.localization import Localization, candidates, localize, prompt_differences, z_scores
 from nemo_kit.localization.candidates import text_activations
 from nemo_kit.localization.detection import kept, upper
 from nemo_kit.metrics import as_embedder, lab_descriptor
+from nemo_kit.metrics.images import same_seed
 from nemo_kit.models.base import DiffusionModel
 from nemo_kit.neurons import NeuronSet
 from nemo_kit.similarity import pairwise, similarity
@@ -47,6 +48,10 @@ class Look:
     differences: Tensor
     activations: dict[int, Tensor]
     z: dict[int, Tensor] | None
+
+    def z_of(self, layer: int, neuron: int) -> float:
+        """z of one neuron; NaN without statistics."""
+        return self.z[layer][neuron].item() if self.z else np.nan
 
 
 @dataclass(frozen=True)
@@ -89,28 +94,15 @@ class Case:
     pictures: Pictures | None = None
 
 
-@dataclass(frozen=True, eq=False)
-class Facts:
-    """One neuron: its z for the prompt, what drives it most, whose memorization sets it is in."""
-
-    layer: int
-    neuron: int
-    activation: float
-    z: float | None
-    strongest: list[tuple[str, float]]
-    sets: list[str]
-
-
 class Probe:
     """A model with its prompts, and what was found about them.
 
     Parameters: `model`; `prompts`, a frame with `prompt` and `role`, that the explorer offers;
-    `seeds`, of detection; `found`, prompt -> memorization neurons known before; `training`, prompt
-    -> its training image, uint8 [H, W, 3], and `embedder`, which compares pictures with them (both
-    by default the lab's, for the lab model).
-    Attributes: those, `threshold` (None without calibration), `widths` (layer -> neurons), `tick`
-    (where progress is reported to).
-    Raises TypeError or ValueError for bad seeds and sets, and for images without an embedder.
+    `seeds`, of detection; `training`, prompt -> its training image, uint8 [H, W, 3], and
+    `embedder`, which compares pictures with them (both by default the lab's, for the lab model).
+    Attributes: those, `threshold` (None without calibration), `widths` (layer -> neurons), `found`
+    (prompt -> its memorization neurons, once localized), `tick` (where progress is reported to).
+    Raises TypeError or ValueError for bad seeds, and for images without an embedder.
     """
 
     tick: Tick = staticmethod(lambda stage, done, total: None)
@@ -120,48 +112,31 @@ class Probe:
         model: DiffusionModel,
         prompts: pd.DataFrame,
         seeds: Sequence[int] = range(1, 11),
-        found: Mapping[str, NeuronSet] | None = None,
         training: Mapping[str, np.ndarray] | None = None,
         embedder: Callable[[np.ndarray], Any] | None = None,
     ) -> None:
         self.model, self.prompts = model, prompts
         self.seeds = check_seeds(seeds, least=2, distinct=True)
         self.widths = {layer.index: layer.width for layer in model.searched}
-        every = {layer.index: layer.width for layer in model.value_layers}
-        self.found = {text: one.check(every) for text, one in (found or {}).items()}
-        detection, self.similarity = resolve(model.calibration)
-        own = model.calibration
-        self.threshold = check_threshold(model, None, detection, self.similarity) if own else None
+        self.found: dict[str, NeuronSet] = {}
+        self.similarity = resolve(model.calibration)[1]
+        self.threshold = model.calibration.threshold if model.calibration else None
         self.is_lab = model.name in lab.TABLES
         if training and embedder is None and not self.is_lab:
             raise ValueError("training images need an embedder that compares pictures with them: "
                              "give explore(…, embedder=…), such as SSCD")  # fmt: skip
-        self._given, self._embedder = training, embedder
-        for name in ("look", "left", "plain", "pictures"):
+        if self.is_lab:
+            embedder = embedder or lab_descriptor()
+            if training is None:
+                training = dict(zip(*lab.training_images(), strict=True))
+        self.training = dict(training or {})
+        self.embedder = embedder and as_embedder(embedder)
+        for name in ("look", "left", "images"):
             setattr(self, name, lru_cache(_REMEMBERED)(getattr(self, name)))
-
-    @cached_property
-    def training(self) -> dict[str, np.ndarray]:
-        """Prompt -> its training image, where one is known."""
-        if self._given is None and self.is_lab:
-            return dict(zip(*lab.training_images(), strict=True))
-        return dict(self._given or {})
-
-    @cached_property
-    def embedder(self) -> Callable[[np.ndarray], np.ndarray]:
-        """Pictures, uint8 [N, H, W, 3] -> unit vectors [N, D]; `name` says which."""
-        own = self._embedder
-        return as_embedder(own) if own else lab_descriptor()
 
     @cached_property
     def _originals(self) -> np.ndarray:
         return np.concatenate([self.embedder(image[None]) for image in self.training.values()])
-
-    @property
-    def false_alarms(self) -> float | None:
-        """`Calibration.false_alarms`; None without a calibration."""
-        own = self.model.calibration
-        return own.false_alarms() if own else None
 
     def look(self, prompt: str) -> Look:
         """Detection and activations of a prompt; raises as `detect` for a bad one."""
@@ -195,54 +170,32 @@ class Probe:
         z = look.z or {layer: torch.zeros_like(a) for layer, a in look.activations.items()}
         return candidates(look.activations, z, theta, k)
 
-    def shared(self, first: Look, second: Look, theta: float, k: int) -> pd.DataFrame:
-        """Candidates of both prompts: `layer`, `neuron`, `z`, `z_other`, the furthest first.
+    def case(self, view: View, draw: bool, given: np.ndarray | None = None) -> Case:
+        """What is known of a prompt under a selection; with `draw`, its pictures too."""
+        left = self.left(view.prompt, view.neurons, view.factor) if view.neurons else None
+        return Case(self.look(view.prompt), left, self.pictures(view, given) if draw else None)
 
-        Without statistics z are NaN. `attrs` has the numbers of each prompt's own candidates.
-        """
-        own = [self.candidates(look, theta, k) for look in (first, second)]
-        both = list(own[0] & own[1])
-        rows = [
-            (*at, *(look.z[at[0]][at[1]].item() if look.z else np.nan for look in (first, second)))
-            for at in both
-        ]
-        frame = pd.DataFrame(rows, columns=["layer", "neuron", "z", "z_other"])
-        frame = frame.sort_values("z", key=abs, ascending=False, ignore_index=True)
-        frame.attrs["candidates"] = tuple(map(len, own))
-        return frame
-
-    def plain(self, view: View) -> tuple[np.ndarray, np.ndarray]:
-        """Undisturbed images and noise differences."""
-        images = self._generate(view, "undisturbed")
-        return images, prompt_differences(self.model, view.prompt, view.seeds)[0].cpu().numpy()
-
-    def pictures(self, view: View) -> Pictures:
-        """Images and noise differences with and without the selection."""
-        before, noise = self.plain(view.plain)
-        how = scaled_words(len(view.neurons), view.factor)
-        if not len(view.neurons) or view.factor == 1:
-            return Pictures(view, before, before, noise, noise,
-                            self.measure(view.seeds, before, before), how)  # fmt: skip
-        chosen = {"neurons": view.neurons, "factor": view.factor}
-        after = self._generate(view, "with the selection scaled", **chosen)
-        changed = prompt_differences(self.model, view.prompt, view.seeds, **chosen)[0]
-        measured = self.measure(view.seeds, before, after)
-        return Pictures(view, before, after, noise, changed.cpu().numpy(), measured, how)
-
-    def given(self, view: View, after: np.ndarray) -> Pictures:
-        """Pictures that a user made, beside undisturbed ones of the same seeds."""
-        before, noise = self.plain(view.plain)
-        measured = self.measure(view.seeds, before, after)
-        return Pictures(view, before, after, noise, noise[:0], measured, "set in a cell")
-
-    def _generate(self, view: View, name: str, **options: Any) -> np.ndarray:
-        def report(stage: str, done: int, total: int | None) -> None:
-            self.tick(f"images {name}", done, total)
-
-        return generate(
+    def images(self, view: View) -> tuple[np.ndarray, np.ndarray]:
+        """Images, uint8 [S, H, W, 3], and noise differences, [S, C, H, W], with the selection."""
+        scaled = {"neurons": view.neurons or None, "factor": view.factor}
+        name = "images with the selection scaled" if view.neurons else "images undisturbed"
+        images = generate(
             self.model, view.prompt, view.seeds, steps=view.steps, guidance=view.guidance,
-            progress=report, **options,
+            progress=lambda _, done, total: self.tick(name, done, total), **scaled,
         )  # fmt: skip
+        noise = prompt_differences(self.model, view.prompt, view.seeds, **scaled)[0]
+        return images, noise.cpu().numpy()
+
+    def pictures(self, view: View, given: np.ndarray | None = None) -> Pictures:
+        """Pictures with and without the selection; those given are shown in place of the former."""
+        how = scaled_words(len(view.neurons), view.factor)
+        before, noise = after, changed = self.images(replace(view, neurons=NeuronSet(), factor=0.0))
+        if given is not None:
+            after, changed, how = given, noise[:0], "set in a cell"
+        elif view.neurons and view.factor != 1:
+            after, changed = self.images(view)
+        measured = self.measure(view.seeds, before, after)
+        return Pictures(view, before, after, noise, changed, measured, how)
 
     def measure(self, seeds: Sequence[int], before: np.ndarray, after: np.ndarray) -> pd.DataFrame:
         """How near pictures come to a training image, and to those of the same seed: a row a seed.
@@ -258,7 +211,7 @@ class Probe:
             cosines = vectors[end] @ self._originals.T  # [seeds, training images]
             frame[f"nearest_{end}"] = [names[place] for place in cosines.argmax(axis=1)]
             frame[f"copy_{end}"] = cosines.max(axis=1)
-        return frame.assign(same_seed=(vectors["before"] * vectors["after"]).sum(axis=1))
+        return frame.assign(same_seed=same_seed(vectors["before"], vectors["after"]))
 
     def localize(self, prompt: str, search: str) -> Localization:
         """Algorithms 1 to 4; the neurons found are kept for the facts of neurons."""
@@ -267,30 +220,28 @@ class Probe:
             self.found[prompt] = result.refined
         return result
 
-    def facts(self, prompt: str, layer: int, neuron: int) -> Facts:
-        """What is known of one neuron; raises ValueError where it does not exist."""
-        NeuronSet({layer: [neuron]}).check(self.widths)
+    def facts(self, prompt: str, layer: int, neuron: int) -> dict[str, Any]:
+        """What is known of one neuron, which must exist.
+
+        Returns `layer`, `neuron`, its mean `activation` and `z` for the prompt (NaN without
+        statistics), `strongest` (of the prompts offered those that drive it most, with their
+        activations) and `sets` (prompts whose memorization neurons it is one of).
+        """
         look = self.look(prompt)
-        return Facts(
-            layer=layer,
-            neuron=neuron,
-            activation=look.activations[layer][neuron].item(),
-            z=look.z[layer][neuron].item() if look.z else None,
-            strongest=self._strongest(layer, neuron),
-            sets=[text for text, one in self.found.items() if (layer, neuron) in one],
-        )
+        of_each = self._activations[layer][:, neuron] if len(self.prompts) else ()
+        strongest = pd.Series(of_each, self.prompts["prompt"], dtype=float).nlargest(5)
+        return {
+            "layer": layer,
+            "neuron": neuron,
+            "activation": look.activations[layer][neuron].item(),
+            "z": look.z_of(layer, neuron),
+            "strongest": list(strongest.items()),
+            "sets": [text for text, one in self.found.items() if (layer, neuron) in one],
+        }
 
     @cached_property
     def _activations(self) -> dict[int, Tensor]:
         return text_activations(self.model, list(self.prompts["prompt"]))
-
-    def _strongest(self, layer: int, neuron: int, most: int = 5) -> list[tuple[str, float]]:
-        """Of the prompts offered, those that drive the neuron most, with their activations."""
-        if not len(self.prompts):
-            return []
-        values, places = self._activations[layer][:, neuron].topk(min(most, len(self.prompts)))
-        texts = self.prompts["prompt"].iloc[places.tolist()]
-        return list(zip(texts, values.tolist(), strict=True))
 
     def extremes(self, look: Look, most: int) -> dict[int, list[tuple[int, float]]]:
         """Layer -> its neurons with the largest |z| (activation, without statistics), with that."""

@@ -1,13 +1,17 @@
 """What `nemo_kit.explore` returns: the explorer's state as traits, and what can be asked of it.
 
 Scope: plain Python between the model and the widget. Setting a trait, from a cell or from a
-control, asks for what it needs; results arrive on the worker's thread. Both take turns. A request
-that can't be met raises where it was made; an error inside a job is told in `error`.
+control, asks for what it needs; one background thread computes it, and the last request wins.
+Requests and results take turns. A request that can't be met raises where it was made; an error
+inside a job is told in `error`.
 """
 
 import threading
+import time
 from collections.abc import Callable
+from concurrent.futures import CancelledError, ThreadPoolExecutor
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any, Self
 
@@ -19,14 +23,19 @@ from traitlets import Float, HasTraits, Int, Unicode, observe, validate
 from nemo_kit import figures
 from nemo_kit.checks import check_choice, check_number
 from nemo_kit.explorer import keep, values
-from nemo_kit.explorer.probe import Case, Facts, Pictures, Probe
-from nemo_kit.explorer.values import History, View
-from nemo_kit.explorer.worker import Cancelled, Tick, Worker
+from nemo_kit.explorer.probe import Case, Pictures, Probe
+from nemo_kit.explorer.values import View
 from nemo_kit.localization import SEARCHES, Localization
-from nemo_kit.models import DTYPES, default_dtype
+from nemo_kit.metrics._checks import check_images
 from nemo_kit.neurons import NeuronSet
 
-THETA, K = 5.0, 0  # where the method's selection starts (Algorithm 3)
+FALLBACK = (
+    "The explorer needs Jupyter widgets, which this page does not show. Open the notebook in "
+    "JupyterLab 4 or Notebook 7 with ipywidgets 8 (pip install ipywidgets), and run the cell again."
+)
+_EVERY = 0.1  # seconds between two reports of progress of one stage
+# one thread for all: explorers may share a model, whose hooks serve one job at a time
+_THREAD = ThreadPoolExecutor(1, thread_name_prefix="explorer")
 
 
 @dataclass(frozen=True)
@@ -39,7 +48,8 @@ class Progress:
     total: int | None = None
 
 
-Scores = tuple[NeuronSet, Case, Case | None, Facts | None]  # neurons, prompt, other, focus
+Scores = tuple[NeuronSet, Case, Case | None, dict[str, Any] | None]
+"""Neurons, the prompt's case, the other's, facts of the neuron looked at."""
 
 
 class Session(HasTraits):
@@ -52,42 +62,45 @@ class Session(HasTraits):
     shown and measured in place of generated ones. Setting returns at once: `wait()` waits for what
     it led to.
     Attributes: `case` and `beside` (what is known of the prompt and the other), `localization`,
-    `facts` (of `focus`, a neuron), `progress`, `error`, `note`, `origin` (of the selection, in
-    words), `widget`; trait `revision`, counts changes of any of them.
+    `facts` (of `focus`, a neuron: see `Probe.facts`), `progress`, `error`, `note`, `origin` (of
+    the selection, in words), `widget`; trait `revision`, counts changes of any of them.
     Raises, where a value is refused, ValueError, TypeError or TraitError that say why.
     """
 
     prompt, other = Unicode(), Unicode()
     selection = AnyValue(NeuronSet())
-    factor = Float(View.factor)
-    theta, k = Float(THETA, min=0), Int(K, min=0)
-    seeds, steps, guidance = AnyValue(View.seeds), Int(View.steps, min=1), Float(1.0, min=0)
+    factor = Float(0.0)
+    theta, k = Float(5.0, min=0), Int(0, min=0)  # where Algorithm 3 starts
+    seeds, steps, guidance = AnyValue((101, 102, 103, 104)), Int(20, min=1), Float(1.0, min=0)
     pictures = AnyValue(None)
     revision = Int(0, read_only=True)
 
     def __init__(self, probe: Probe) -> None:
-        self.probe, self.worker, self.history = probe, Worker(), History()
-        self.turn = threading.RLock()
+        self.probe = probe
+        self.turn = threading.Condition()  # told when a job has ended
+        self.pending = 0  # jobs that run or wait
+        self.past = [(NeuronSet(), "none")]  # selections, each with its origin in words
+        self.place = 0  # in `past`: where undo and redo have led
         self.follows = True  # the selection is that of θ and k, also for the next prompt
         self.focus: tuple[int, int] | None = None
         self.case: Case | None = None
         self.beside: Case | None = None
-        self.facts: Facts | None = None
+        self.facts: dict[str, Any] | None = None
         self.localization: Localization | None = None
         self.progress: Progress | None = None
-        self.error, self.note = "", ""
-        self.last_error: Exception | None = None
+        self.last_error: Exception | None = None  # until something new is asked for
+        self.note = ""
         self.finished = 0  # jobs that ended, well or not
+        self.closed = False
         self.widget: Any = None
-        self._job: object = None
-        self._quiet = False  # traits are set by a result: nothing is asked for
-        self._held = False  # a result is taken over: it is shown when all of it is there
-        self._origin = ""  # of the selection that is being set
-        super().__init__()
-        self.guidance = probe.model.guidance
+        self._stop = threading.Event()  # the last job is not wanted any more
+        self._quiet = False  # traits are set from here: nothing is asked for
+        super().__init__(guidance=probe.model.guidance)
 
     def _repr_mimebundle_(self, **kwargs: Any) -> Any:
-        return self.widget._repr_mimebundle_(**kwargs)
+        """As any widget; where a page can't show widgets, a text that says so."""
+        bundle = self.widget._repr_mimebundle_(**kwargs)
+        return bundle | {"text/plain": FALLBACK} if isinstance(bundle, dict) else bundle
 
     @property
     def view(self) -> View:
@@ -97,7 +110,7 @@ class Session(HasTraits):
     @property
     def origin(self) -> str:
         """Where the selection comes from, in words."""
-        return self.history.now[1]
+        return self.past[self.place][1]
 
     @property
     def cases(self) -> list[Case]:
@@ -110,69 +123,73 @@ class Session(HasTraits):
         """Whether the pictures shown belong to another selection or other settings."""
         return self.pictures is not None and self.pictures.view != self.view
 
+    @property
+    def error(self) -> str:
+        """What went wrong, in words."""
+        error = self.last_error
+        plain = isinstance(error, (ValueError, TypeError)) and str(error)
+        return "" if error is None else plain or f"{type(error).__name__}: {error}"
+
     def shared(self) -> pd.DataFrame | None:
-        """Candidates that the prompt and the other share (see `Probe.shared`); None without one."""
+        """Candidates that the prompt and the other share, the furthest first; None without one.
+
+        Returns `layer`, `neuron`, `z`, `z_other` (NaN without statistics); `attrs` has the numbers
+        of each prompt's own `candidates`.
+        """
         if self.case is None or self.beside is None:
             return None
-        return self.probe.shared(self.case.look, self.beside.look, self.theta, self.k)
+        looks = self.case.look, self.beside.look
+        own = [self.probe.candidates(look, self.theta, self.k) for look in looks]
+        rows = [(*at, *(look.z_of(*at) for look in looks)) for at in own[0] & own[1]]
+        frame = pd.DataFrame(rows, columns=["layer", "neuron", "z", "z_other"])
+        frame = frame.sort_values("z", key=abs, ascending=False, ignore_index=True)
+        frame.attrs["candidates"] = tuple(map(len, own))
+        return frame
 
     # what setting a trait leads to
 
-    @validate("prompt", "selection", "factor", "seeds", "guidance", "pictures")
+    @validate("prompt", "selection", "factor", "theta", "seeds", "guidance", "pictures")
     def _check(self, proposal: Any) -> Any:
         """What a trait is given, as it keeps it."""
         name, given = proposal["trait"].name, proposal["value"]
         if name == "prompt" and not given.strip():
             raise ValueError("prompt must not be empty: choose one from the list or write one")
-        if name in ("factor", "guidance"):
+        if name in ("factor", "theta", "guidance"):
             check_number(name, given)
         if name == "selection":
             given = values.read_neurons(given, self.probe.widths)
         if name == "seeds":
             given = values.read_seeds(given)
         if name == "pictures" and not (given is None or isinstance(given, Pictures)):
-            return self._of_the_user(np.asarray(given))
+            images, count = check_images("pictures", given), len(self.seeds)
+            if len(images) != count:
+                raise ValueError(f"pictures must be {count}, one a seed, got {len(images)}")
+            self._compute("Generating", draw=True, given=images)
+            return self.pictures  # the old ones stay until these are measured
         return given
 
-    def _of_the_user(self, images: np.ndarray) -> Pictures | None:
-        """Ask for these images to be measured; the old ones stay until then."""
-        count = len(self.seeds)
-        if images.dtype != np.uint8 or images.ndim != 4 or len(images) != count:
-            raise ValueError(f"pictures must be uint8 [{count} seeds, H, W, 3], "
-                             f"got {images.dtype} {list(images.shape)}")  # fmt: skip
-        self._draw(images)
-        return self.pictures
-
-    @observe("prompt", "other")
-    def _on_prompt(self, change: Any) -> None:
+    @observe("prompt", "other", "selection", "factor", "theta", "k", "seeds", "steps", "guidance",
+             "pictures")  # fmt: skip
+    def _on_change(self, change: Any) -> None:
+        """Let go of what no longer holds, and ask for what is needed now."""
         with self.turn:
+            if self._quiet:
+                return
             if change.name == "prompt":
-                self.case = self.facts = self.localization = self.pictures = None
+                self.case = self.facts = self.localization = None
                 self.note = ""
-            self.beside = None
-            self._refresh()
-
-    @observe("selection", "factor")
-    def _on_scaling(self, change: Any) -> None:
-        with self.turn:
-            if change is None or change.name == "selection":
-                self.follows = self.follows and self._quiet
-                self.history.push(self.selection, self._origin or "by hand")
-            self.case = self.case and replace(self.case, left=None)
-            self.beside = self.beside and replace(self.beside, left=None)
-            self._refresh()
-
-    @observe("theta", "k")
-    def _on_threshold(self, _: Any) -> None:
-        with self.turn:
-            if not self._quiet:
+                self._set(pictures=None)
+            if change.name in ("prompt", "other"):
+                self.beside = None
+            if change.name == "selection":
+                self._take(change.new, "by hand")
+                self.follows = False
+            if change.name in ("theta", "k"):
                 self.follows = True
+            if change.name in ("seeds", "steps", "guidance", "pictures"):
+                self._changed()
+            else:
                 self._refresh()
-
-    @observe("seeds", "steps", "guidance", "pictures")
-    def _on_settings(self, _: Any) -> None:
-        with self.turn:
-            self._changed()
 
     # requests
 
@@ -212,12 +229,14 @@ class Session(HasTraits):
         self._select(found, f"refined for {self.prompt!r}")
 
     def step(self, by: int) -> None:
-        """The selection so many steps later in the history; earlier, if negative."""
-        self._select(*self.history.step(by))
+        """The selection so many steps later among those there were; earlier, if negative."""
+        with self.turn:
+            self.place = min(max(self.place + by, 0), len(self.past) - 1)
+            self._select(*self.past[self.place])
 
     def generate(self) -> None:
         """Draw the images with and without the selection."""
-        self._draw(None)
+        self._compute("Generating", draw=True)
 
     def localize(self, search: str = "speculative") -> None:
         """Find the prompt's neurons; they become the selection, with the θ and k that led there."""
@@ -228,37 +247,38 @@ class Session(HasTraits):
                          self._localized)  # fmt: skip
 
     def cancel(self) -> None:
-        """Stop what runs."""
-        self.worker.cancel()
+        """Stop what runs, at its next report of progress; the page goes on at once."""
+        with self.turn:
+            self._stop.set()
+            if self.progress is not None:
+                self.note, self.progress = f"{self.progress.job} was cancelled.", None
+                self.finished += 1
+                self._changed()
 
     def wait(self, seconds: float | None = None) -> Self:
         """Wait until all that was asked for is computed; returns the session.
 
         Raises TimeoutError where that takes longer, and what went wrong where something did.
         """
-        if not self.worker.wait(seconds):
-            raise TimeoutError(f"not ready within {seconds:g} s: {self.progress}")
-        if self.error and self.last_error:
-            raise self.last_error
+        with self.turn:
+            if not self.turn.wait_for(lambda: not self.pending, seconds):
+                raise TimeoutError(f"not ready within {seconds:g} s: {self.progress}")
+            if self.last_error is not None:
+                raise self.last_error
         return self
 
     def close(self) -> None:
-        """End the thread and remove the widget."""
-        self.worker.close()
-        widget, self.widget = self.widget, None
-        if widget is not None:
-            widget.close()
+        """Stop what runs, ask for nothing more and remove the widget; safe to call twice."""
+        self.closed = True
+        self.cancel()
+        if self.widget is not None:
+            self.widget.close()
 
     # what is kept
 
     def code(self) -> str:
         """A cell's worth of Python that repeats the view."""
-        model = self.probe.model
-        dtype = str(model.dtype).removeprefix("torch.")
-        if model.dtype == default_dtype() or dtype not in DTYPES:
-            dtype = None
-        about = (model.name, model.revision, self.probe.seeds, dtype)
-        return values.as_code(self.view, self.origin, *about)
+        return keep.code(self.view, self.origin, self.probe)
 
     def save(self, name: str = "explorer", out: str | Path = ".") -> list[Path]:
         """Write what is shown as `out/name.png`, and the data behind it as `out/name.csv`.
@@ -280,131 +300,71 @@ class Session(HasTraits):
         """Show an error where the user looks; it is kept in `last_error`."""
         with self.turn:
             self.last_error = error
-            kind = "" if isinstance(error, (ValueError, TypeError)) else f"{type(error).__name__}: "
-            self.error = kind + (str(error) or type(error).__name__)
             self._changed()
 
     # jobs
 
-    def _named(self, prompt: str) -> str:
-        return f"θ = {self.theta:g}, k = {self.k} for {prompt!r}"
+    def _set(self, **given: Any) -> None:
+        """Set traits without asking for anything."""
+        self._quiet = True
+        try:
+            for name, value in given.items():
+                setattr(self, name, value)
+        finally:
+            self._quiet = False
+
+    def _take(self, neurons: NeuronSet, origin: str) -> None:
+        """Make this the selection; the same again, of the same origin, is no step."""
+        if (neurons, origin) != self.past[self.place]:
+            self.place += 1
+            self.past[self.place :] = [(neurons, origin)]  # what was undone before is lost
+        self._set(selection=neurons)
 
     def _select(self, neurons: NeuronSet, origin: str) -> None:
         with self.turn:
-            self.follows, self._origin = False, origin
-            self.history.push(neurons, origin)  # the same neurons may have another origin
-            self.selection = neurons
-            self._origin = ""
-            self._changed()
+            self.follows = False
+            self._take(neurons, origin)
+            self._refresh()
 
     def _refresh(self) -> None:
         """Compute what the view lacks: looks, what is left of the scores, facts of the neuron."""
-        if not self.prompt or self._quiet:
-            self._changed()
-        else:
-            if self.progress and self.progress.job != "Scoring":
-                self.note = f"{self.progress.job} was stopped by a newer request."
-            self._submit("Scoring", self._scoring(), self._scored)
-
-    def _scoring(self) -> Callable[[], Scores]:
-        """The work of scoring the view as it is now."""
-        view, other, focus, follows = self.view, self.other, self.focus, self.follows
-        theta, k, probe = self.theta, self.k, self.probe
-
-        def case(prompt: str, neurons: NeuronSet) -> Case:
-            some = len(neurons) > 0
-            left = probe.left(prompt, neurons, view.factor) if some else None
-            return Case(probe.look(prompt), left)
-
-        def work() -> Scores:
-            look = probe.look(view.prompt)
-            neurons = probe.candidates(look, theta, k) if follows else view.neurons
-            beside = case(other, neurons) if other.strip() else None
-            facts = probe.facts(view.prompt, *focus) if focus else None
-            return neurons, case(view.prompt, neurons), beside, facts
-
-        return work
-
-    def _draw(self, given: np.ndarray | None) -> None:
-        """Draw the images, or show those given in place of the disturbed ones."""
-        with self.turn:
-            view, score, probe = self.view, self._scoring(), self.probe
-
-            def work() -> tuple[Scores, Pictures, Pictures | None]:
-                scores = score()
-                now, other = replace(view, neurons=scores[0]), scores[2]
-                if given is not None:
-                    return scores, probe.given(now, given), None
-                own = probe.pictures(now)
-                beside = other and probe.pictures(replace(now, prompt=other.look.prompt))
-                return scores, own, beside
-
-            self._submit("Generating", work, self._drawn)
-
-    def _submit(self, name: str, work: Callable[[], Any], done: Callable[[Any], None]) -> None:
         if not self.prompt:
-            raise ValueError("choose a prompt first")
-        self.error, self.progress = "", Progress(name)
-        self._job = job = object()
+            self._changed()
+            return
+        if self.progress and self.progress.job != "Scoring":
+            self.note = f"{self.progress.job} was stopped by a newer request."
+        self.case, self.beside = (one and replace(one, left=None)
+                                  for one in (self.case, self.beside))  # fmt: skip
+        self._compute("Scoring")
 
-        def run(tick: Tick) -> Any:
-            self.probe.tick = tick
-            return work()
+    def _compute(self, job: str, draw: bool = False, given: np.ndarray | None = None) -> None:
+        """Ask for the scores of the view as it is now; with `draw` also for its images, or for
+        those given in place of the disturbed ones."""
+        with self.turn:
+            view, other, focus, follows = self.view, self.other, self.focus, self.follows
+            theta, k, probe = self.theta, self.k, self.probe
 
-        def ended(result: Any, error: Exception | None) -> None:
-            with self.turn:
-                if job is self._job:  # one that a newer one replaced ends without a word
-                    self._end(name, done, result, error)
+            def work() -> Scores:
+                look = probe.look(view.prompt)
+                neurons = probe.candidates(look, theta, k) if follows else view.neurons
+                now = replace(view, neurons=neurons)
+                own, beside = probe.case(now, draw, given), None
+                if other.strip():
+                    beside = probe.case(replace(now, prompt=other), draw and given is None)
+                return neurons, own, beside, probe.facts(view.prompt, *focus) if focus else None
 
-        def advance(stage: str, finished: int, total: int | None) -> None:
-            with self.turn:
-                if job is self._job:
-                    self.progress = Progress(name, stage, finished, total)
-                    self._changed()
-
-        self.worker.submit(run, ended, advance)
-        self._changed()
-
-    def _end(self, name: str, done: Callable[[Any], None], result: Any, error: Any) -> None:
-        self.progress, self._held = None, True
-        try:
-            if isinstance(error, Cancelled):
-                self.note = f"{name} was cancelled."
-            elif error is not None:
-                self.fail(error)
-            else:
-                done(result)
-        except Exception as caught:
-            self.fail(caught)
-        self._held = False
-        self.finished += 1
-        self._changed()
-
-    def _settle(self, **found: Any) -> None:
-        """Set traits that results bring, without asking for anything."""
-        before, self._quiet = self._quiet, True
-        try:
-            for name, value in found.items():
-                setattr(self, name, value)
-        finally:
-            self._quiet = before
+            self._submit(job, work, self._scored)
 
     def _scored(self, scores: Scores) -> None:
-        neurons, case, beside, self.facts = scores
+        neurons, own, beside, self.facts = scores
         if self.follows:
-            self._origin = self._named(case.look.prompt)
-            self._settle(selection=neurons)
-            self.history.push(neurons, self._origin)  # the same as before, for another prompt
-            self._origin = ""
-        kept = self.beside.pictures if self.beside else None
-        self.case, self.beside = case, beside and replace(beside, pictures=kept)
-
-    def _drawn(self, result: tuple[Scores, Pictures, Pictures | None]) -> None:
-        scores, pictures, beside = result
-        self.note = ""
-        self._scored(scores)
-        self._settle(pictures=pictures)
-        self.beside = self.beside and replace(self.beside, pictures=beside)
+            self._take(neurons, f"θ = {self.theta:g}, k = {self.k} for {self.prompt!r}")
+        if own.pictures:
+            self.note = ""
+            self._set(pictures=own.pictures)
+        elif beside and self.beside:
+            beside = replace(beside, pictures=self.beside.pictures)
+        self.case, self.beside = own, beside
 
     def _localized(self, result: Localization) -> None:
         self.localization = result
@@ -414,13 +374,60 @@ class Session(HasTraits):
             return
         count = len(result.refined)
         self.note = f"{count} neuron{'s' * (count != 1)} found in {result.seconds:.1f} s."
-        self._settle(theta=result.theta, k=result.k)
+        self._set(theta=result.theta, k=result.k)
         self.take_refined()
+
+    def _submit(self, job: str, work: Callable[[], Any], done: Callable[[Any], None]) -> None:
+        """Run this as soon as the running job, which is told to stop, has ended."""
+        if not self.prompt:
+            raise ValueError("choose a prompt first")
+        if self.closed:
+            raise RuntimeError("the explorer is closed; call explore(model) again")
+        self._stop.set()
+        self._stop = threading.Event()
+        self.last_error, self.progress = None, Progress(job)
+        self.pending += 1
+        _THREAD.submit(self._run, job, work, done, self._stop)
+        self._changed()
+
+    def _run(self, job: str, work: Callable[[], Any], done: Callable[[Any], None],
+             stop: threading.Event) -> None:  # fmt: skip
+        """Work and take over what it gave, unless that is not wanted any more."""
+        last = ("", time.monotonic())
+
+        def tick(stage: str, done: int, total: int | None) -> None:
+            """Report now and then, the first and last of a stage always."""
+            nonlocal last
+            with self.turn:
+                if stop.is_set():
+                    raise CancelledError
+                now = time.monotonic()
+                if stage != last[0] or done == total or now - last[1] >= _EVERY:
+                    last = (stage, now)
+                    self.progress = Progress(job, stage, done, total)
+                    self._changed()
+
+        self.probe.tick = tick
+        try:
+            tick("", 0, None)
+            take = partial(done, work())
+        except Exception as error:  # told where the user looks, whatever it is
+            take = partial(self.fail, error)
+        with self.turn:
+            if not stop.is_set():
+                self.progress = None
+                self.finished += 1
+                try:
+                    take()
+                except Exception as error:
+                    self.fail(error)
+                self._changed()
+            self.pending -= 1
+            self.turn.notify_all()
 
     def _changed(self) -> None:
         try:
-            if not self._held:
-                self.set_trait("revision", self.revision + 1)
+            self.set_trait("revision", self.revision + 1)
         except Exception as error:  # of what shows it, or of an observer of the user's
-            if not self.error:
+            if self.last_error is None:
                 self.fail(error)

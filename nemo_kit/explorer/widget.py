@@ -6,6 +6,7 @@ values that stay send nothing, pictures are drawn again only where what they sho
 
 from collections.abc import Callable, Hashable, Iterator
 from functools import partial
+from itertools import chain
 from types import SimpleNamespace
 from typing import Any
 
@@ -19,10 +20,6 @@ from nemo_kit.explorer.values import write_neurons, write_seeds
 from nemo_kit.localization import SEARCHES
 from nemo_kit.neurons import NeuronSet
 
-FALLBACK = (
-    "The explorer needs Jupyter widgets, which this page does not show. Open the notebook in "
-    "JupyterLab 4 or Notebook 7 with ipywidgets 8 (pip install ipywidgets), and run the cell again."
-)
 ROLES = {
     "verbatim": "verbatim (VM)",
     "template": "template (TM)",
@@ -100,6 +97,7 @@ def _control(kind: str, words: str, tooltip: str, flex: str, options: dict[str, 
 def _chip(words: str) -> Any:
     chip = _control("ToggleButton", words, words, "1 1 0", {"disabled": True})
     chip.add_class("nemo-chip")
+    chip.neuron = None  # (layer, index), once it stands for one
     return chip
 
 
@@ -116,8 +114,7 @@ class Explorer(widgets.VBox):
     def __init__(self, session: Session, scores: pd.DataFrame | None = None) -> None:
         self.session, self._scores = session, scores
         self._still = False  # values are set from here: nothing is asked for
-        self._shown: dict[int, list[int]] = {}  # layer -> the neurons on its buttons
-        self._keys: dict[str, Hashable] = {}  # what each picture was drawn from
+        self._keys: dict[Any, Hashable] = {}  # what each picture was drawn from
         self.at = SimpleNamespace(**{name: _control(*row) for name, row in CONTROLS.items()})
         texts = ("status", "error", "line", "shared", "score", "pictures", "map", "facts",
                  "revealed", "written")  # fmt: skip
@@ -139,13 +136,6 @@ class Explorer(widgets.VBox):
         self._connect()
         session.observe(self._show, "revision")
         self._show()
-
-    def _repr_mimebundle_(self, **kwargs: Any) -> Any:
-        """As any widget; where a page can't show widgets, a text that says so."""
-        bundle = super()._repr_mimebundle_(**kwargs)
-        if isinstance(bundle, dict):
-            bundle["text/plain"] = FALLBACK
-        return bundle
 
     def _boxes(self) -> Iterator[widgets.Box]:
         """What to choose; what it leads to; single neurons, and what is kept. By tab in this
@@ -180,10 +170,10 @@ class Explorer(widgets.VBox):
         pressed = {
             "localize": lambda: session.localize(at.search.value),
             "look": lambda: session.look_at(at.layer.value, at.neuron.value),
-            "refined": session.take_refined, "save": self._save, "copy": self._code,
-            "undo": partial(session.step, -1), "redo": partial(session.step, 1),
-        } | {name: getattr(session, name)
-             for name in ("clear", "generate", "cancel")}  # fmt: skip
+            "refined": session.take_refined, "undo": partial(session.step, -1),
+            "redo": partial(session.step, 1), "clear": session.clear, "generate": session.generate,
+            "cancel": session.cancel, "save": self._save, "copy": self._code,
+        }  # fmt: skip
         for name, act in pressed.items():
             getattr(at, name).on_click(lambda _, act=act: self._ask(act))
         for name in ("prompt", "other", "theta", "k", "factor", "seeds", "steps", "guidance"):
@@ -191,11 +181,11 @@ class Explorer(widgets.VBox):
         self._watch(at.hand, partial(setattr, session, "selection"))
         self._watch(at.text, lambda value: value and setattr(session, "prompt", value))
         self._watch(at.role, self._choose_role)
-        self._watch(at.reveal, lambda value: self._show())
-        for layer, chips in self.chips.items():
-            self._watch(self.layers[layer], lambda _, layer=layer: session.toggle_layer(layer))
-            for place, chip in enumerate(chips):
-                self._watch(chip, lambda _, at=(layer, place): self._pressed(*at))
+        self._watch(at.reveal, self._show)
+        for layer, name in self.layers.items():
+            self._watch(name, lambda _, layer=layer: session.toggle_layer(layer))
+        for chip in chain(*self.chips.values()):
+            self._watch(chip, lambda _, chip=chip: session.toggle(*chip.neuron))
 
     def _watch(self, widget: widgets.Widget, act: Callable[[Any], Any]) -> None:
         """Call `act` with the new value, unless it was set from here."""
@@ -225,9 +215,6 @@ class Explorer(widgets.VBox):
         self.at.prompt.options = [(_short(text), text) for text in chosen]
         self.at.other.options = tuple(chosen)
 
-    def _pressed(self, layer: int, place: int) -> None:
-        self.session.toggle(layer, self._shown[layer][place])
-
     def _save(self) -> None:
         paths = self.session.save(self.at.name.value)
         words = f"Written to {paths[0].parent}: {', '.join(path.name for path in paths)}"
@@ -253,42 +240,44 @@ class Explorer(widgets.VBox):
 
     def _draw(self, where: widgets.HTML, key: Hashable, make: Callable[[], str]) -> None:
         """Put HTML there, unless that of the same key is there already."""
-        if self._keys.get(where.model_id, "") != key:
+        if self._keys.get(where) != key:
             where.value = make()
-            self._keys[where.model_id] = key
+            self._keys[where] = key
 
     def _show_status(self) -> None:
-        session = self.session
-        words = present.status_words(session)
-        self.told.status.value = present.html("status", words, session.finished, session.progress)
+        session, told = self.session, self.told
+        now = session.progress, session.note, session.finished
+        told.status.value = present.html("status", *now)
         self.at.cancel.disabled = session.progress is None
-        self.told.error.value = present.html("error", session.error) if session.error else ""
-        self.told.error.layout.display = None if session.error else "none"
+        told.error.value = present.html("error", session.error) if session.error else ""
+        told.error.layout.display = None if session.error else "none"
 
     def _show_settings(self) -> None:
-        session = self.session
-        offered = [value for _, value in self.at.prompt.options]
+        session, at = self.session, self.at
+        offered = [value for _, value in at.prompt.options]
         known = session.prompt in offered
-        self.at.prompt.index = offered.index(session.prompt) if known else None
-        self.at.text.value = "" if known else session.prompt
-        self.at.other.value = session.other
-        self.at.theta.max, self.at.k.max = max(12, session.theta), max(20, session.k)
-        self.at.theta.min = min(0.5, session.theta)
-        for name in ("theta", "k", "factor", "steps", "guidance"):
-            getattr(self.at, name).value = getattr(session, name)
-        self.at.seeds.value = write_seeds(session.seeds)
+        at.prompt.index = offered.index(session.prompt) if known else None
+        at.text.value = "" if known else session.prompt
+        at.theta.max, at.k.max = max(12, session.theta), max(20, session.k)
+        at.theta.min = min(0.5, session.theta)
+        for name in ("other", "theta", "k", "factor", "steps", "guidance"):
+            getattr(at, name).value = getattr(session, name)
+        at.seeds.value = write_seeds(session.seeds)
+        if session.focus is not None and session.focus != self._keys.get("focus"):
+            at.layer.value, at.neuron.value = self._keys["focus"] = session.focus
 
     def _show_neurons(self) -> None:
         session, chosen = self.session, self.session.selection
         self.at.hand.value = write_neurons(chosen)
-        self.told.line.value = present.selection_line(session)
-        self.at.undo.disabled = not session.history.can_step(-1)
-        self.at.redo.disabled = not session.history.can_step(1)
-        look = session.case.look if session.case else None
-        self._draw(self.told.map, (look and look.prompt, chosen, session.focus),
-                   lambda: present.z_chart(session))  # fmt: skip
+        self.told.line.value = present.html("selected", len(chosen), session.origin)
+        self.at.undo.disabled = session.place == 0
+        self.at.redo.disabled = session.place == len(session.past) - 1
+        look = session.case and session.case.look
+        self._draw(self.told.map, (look, chosen, session.focus), lambda: present.z_chart(session))
         if look is not None:
             self._name_chips(session.probe.extremes(look, CHIPS), "z" if look.z else "activation")
+        for chip in chain(*self.chips.values()):
+            chip.value = chip.neuron in chosen
         for layer, name in self.layers.items():
             count, width = len(chosen.only(layer)), session.probe.widths[layer]
             name.value, name.disabled = count > 0, False
@@ -296,31 +285,29 @@ class Explorer(widgets.VBox):
                 f"{count} of {width} neurons of layer {layer} are selected: press for "
                 + ("none" if count else "all of them")
             )
-            for chip, neuron in zip(self.chips[layer], self._shown.get(layer, ()), strict=False):
-                chip.value = (layer, neuron) in chosen
 
     def _name_chips(self, extremes: dict[int, list[tuple[int, float]]], word: str) -> None:
-        self._shown = {layer: [neuron for neuron, _ in row] for layer, row in extremes.items()}
         for layer, row in extremes.items():
             for chip, (neuron, z) in zip(self.chips[layer], row, strict=False):
-                chip.description, chip.disabled = f"#{neuron}  {z:+.1f}", False
+                chip.neuron, chip.disabled = (layer, neuron), False
+                chip.description = f"#{neuron}  {z:+.1f}"
                 chip.tooltip = f"layer {layer}, neuron {neuron}, {word} = {z:.2f}"
 
     def _show_results(self) -> None:
-        session, planted = self.session, self._planted()
-        cases = session.cases
+        session, told, cases = self.session, self.told, self.session.cases
         waits = session.progress is not None and not (cases and cases[0].left)
         if not (cases and waits):  # the numbers stay until the new ones are there
-            self._draw(self.told.score, (*cases, session.stale, session.prompt, waits),
+            self._draw(told.score, (*cases, session.stale, session.prompt, waits),
                        lambda: present.score(session, self._scores))  # fmt: skip
         drawn = (*(case.pictures for case in cases), session.stale)
-        self._draw(self.told.pictures, drawn, lambda: present.pictures(session))
+        self._draw(told.pictures, drawn, lambda: present.pictures(session))
         pair = (*(case.look for case in cases), session.theta, session.k)
-        self._draw(self.told.shared, pair, lambda: present.shared(session))
-        if session.focus is not None and session.focus != self._keys.get("focus"):
-            self.at.layer.value, self.at.neuron.value = self._keys["focus"] = session.focus
-        self.told.facts.value = present.facts(session.facts, planted)
-        self.told.revealed.value = present.revealed(planted, session.selection)
+        self._draw(told.shared, pair, lambda: present.shared(session))
+        planted = self._planted()
+        told.facts.value = present.html("facts", session.facts, planted)
+        told.revealed.value = (
+            "" if planted is None else present.html("revealed", planted, session.selection)
+        )
 
     def _planted(self) -> NeuronSet | None:
         """The planted neurons, once they were asked for."""

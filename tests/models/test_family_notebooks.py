@@ -193,4 +193,4 @@ def test_a_prompt_is_looked_at_in_the_explorer(
             assert session.pictures.after.shape[1:] == (*session.probe.model.image_size, 3)
         finally:
             session.close()
-            session.worker.wait(300)
+            session.wait(300)
