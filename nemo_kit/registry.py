@@ -6,7 +6,7 @@ from typing import Any, TypeVar
 
 from nemo_kit.checks import check_choice
 
-Kind = TypeVar("Kind", bound="Registered")
+Kind = TypeVar("Kind")
 
 
 class Registered:

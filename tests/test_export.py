@@ -195,8 +195,9 @@ def test_the_record_says_what_was_done(
     assert list(record["changed"].values()) == ["2 neurons", "6 neurons", "1 neuron"]
     assert record["unet_before"] != record["unet_after"]
     assert record["statistics"].startswith("exact")
-    folder = export(toy_model, WANDA, tmp_path / "pruned", ["a b"])
+    folder = export(toy_model, WANDA, tmp_path / "pruned", "a b")
     record = json.loads((folder / "nemo/export.json").read_text("utf-8"))
+    assert record["prompts"] == ["a b"]
     assert len(record["changed"]) == 16
 
 

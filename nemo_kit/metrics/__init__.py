@@ -37,7 +37,6 @@ from nemo_kit.metrics.scores import (
     detection_metrics,
     localization_quality,
     orders,
-    roc_curve,
     summarize,
     summary,
 )

@@ -41,18 +41,15 @@ def near_duplicates(prompts: Sequence[str], threshold: float = SAME) -> np.ndarr
     return ~np.isin(np.arange(len(texts)), kept)
 
 
-def distinct(frame: pd.DataFrame, threshold: float = SAME) -> pd.DataFrame:
+def distinct(frame: pd.DataFrame) -> pd.DataFrame:
     """The rows whose prompt is no near duplicate of an earlier prompt of the frame.
 
-    Parameters: `frame`, with `prompt`, of which several rows may be the same; `threshold` as in
-    `near_duplicates`.
-    Raises ValueError without a column `prompt` or for another threshold.
+    Parameters: `frame`, with `prompt`, of which several rows may be the same.
+    Raises ValueError without a column `prompt`.
     """
     check_columns("frame", frame, "prompt")
-    texts = list(dict.fromkeys(frame["prompt"]))
-    dropped = near_duplicates(texts, threshold)
-    kept = {text for text, drop in zip(texts, dropped, strict=True) if not drop}
-    return frame[frame["prompt"].isin(kept)]
+    texts = frame["prompt"].unique()
+    return frame[frame["prompt"].isin(texts[~near_duplicates(texts)])]
 
 
 def _plain(text: str) -> str:

@@ -7,7 +7,7 @@ Source: Pizzi et al., "A Self-Supervised Descriptor for Image Copy Detection", C
 Heusel et al. 2017 (Inception features).
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -125,11 +125,9 @@ def sscd(
     Raises ValueError for another protocol or SHA-256, FileNotFoundError where there is no file.
     Source: paper, section 4; the two protocols' numbers can't be compared.
     """
-    check_choice("protocol", protocol, tuple(SSCD_PROTOCOLS))
-    script, name, digest = load_script(path, sha256, device)
+    check_choice("protocol", protocol, SSCD_PROTOCOLS)
     words, options = SSCD_PROTOCOLS[protocol]
-    prepare = processor(resample=2, **options)
-    return Embedder(name, words, lambda x: _run(script, prepare(x), device), sha256=digest)
+    return _scripted(path, sha256, device, words, processor(resample=2, **options))
 
 
 def inception(path: str | Path, sha256: str | None = None, device: str = "cpu") -> Embedder:
@@ -145,14 +143,12 @@ def inception(path: str | Path, sha256: str | None = None, device: str = "cpu") 
     Raises as `sscd`.
     Source: Heusel et al. 2017; Parmar et al., CVPR 2022 (clean-fid).
     """
-    script, name, digest = load_script(path, sha256, device)
-    names = {one.name for one in script.forward.schema.arguments}
-    options = {"return_features": True} if "return_features" in names else {}
 
-    def look(images: np.ndarray) -> Any:
-        return _run(script, torch.from_numpy(_in_float(images, 299)), device, options)
+    def prepare(images: np.ndarray) -> Any:
+        return torch.from_numpy(_in_float(images, 299))
 
-    return Embedder(name, "299 square, bicubic by Pillow in float", look, "Inception", digest)
+    words = "299 square, bicubic by Pillow in float"
+    return _scripted(path, sha256, device, words, prepare, "Inception")
 
 
 def _in_float(images: np.ndarray, side: int) -> np.ndarray:
@@ -165,10 +161,11 @@ def _in_float(images: np.ndarray, side: int) -> np.ndarray:
     return np.stack([[resized(image[..., c]) for c in range(3)] for image in images])
 
 
-def load_script(
-    path: str | Path, sha256: str | None = None, device: str = "cpu"
-) -> tuple[Any, str, str]:
-    """Open a TorchScript file whose SHA-256 is known or given: (module, name, SHA-256).
+def _scripted(
+    path: str | Path, sha256: str | None, device: str, protocol: str,
+    prepare: Callable[[np.ndarray], Any], family: str = "",
+) -> Embedder:  # fmt: skip
+    """An embedder from a TorchScript file whose SHA-256 is known or given.
 
     Raises ValueError, before anything of the file runs, where its SHA-256 is another, or unknown
     and not given; and where it holds no TorchScript. FileNotFoundError where there is no file.
@@ -186,7 +183,14 @@ def load_script(
         script = torch.jit.load(str(path), map_location=device).eval()
     except RuntimeError as error:
         raise ValueError(f"{path} holds no TorchScript: {error}") from error
-    return script, KNOWN_FILES.get(digest, Path(path).name.split(".")[0]), digest
+    features = {"return_features"} & {one.name for one in script.forward.schema.arguments}
+
+    @torch.inference_mode()
+    def look(images: np.ndarray) -> Any:
+        return script(prepare(images).to(device), **dict.fromkeys(features, True))
+
+    name = KNOWN_FILES.get(digest, Path(path).name.split(".")[0])
+    return Embedder(name, protocol, look, family, digest)
 
 
 def processor(**options: Any) -> Callable[[np.ndarray], Any]:
@@ -194,13 +198,5 @@ def processor(**options: Any) -> Callable[[np.ndarray], Any]:
     from transformers import CLIPImageProcessorPil
 
     prepare = CLIPImageProcessorPil(do_convert_rgb=False, **options)
-    known = {
-        "input_data_format": "channels_last",
-        "return_tensors": "pt",
-    }
+    known = {"input_data_format": "channels_last", "return_tensors": "pt"}
     return lambda images: prepare(images=list(images), **known).pixel_values
-
-
-def _run(script: Any, pixels: Any, device: str, options: Mapping[str, Any] | None = None) -> Any:
-    with torch.inference_mode():
-        return script(pixels.to(device), **(options or {}))

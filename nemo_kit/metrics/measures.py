@@ -21,6 +21,7 @@ from nemo_kit.metrics.clip import Clip
 from nemo_kit.metrics.embedders import Embedder
 from nemo_kit.metrics.images import Median, between_seeds, median, same_seed
 from nemo_kit.metrics.scores import COPY_THRESHOLD
+from nemo_kit.registry import find
 
 VERSION = 1  # raised where results change (see nemo_kit.keys)
 LABELS = ("embedder", "protocol", "clip_model")  # columns that name what measured
@@ -67,30 +68,29 @@ class Seen:
 class Measure:
     """A function of `Seen` with what tables need to know of it.
 
-    `better`, which way is less memorization or more quality; `over`, how a prompt's numbers become
-    one, by default their median; `listed`, whether tables tell it unasked.
+    `heading`, by default the name; `better`, which way is less memorization or more quality;
+    `over`, how a prompt's numbers become one, by default their median; `listed`, whether tables
+    tell it unasked.
     """
 
     name: str
     function: Callable[[Seen], Any]
-    heading: str
+    heading: str = ""
     better: Better = ""
     over: Over | None = None
     listed: bool = True
 
-    def by_picture(self, seen: Seen) -> np.ndarray:
-        """One number a picture, float64 [S], or one of them all, [1]; NaN where it isn't known."""
+    def __call__(self, seen: Seen) -> float:
+        """The prompt's number; NaN where it isn't known.
+
+        Raises ValueError where the function gives neither one number nor one a picture.
+        """
         values = np.atleast_1d(np.asarray(self.function(seen), dtype=float))
         if values.ndim != 1 or len(values) not in (1, len(seen.images)):
             raise ValueError(
                 f"measure {self.name!r} must give one number, or one for each of "
                 f"{len(seen.images)} pictures, got shape {list(values.shape)}"
             )
-        return values
-
-    def __call__(self, seen: Seen) -> float:
-        """The prompt's number; NaN where it isn't known."""
-        values = self.by_picture(seen)
         if np.isnan(values).any():
             return float("nan")
         return float(self.over(values) if self.over else median(values, seen.median))
@@ -108,13 +108,13 @@ def measure(
 ) -> Callable[[Callable[[Seen], Any]], Callable[[Seen], Any]]:
     """Register a function of `Seen` as a measure, by decorator; a name that is taken is replaced.
 
-    Parameters as in `Measure`; `heading`, by default the name.
+    Parameters as in `Measure`.
     Raises ValueError for another direction.
     """
     check_choice("better", better, ("lower", "higher", ""))
 
     def register(function: Callable[[Seen], Any]) -> Callable[[Seen], Any]:
-        MEASURES[name] = Measure(name, function, heading or name, better, over, listed)
+        MEASURES[name] = Measure(name, function, heading, better, over, listed)
         return function
 
     return register
@@ -128,17 +128,11 @@ def listed() -> list[str]:
 def chosen(measures: Iterable[Any] | None) -> list[Measure]:
     """Measures by name, or of one's own: a `Measure`, or a function of `Seen`, named after itself.
 
-    Returns all of `MEASURES` for None. Raises ValueError that lists the names there are.
+    Returns all of `MEASURES` for None. Raises ValueError that lists the names there are, TypeError
+    for what is no name or function.
     """
-    found = []
-    for one in MEASURES if measures is None else measures:
-        if isinstance(one, Measure) or callable(one):
-            own = isinstance(one, Measure)
-            found.append(one if own else Measure(one.__name__, one, one.__name__))
-        else:
-            check_choice("measures", one, tuple(MEASURES))
-            found.append(MEASURES[one])
-    return found
+    asked = MEASURES if measures is None else measures
+    return [find("measures", Measure, MEASURES, one) for one in asked]
 
 
 def measured(

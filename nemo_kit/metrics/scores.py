@@ -6,7 +6,6 @@ the bootstrap intervals and the comparison with known neurons are additions.
 
 from collections.abc import Sequence
 from itertools import combinations
-from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -100,21 +99,6 @@ def orders(here: pd.DataFrame, there: pd.DataFrame, margin: float = 0.05) -> pd.
     return pd.DataFrame(found, columns=names)
 
 
-def roc_curve(scores: Sequence[float] | np.ndarray, labels: Sequence[bool]) -> pd.DataFrame:
-    """ROC curve: one row for each distinct score taken as threshold, from the strictest down.
-
-    Returns a frame with `threshold`, `fpr`, `tpr` (both in [0, 1]); the first row is (inf, 0, 0).
-
-    Parameters: `scores`, higher means memorized; `labels`, True for memorized.
-    Raises ValueError for different lengths, non-finite scores, or only one class.
-    """
-    from sklearn.metrics import roc_curve as curve
-
-    scores, labels = _classes(scores, labels)
-    fpr, tpr, thresholds = curve(labels, scores, drop_intermediate=False)
-    return pd.DataFrame({"threshold": thresholds, "fpr": fpr, "tpr": tpr})
-
-
 def detection_metrics(
     scores: Sequence[float] | np.ndarray,
     labels: Sequence[bool],
@@ -131,10 +115,14 @@ def detection_metrics(
 
     Parameters: `scores`, higher means memorized; `labels`, True for memorized; `threshold`, a
     score above it is flagged; `resamples`, of the interval.
-    Raises ValueError as `roc_curve`.
+    Raises ValueError for different lengths, non-finite scores, or only one class.
     Source: paper, section 4 (detection from the score alone).
     """
-    scores, labels = _classes(scores, labels)
+    scores, labels = finite("scores", scores), np.asarray(labels, dtype=bool).ravel()
+    if len(scores) != len(labels):
+        raise ValueError(f"labels must be one for each score, got {len(labels)} for {len(scores)}")
+    if labels.all() or not labels.any():
+        raise ValueError(f"labels must hold both classes, got only {bool(labels[0])}")
     positive, negative = scores[labels], scores[~labels]
     rng = np.random.default_rng(0)
     draws = [
@@ -167,15 +155,6 @@ def localization_quality(found: NeuronSet, truth: NeuronSet) -> dict[str, float]
         "precision": hit / len(found) if found else float("nan"),
         "recall": hit / len(truth) if truth else float("nan"),
     }
-
-
-def _classes(scores: Any, labels: Any) -> tuple[np.ndarray, np.ndarray]:
-    scores, labels = finite("scores", scores), np.asarray(labels, dtype=bool).ravel()
-    if len(scores) != len(labels):
-        raise ValueError(f"labels must be one for each score, got {len(labels)} for {len(scores)}")
-    if labels.all() or not labels.any():
-        raise ValueError(f"labels must hold both classes, got only {bool(labels[0])}")
-    return scores, labels
 
 
 def _detection(positive: np.ndarray, negative: np.ndarray, threshold: float) -> np.ndarray:

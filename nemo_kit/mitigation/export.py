@@ -11,6 +11,7 @@ import os
 import shutil
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, replace
+from operator import mul
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -37,7 +38,7 @@ def export(
     model: DiffusionModel,
     mitigation: Mitigation,
     out: str | Path,
-    prompts: Sequence[str] = (),
+    prompts: str | Sequence[str] = (),
     finish: Callable[[Path], Any] | None = None,
 ) -> Path:
     """Write the model with the mitigation in its weights as a diffusers folder.
@@ -53,9 +54,9 @@ def export(
     ValueError for a mitigation that is not permanent or changes nothing, for layers that text and
     image share, and for changed weights.
     """
-    target = Path(out)
+    target, texts = Path(out), check_texts(prompts) if prompts else []
     _check_target(target)
-    gains = checked(mitigation).gains(model, check_texts(prompts) if prompts else ())
+    gains = checked(mitigation).gains(model, texts)
     if shared := [one.name for one in model.value_layers if one.tokens and one.name in gains]:
         raise ValueError(
             f"mitigation: {shared[0]} serves the image's tokens too, so that its neurons can be "
@@ -71,11 +72,28 @@ def export(
         source = _source_folder(model, place, Path(scratch) / "fused")
         _copy_parts(model, source, part)
         _write_denoiser(model, source, part, gains)
-        about = {"mitigation": plain(mitigation), "source": mitigation.source}
-        _write_notes(model, source, part, gains, {**about, "prompts": list(prompts)})
-        said = hub.notes_folder(place) / opening.GENERATION_FILE
-        if said.is_file():
-            shutil.copyfile(said, part / "nemo" / said.name)
+        notes, own = part / "nemo", model.denoising
+        notes.mkdir()
+        if (said := hub.notes_folder(place) / opening.GENERATION_FILE).is_file():
+            shutil.copyfile(said, notes / said.name)
+        calibration, statistics = carried(model, gains)
+        if calibration:
+            calibration.save(notes)
+        record = {
+            "model": model.name,
+            "revision": model.revision,
+            "lora": model.lora and asdict(model.lora),
+            "mitigation": plain(mitigation),
+            "source": mitigation.source,
+            "prompts": texts,
+            "changed": {name: _told(gain) for name, gain in gains.items()},
+            f"{own}_before": folder_digest(source / own, [".safetensors", ".bin"]),
+            f"{own}_after": folder_digest(part / own, [".safetensors"]),
+            "statistics": statistics,
+            "threshold": "of the model before; nemo_kit.calibrate measures the exported one's",
+            "versions": versions(),
+        }
+        write_json(notes / RECORD, record)
         if finish:
             finish(part)
         _check_target(target)
@@ -84,25 +102,26 @@ def export(
     return target
 
 
-def carried(calibration: Calibration, gains: Mapping[str, Tensor], layers: Any) -> Calibration:
-    """The calibration for a model whose value projections were scaled.
+def carried(model: DiffusionModel, gains: Mapping[str, Tensor]) -> tuple[Calibration | None, str]:
+    """The model's calibration once its weights are multiplied, and what holds of its statistics.
 
-    Statistics stay exact where value projections read the text alone: there a scaled neuron's mean
-    and deviation scale by the factor's size, and no other neuron's change; elsewhere they are left
-    out before. The threshold was measured on the model before, and says so in its source.
+    They stay exact where value projections read the text alone: there a scaled neuron's mean and
+    deviation scale by the factor's size, and no other neuron's change. The threshold was measured
+    on the model before, and says so in its source.
     """
-    note = f"{calibration.source}; threshold of the model before the export"
-    known = calibration.statistics
-    if known is None:
-        return replace(calibration, source=note)
-    means, stds = list(known.means), list(known.stds)
-    for layer in layers:
-        if layer.name in gains and layer.index <= len(means):
-            size = gains[layer.name].abs().flatten()
-            means[layer.index - 1] = means[layer.index - 1] * size
-            stds[layer.index - 1] = stds[layer.index - 1] * size
-    scaled = ActivationStatistics(tuple(means), tuple(stds))
-    return replace(calibration, statistics=scaled, source=note)
+    known = model.calibration
+    if known:
+        known = replace(known, source=f"{known.source}; threshold of the model before the export")
+    if known is None or known.statistics is None:
+        return known, "none: the model had none"
+    if not model.values_of_text:
+        told = "none: values depend on those of other layers; nemo_kit.calibrate measures them"
+        return replace(known, statistics=None), told
+    sizes = [gains.get(layer.name, torch.ones(1)).abs().flatten() for layer in model.value_layers]
+    means = tuple(map(mul, known.statistics.means, sizes))
+    stds = tuple(map(mul, known.statistics.stds, sizes))
+    told = "exact: those of scaled neurons scaled, all others as before"
+    return replace(known, statistics=ActivationStatistics(means, stds)), told
 
 
 def _check_target(target: Path) -> None:
@@ -191,43 +210,6 @@ def _check_unchanged(model: DiffusionModel, tensors: Mapping[str, Tensor]) -> No
                 f"model: its weights in memory differ from those of {model.name!r} ({name}); "
                 "an export starts from the files, so load it anew or save the changed one first"
             )
-
-
-def _write_notes(
-    model: DiffusionModel,
-    source: Path,
-    part: Path,
-    gains: Mapping[str, Tensor],
-    about: Mapping[str, Any],
-) -> None:
-    """The folder `nemo`: what holds of the calibration, and the record."""
-    notes, known, own = part / "nemo", model.calibration, model.denoising
-    notes.mkdir()
-    if known is not None:
-        if not model.values_of_text:
-            known = replace(known, statistics=None)
-        carried(known, gains, model.value_layers).save(notes)
-    record = {
-        "model": model.name,
-        "revision": model.revision,
-        "lora": model.lora and asdict(model.lora),
-        **about,
-        "changed": {name: _told(gain) for name, gain in gains.items()},
-        f"{own}_before": folder_digest(source / own, [".safetensors", ".bin"]),
-        f"{own}_after": folder_digest(part / own, [".safetensors"]),
-        "statistics": _told_of_statistics(model),
-        "threshold": "of the model before; nemo_kit.calibrate measures the exported one's",
-        "versions": versions(),
-    }
-    write_json(notes / RECORD, record)
-
-
-def _told_of_statistics(model: DiffusionModel) -> str:
-    if not (model.calibration and model.calibration.statistics):
-        return "none: the model had none"
-    if model.values_of_text:
-        return "exact: those of scaled neurons scaled, all others as before"
-    return "none: values depend on those of other layers; nemo_kit.calibrate measures them"
 
 
 def _told(gain: Tensor) -> str:

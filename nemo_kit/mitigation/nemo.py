@@ -63,15 +63,15 @@ class NeMo(Mitigation):
     def gains(self, model: DiffusionModel, prompts: Sequence[str]) -> dict[str, Tensor]:
         """The factor at the neurons of these prompts, or all that have some, 1 elsewhere."""
         texts = prompts or (list(self.neurons) if isinstance(self.neurons, Mapping) else [""])
-        neurons = reduce(or_, (self.chosen(model, one) for one in texts), NeuronSet())
+        neurons = union({one: self.chosen(model, one) for one in texts})
         layers = {layer.index: layer for layer in model.value_layers}
-        neurons.check({index: layer.width for index, layer in layers.items()})
-        found = {}
-        for index, places in neurons.layers.items():
-            gain = torch.ones(layers[index].width, 1)
-            gain[list(places)] = self.factor
-            found[layers[index].name] = gain
-        return found
+        places = neurons.check({index: layer.width for index, layer in layers.items()}).layers
+        return {
+            layers[index].name: torch.ones(layers[index].width, 1).index_fill(
+                0, torch.tensor(own), self.factor
+            )
+            for index, own in places.items()
+        }
 
 
 @dataclass(frozen=True)

@@ -116,7 +116,7 @@ def _head(group: str, rows: pd.DataFrame) -> str:
 def _heading(measure: str) -> str:
     if (known := MEASURES.get(measure)) is None:
         return measure
-    return f"{known.heading} {ARROWS[known.better]}".strip()
+    return f"{known.heading or known.name} {ARROWS[known.better]}".strip()
 
 
 def _cell(row: Any) -> str:
