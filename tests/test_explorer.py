@@ -448,9 +448,11 @@ def test_the_result_of_localization_becomes_the_selection_with_its_thresholds(
     assert {"detect", "activations", "select", "refine"} <= set(stages)
     assert session.case.left is not None
     session.clear()
-    session.take_refined()
-    assert session.selection == found.refined
     session.wait(LONG)
+    used = session.probe.model.samples_evaluated
+    session.localize("sequential")
+    assert session.wait(LONG).selection == found.refined
+    assert session.probe.model.samples_evaluated == used  # remembered
 
 
 def test_a_running_localization_can_be_cancelled_or_stopped_by_a_newer_request(
@@ -494,7 +496,6 @@ def test_a_running_localization_can_be_cancelled_or_stopped_by_a_newer_request(
         (lambda s: s.toggle_layer(99), ValueError, "layer 99 does not exist"),
         (lambda s: s.look_at(1, 999), ValueError, "out of range"),
         (lambda s: s.localize("x"), ValueError, "search must be one of"),
-        (lambda s: s.take_refined(), ValueError, "press Localize first"),
         (lambda s: s.save(), ValueError, "press Generate"),
     ],
 )  # fmt: skip
@@ -926,8 +927,8 @@ def test_the_benchmark_reports_every_request(
     assert [len(report["all"][k]) for k in ("selection", "images", "images_first")] == [2, 1, 1]
     json.dumps(report)
     broken = explore(toy_model, prompts=TOY_PROMPTS[:1], seeds=range(1, 5))
-    with pytest.raises(ValueError, match="press Localize"):
-        bench.measure(broken, lambda: broken.take_refined())
+    with pytest.raises(ValueError, match="press Generate"):
+        bench.measure(broken, broken.save)
     end(broken)
     monkeypatch.setattr("sys.argv", ["bench", "--repeats", "0"])
     with pytest.raises(SystemExit):

@@ -21,6 +21,7 @@ from nemo_kit import lab
 from nemo_kit.checks import check_choice, check_columns, check_texts
 from nemo_kit.explorer.probe import Probe
 from nemo_kit.explorer.session import Session
+from nemo_kit.explorer.widget import Explorer
 from nemo_kit.models.base import DiffusionModel
 from nemo_kit.plots import PALETTE
 from nemo_kit.tables import read_csv
@@ -45,19 +46,12 @@ def explore(
     score of each prompt is drawn behind; `training`, prompt -> training image, uint8 [H, W, 3],
     that pictures are held against, and the `embedder` that compares them, as for
     `nemo_kit.metrics` (the lab model has its own).
-    Raises TypeError for anything but a loaded model, ValueError for bad prompts, seeds and frames,
-    ImportError where ipywidgets is missing.
+    Raises TypeError for anything but a loaded model, ValueError for bad prompts, seeds and frames.
     """
     if isinstance(model, str) or not hasattr(model, "value_layers"):
         raise TypeError(
             f'model must be a loaded one, as in explore(load("lab")), got {model!r:.60}'
         )
-    try:
-        from nemo_kit.explorer.widget import Explorer
-    except ImportError as error:
-        raise ImportError(
-            "nemo_kit.explore needs ipywidgets: pip install ipywidgets, and restart the kernel"
-        ) from error
     offered, known = _prompt_frame(model, prompts), _best_scores(scores)
     session = Session(Probe(model, offered, list(seeds), training, embedder))
     session.widget = Explorer(session, known)

@@ -22,7 +22,7 @@ from nemo_kit.explorer.probe import Case, Pictures, scaled_words
 from nemo_kit.explorer.session import Session
 from nemo_kit.explorer.values import write_seeds
 from nemo_kit.localization.result import ALGORITHMS
-from nemo_kit.metrics import COPY_THRESHOLD
+from nemo_kit.metrics import COPY_THRESHOLD, lab_descriptor
 from nemo_kit.plots import PALETTE, noise_pictures
 
 STYLE = f"<style>\n{Path(__file__).with_name('style.css').read_text('utf-8')}</style>"
@@ -183,6 +183,7 @@ def pictures(session: Session) -> str:
         return ""
     legend = "No training images are known for this model: explore(…, training=…, embedder=…)."
     if session.probe.training:
-        by = session.probe.embedder.name + " (not SSCD itself)" * session.probe.is_lab
+        by = session.probe.embedder.name
+        by += " (not SSCD itself)" * (by == lab_descriptor().name)
         legend = f"Below a picture: the nearest training image, and the cosine to it by the {by}."
     return html("pictures", shown, STALE if session.stale else "", legend, session.probe.training)

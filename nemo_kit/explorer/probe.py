@@ -131,7 +131,7 @@ class Probe:
                 training = dict(zip(*lab.training_images(), strict=True))
         self.training = dict(training or {})
         self.embedder = embedder and as_embedder(embedder)
-        for name in ("look", "left", "images"):
+        for name in ("look", "left", "images", "localize"):
             setattr(self, name, lru_cache(_REMEMBERED)(getattr(self, name)))
 
     @cached_property

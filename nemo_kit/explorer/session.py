@@ -221,13 +221,6 @@ class Session(HasTraits):
         """Select nothing."""
         self._select(NeuronSet(), "none")
 
-    def take_refined(self) -> None:
-        """Select what localization found for this prompt."""
-        found = self.probe.found.get(self.prompt)
-        if found is None:
-            raise ValueError("no neurons are known for this prompt yet: press Localize first")
-        self._select(found, f"refined for {self.prompt!r}")
-
     def step(self, by: int) -> None:
         """The selection so many steps later among those there were; earlier, if negative."""
         with self.turn:
@@ -375,7 +368,7 @@ class Session(HasTraits):
         count = len(result.refined)
         self.note = f"{count} neuron{'s' * (count != 1)} found in {result.seconds:.1f} s."
         self._set(theta=result.theta, k=result.k)
-        self.take_refined()
+        self._select(result.refined, f"refined for {self.prompt!r}")
 
     def _submit(self, job: str, work: Callable[[], Any], done: Callable[[Any], None]) -> None:
         """Run this as soon as the running job, which is told to stop, has ended."""

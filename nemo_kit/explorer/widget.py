@@ -20,13 +20,7 @@ from nemo_kit.explorer.values import write_neurons, write_seeds
 from nemo_kit.localization import SEARCHES
 from nemo_kit.neurons import NeuronSet
 
-ROLES = {
-    "verbatim": "verbatim (VM)",
-    "template": "template (TM)",
-    "ladder": "repetition ladder",
-    "non_memorized": "not memorized",
-    "holdout": "hold-out",
-}
+ROLES = {"verbatim": "verbatim (VM)", "template": "template (TM)"}
 CHIPS = 7  # buttons of a layer: its most extreme neurons
 _ENTER = {"continuous_update": False}
 _TWO = {"readout_format": ".2f"} | _ENTER
@@ -47,7 +41,6 @@ CONTROLS: dict[str, tuple[str, str, str, str, dict[str, Any]]] = {
                  {"icon": "search", "button_style": "primary"}),
     "search": ("Dropdown", "Search", "How refinement searches for the neurons", "1 1 150px",
                {"options": list(SEARCHES), "value": "speculative"}),
-    "refined": ("Button", "Refined set", "Select what localization found for this prompt", "", {}),
     "undo": ("Button", "Undo", "The selection before", "", {}),
     "redo": ("Button", "Redo", "The selection after", "", {}),
     "clear": ("Button", "Clear", "Select no neuron", "", {}),
@@ -126,8 +119,9 @@ class Explorer(widgets.VBox):
         self.at.neuron.max = max(widths.values()) - 1
         self.at.reveal.layout.display = None if session.probe.is_lab else "none"
         self.at.code.layout.display, self.at.code.layout.height = "none", "290px"
-        names = [(ROLES.get(role, str(role)), role) for role in session.probe.prompts.role.unique()]
-        self.at.role.options, self.at.role.index = names, 0 if names else None
+        roles = session.probe.prompts["role"].unique()
+        self.at.role.options = [(ROLES.get(role, str(role)), role) for role in roles]
+        self.at.role.index = 0 if len(roles) else None
         self._fill()
         bar = _row(self.told.status, self.at.cancel, name="nemo-bar")
         grid = _row(*self._boxes(), name="nemo-grid")
@@ -145,7 +139,7 @@ class Explorer(widgets.VBox):
         yield _row(
             _heading("1  Prompt", "is it flagged?"), *choice, _row(at.text, at.other), told.shared,
             _heading("2  Neurons", "which ones to scale"), _row(at.theta, at.k),
-            _row(at.localize, at.search, at.refined, at.undo, at.redo, at.clear), _row(at.hand),
+            _row(at.localize, at.search, at.undo, at.redo, at.clear), _row(at.hand),
             told.line, name="nemo-ask", kind=widgets.VBox,
         )  # fmt: skip
         yield _row(
@@ -170,9 +164,9 @@ class Explorer(widgets.VBox):
         pressed = {
             "localize": lambda: session.localize(at.search.value),
             "look": lambda: session.look_at(at.layer.value, at.neuron.value),
-            "refined": session.take_refined, "undo": partial(session.step, -1),
-            "redo": partial(session.step, 1), "clear": session.clear, "generate": session.generate,
-            "cancel": session.cancel, "save": self._save, "copy": self._code,
+            "undo": partial(session.step, -1), "redo": partial(session.step, 1),
+            "clear": session.clear, "generate": session.generate, "cancel": session.cancel,
+            "save": self._save, "copy": self._code,
         }  # fmt: skip
         for name, act in pressed.items():
             getattr(at, name).on_click(lambda _, act=act: self._ask(act))

@@ -187,7 +187,8 @@ def test_a_prompt_is_looked_at_in_the_explorer(
             assert session.case.look.flagged
             session.localize("speculative")
             session.wait(300)
-            session.take_refined() if session.localization.refined else session.toggle(1, 0)
+            if not session.localization.refined:
+                session.toggle(1, 0)
             session.generate()
             session.wait(300)
             assert session.pictures.after.shape[1:] == (*session.probe.model.image_size, 3)
