@@ -15,6 +15,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -71,7 +72,23 @@ def scale_neurons(
     """
     by_layer = {p.index: p for p in projections}
     check_number("factor", factor)
-    plan = _plan(by_layer, sets, float(factor))
+    alone = isinstance(sets, NeuronSet)
+    rows: Sequence[NeuronSet] = [sets] if alone else sets  # type: ignore[assignment]
+    if not isinstance(rows, Sequence) or not all(isinstance(one, NeuronSet) for one in rows):
+        raise TypeError(f"sets must be a NeuronSet or a list of them, got {type(sets).__name__}")
+    if not rows:
+        raise ValueError("sets must hold one NeuronSet for each sample of the batch, got none")
+    widths = {index: projection.width for index, projection in by_layer.items()}
+    touched = sorted({layer for one in rows for layer in one.check(widths).layers})
+    if not alone and not touched:
+        touched = sorted(by_layer)[:1]  # nothing to scale, yet the batch length is to be checked
+    plan = {}
+    for layer in touched:
+        gains = torch.ones(len(rows), 1, widths[layer])
+        for row, neurons in enumerate(rows):
+            gains[row, 0, list(neurons.layers.get(layer, ()))] = float(factor)
+        samples = None if alone else len(rows)
+        plan[by_layer[layer].name] = _scaler(by_layer[layer], gains, samples)
     with hooked(denoiser, plan):
         yield
 
@@ -94,11 +111,27 @@ def gate_neurons(
                 f"[batch, 1, width] of its width, got {list(gate.shape)}"
             )
 
-    def gater(projection: Projection, gate: Tensor) -> Hook:
-        return lambda _module, _inputs, output: scaled(projection, output, gate.to(output))
-
-    with hooked(denoiser, {by_layer[i].name: gater(by_layer[i], g) for i, g in gates.items()}):
+    with hooked(denoiser, {by_layer[i].name: _scaler(by_layer[i], g) for i, g in gates.items()}):
         yield
+
+
+def _scaler(projection: Projection, gains: Tensor, samples: int | None = None) -> Hook:
+    """What multiplies an output by gains [N or 1, 1, width].
+
+    Parameters: `samples`, how many the batch must have; by default any.
+    """
+
+    def scale(_module: nn.Module, _inputs: tuple, output: Tensor) -> Tensor:
+        nonlocal gains
+        if samples not in (None, len(output)):
+            raise ValueError(
+                f"sets holds {samples} neuron sets, but the batch has {len(output)} samples; "
+                "give one set for the whole batch or one for each sample"
+            )
+        gains = gains.to(output)  # moved once: device and dtype stay the same inside a block
+        return scaled(projection, output, gains)
+
+    return scale
 
 
 def scaled(projection: Projection, output: Tensor, gains: Tensor) -> Tensor:
@@ -109,74 +142,19 @@ def scaled(projection: Projection, output: Tensor, gains: Tensor) -> Tensor:
     return torch.cat([text * gains, image], dim=1)
 
 
-def _plan(
-    by_layer: dict[int, Projection], sets: NeuronSet | Sequence[NeuronSet], factor: float
-) -> dict[str, Hook]:
-    alone = isinstance(sets, NeuronSet)
-    rows = _checked([sets] if alone else sets, by_layer)  # type: ignore[list-item]
-    touched = sorted({layer for one in rows for layer in one.layers})
-    if not alone and not touched:
-        touched = sorted(by_layer)[:1]  # nothing to scale, yet the batch length is to be checked
-    return {by_layer[i].name: _scaler(by_layer[i], rows, factor, alone) for i in touched}
+@dataclass(eq=False)
+class _Block:
+    """What is hooked to a denoiser, and whether each of it ran once in every call."""
 
+    denoiser: nn.Module
+    names: tuple[str, ...]
+    ran: list[str] = field(default_factory=list)  # in the present call
+    called: bool = False
+    other: str = ""  # another denoiser, which was called
 
-def _checked(sets: object, by_layer: Mapping[int, Projection]) -> list[NeuronSet]:
-    if not isinstance(sets, Sequence) or not all(isinstance(one, NeuronSet) for one in sets):
-        raise TypeError(f"sets must be a NeuronSet or a list of them, got {type(sets).__name__}")
-    if not sets:
-        raise ValueError("sets must hold one NeuronSet for each sample of the batch, got none")
-    widths = {index: projection.width for index, projection in by_layer.items()}
-    return [one.check(widths) for one in sets]
+    def noting(self, name: str, hook: Callable) -> Callable:
+        """The hook, of which it is known that it ran."""
 
-
-def _gains(projection: Projection, rows: Sequence[NeuronSet], factor: float) -> Tensor:
-    """[rows, 1, width]: the factor at each row's neurons of the layer, else 1."""
-    gains = torch.ones(len(rows), 1, projection.width)
-    for row, neurons in enumerate(rows):
-        gains[row, 0, list(neurons.layers.get(projection.index, ()))] = factor
-    return gains
-
-
-def _scaler(
-    projection: Projection, rows: Sequence[NeuronSet], factor: float, for_all: bool
-) -> Hook:
-    gains = _gains(projection, rows, factor)
-
-    def scale(_module: nn.Module, _inputs: tuple, output: Tensor) -> Tensor:
-        nonlocal gains
-        if not for_all and len(gains) != len(output):
-            raise ValueError(
-                f"sets holds {len(gains)} neuron sets, but the batch has {len(output)} samples; "
-                "give one set for the whole batch or one for each sample"
-            )
-        gains = gains.to(output)  # moved once: device and dtype stay the same inside a block
-        return scaled(projection, output, gains)
-
-    return scale
-
-
-class Block:
-    """What is hooked to a denoiser, and whether each of it ran once in every call.
-
-    Parameters: `hooks`, module name -> function of (module, inputs, output), called after it,
-    whose result, unless None, takes the output's place; `before`, module name -> function of
-    (module, inputs, named inputs), called before it, that returns what it gets instead.
-    """
-
-    def __init__(
-        self,
-        denoiser: nn.Module,
-        hooks: Mapping[str, Hook],
-        before: Mapping[str, Before] | None = None,
-    ) -> None:
-        self.denoiser = denoiser
-        self.hooks = {name: self._noting(name, hook) for name, hook in hooks.items()}
-        self.before = {name: self._noting(name, hook) for name, hook in (before or {}).items()}
-        self.names = (*self.hooks, *self.before)
-        self.ran: list[str] = []  # in the present call
-        self.called, self.other = False, ""
-
-    def _noting(self, name: str, hook: Callable) -> Callable:
         def noted(*given: Any) -> Any:
             self.ran.append(name)
             return hook(*given)
@@ -195,42 +173,12 @@ class Block:
             times = self.ran.count(wrong[0])
             raise _idle(wrong, f"ran {times} times" if times else "did not run")
 
-    @contextmanager
-    def open(self) -> Iterator[None]:
-        """Hooks are there inside the block.
-
-        Raises ValueError where the denoiser lacks a module, InterventionError where one is
-        compiled, did not run once, or only another denoiser was called.
-        """
-        handles, root, blocks = [], self.denoiser, _open.blocks
-        self.called, self.other = False, ""
-        if not self.names:
-            yield
-            return
-        try:
-            handles.append(root.register_forward_pre_hook(self.begin))
-            for name, hook in self.before.items():
-                module = _module(root, name)
-                handles.append(module.register_forward_pre_hook(hook, with_kwargs=True))
-            for name, hook in self.hooks.items():
-                handles.append(_module(root, name).register_forward_hook(hook))
-            handles.append(root.register_forward_hook(self.end))
-            blocks.append(self)
-            yield
-        finally:
-            for handle in handles:
-                handle.remove()
-            if self in blocks:
-                blocks.remove(self)
-        if self.other and not self.called:
-            raise _idle(self.names, f"did not run, but {self.other} did")
-
 
 class _Open(threading.local):
     """The blocks that are open in this thread."""
 
     def __init__(self) -> None:
-        self.blocks: list[Block] = []
+        self.blocks: list[_Block] = []
 
 
 _open = _Open()
@@ -242,10 +190,36 @@ def hooked(
 ) -> Iterator[None]:
     """Call functions after (or before) each run of modules inside the block.
 
-    Parameters and errors: as `Block` and its `open`.
+    Parameters: `hooks`, module name -> function of (module, inputs, output), called after it,
+    whose result, unless None, takes the output's place; `before`, module name -> function of
+    (module, inputs, named inputs), called before it, that returns what it gets instead.
+    Raises ValueError where the denoiser lacks a module, InterventionError where one is compiled,
+    did not run once, or only another denoiser was called.
     """
-    with Block(denoiser, hooks, before).open():
+    before = before or {}
+    block = _Block(denoiser, (*hooks, *before))
+    if not block.names:
         yield
+        return
+    handles = []
+    try:
+        handles.append(denoiser.register_forward_pre_hook(block.begin))
+        for name, hook in before.items():
+            module, noted = _module(denoiser, name), block.noting(name, hook)
+            handles.append(module.register_forward_pre_hook(noted, with_kwargs=True))
+        for name, hook in hooks.items():
+            noted = block.noting(name, hook)
+            handles.append(_module(denoiser, name).register_forward_hook(noted))
+        handles.append(denoiser.register_forward_hook(block.end))
+        _open.blocks.append(block)
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
+        if block in _open.blocks:
+            _open.blocks.remove(block)
+    if block.other and not block.called:
+        raise _idle(block.names, f"did not run, but {block.other} did")
 
 
 @contextmanager

@@ -15,7 +15,6 @@ from torch import nn
 
 Kind = Literal["value", "key"]
 
-_SUFFIX = {"value": "to_v", "key": "to_k"}
 _PLACES = {"down": 0, "mid": 1, "up": 2}  # forward order; modules register mid after up
 _PATTERN = re.compile(
     r"(?P<part>down|mid|up)_blocks?(?:\.(?P<block>\d+))?"
@@ -52,7 +51,7 @@ def value_layers(denoiser: nn.Module) -> tuple[Projection, ...]:
     Raises ValueError where the denoiser has none, or some that can't be placed.
     Source: section 2 of the paper.
     """
-    return _find(denoiser, "value")
+    return _of_unet(denoiser, "value", "to_v")
 
 
 def key_layers(denoiser: nn.Module) -> tuple[Projection, ...]:
@@ -60,7 +59,7 @@ def key_layers(denoiser: nn.Module) -> tuple[Projection, ...]:
 
     Source: figures 16 and 17 of the paper, which zero whole key and value layers.
     """
-    return _find(denoiser, "key")
+    return _of_unet(denoiser, "key", "to_k")
 
 
 def searched(layers: Iterable[Projection]) -> tuple[Projection, ...]:
@@ -84,65 +83,50 @@ def block_layers(denoiser: nn.Module, kind: Kind, *names: str) -> tuple[Projecti
         blocks = getattr(denoiser, root, None)
         if not blocks:
             raise ValueError(f"denoiser: no {root} in {type(denoiser).__name__}")
+        label = "single" if root.startswith("single") else "block"
         for number, block in enumerate(blocks):
             attention, _, last = name.partition(".{}.")[2].rpartition(".")
             place = name.format(number)
-            module = getattr(getattr(block, attention, None), last, None)
-            if getattr(block.get_submodule(attention), "fused_projections", False):
-                raise ValueError(f"denoiser: {place} is fused; call unfuse_qkv_projections()")
-            width = getattr(module, "out_features", None)
-            if not isinstance(width, int):
-                got = type(module).__name__
-                raise ValueError(f"denoiser: {place} must be a linear layer, got {got}")
-            label = "single" if root.startswith("single") else "block"
+            width = _width(place, block.get_submodule(attention), last)
             found.append((place, width, f"{label}.{number}"))
     return tuple(Projection(i, kind, *one) for i, one in enumerate(found, start=1))
 
 
-def _find(denoiser: nn.Module, kind: Kind) -> tuple[Projection, ...]:
-    attentions = {n: m for n, m in denoiser.named_modules() if n.rsplit(".", 1)[-1] == "attn2"}
-    placed = sorted((_place(name), name) for name in attentions)
-    if not placed:
+def _of_unet(denoiser: nn.Module, kind: Kind, last: str) -> tuple[Projection, ...]:
+    """Those of `attn2`, in forward order: down, mid and up, each by its numbers."""
+    found = []
+    for name, attention in denoiser.named_modules():
+        if name.rpartition(".")[2] != "attn2":
+            continue
+        match = _PATTERN.fullmatch(name)
+        if not match:
+            raise ValueError(
+                f"denoiser: can't place the attention {name!r}; expected down_blocks.N, mid_block "
+                "or up_blocks.N, then attentions.N.transformer_blocks.N.attn2"
+            )
+        if getattr(attention, "is_cross_attention", True) is False:
+            raise ValueError(f"denoiser: {name} attends to the image itself, not to the text")
+        for extra in ("norm_cross", "add_v_proj"):
+            if getattr(attention, extra, None) is not None:
+                raise ValueError(f"denoiser: {name} uses {extra}, which is not supported")
+        part, *numbers = match.groups()
+        order = _PLACES[part], *(int(number or 0) for number in numbers)
+        block = part if numbers[0] is None else f"{part}.{numbers[0]}"
+        found.append((order, f"{name}.{last}", _width(f"{name}.{last}", attention, last), block))
+    if not found:
         raise ValueError(
             f"denoiser: no cross-attention (attn2) found in {type(denoiser).__name__}; "
             "it must be a U-Net in the shape of Stable Diffusion 1.x or 2.x"
         )
-    return tuple(
-        _projection(number, kind, name, attentions[name])
-        for number, (_, name) in enumerate(placed, start=1)
-    )
+    return tuple(Projection(i, kind, *one) for i, (_, *one) in enumerate(sorted(found), start=1))
 
 
-def _place(name: str) -> tuple[int, int, int, int]:
-    found = _PATTERN.fullmatch(name)
-    if not found:
-        raise ValueError(
-            f"denoiser: can't place the attention {name!r}; expected down_blocks.N, mid_block or "
-            "up_blocks.N, then attentions.N.transformer_blocks.N.attn2"
-        )
-    numbers = (int(found[key] or 0) for key in ("block", "attention", "transformer"))
-    return (_PLACES[found["part"]], *numbers)
-
-
-def _projection(number: int, kind: Kind, name: str, attention: nn.Module) -> Projection:
-    _refuse_unreadable(name, attention)
-    module = getattr(attention, _SUFFIX[kind], None)
+def _width(name: str, attention: nn.Module, last: str) -> int:
+    """How many outputs the projection of that name has; ValueError where it is not one layer."""
+    if getattr(attention, "fused_projections", False):
+        raise ValueError(f"denoiser: {name}: fused projections; call unfuse_qkv_projections()")
+    module = getattr(attention, last, None)
     width = getattr(module, "out_features", None)
     if not isinstance(width, int):
-        raise ValueError(
-            f"denoiser: {name}.{_SUFFIX[kind]} must be a linear layer, got {type(module).__name__}"
-        )
-    found = _PATTERN.fullmatch(name)
-    block = found["part"] + (f".{found['block']}" if found["block"] else "")
-    return Projection(number, kind, f"{name}.{_SUFFIX[kind]}", width, block)
-
-
-def _refuse_unreadable(name: str, attention: nn.Module) -> None:
-    """Refuse attentions whose value projection is not `to_v` of the plain text embeddings."""
-    if getattr(attention, "fused_projections", False):
-        raise ValueError(f"denoiser: {name} has fused projections; call unfuse_qkv_projections()")
-    if getattr(attention, "is_cross_attention", True) is False:
-        raise ValueError(f"denoiser: {name} attends to the image itself, not to the text")
-    for extra in ("norm_cross", "add_v_proj"):
-        if getattr(attention, extra, None) is not None:
-            raise ValueError(f"denoiser: {name} uses {extra}, which is not supported")
+        raise ValueError(f"denoiser: {name} must be a linear layer, got {type(module).__name__}")
+    return width
