@@ -9,6 +9,7 @@ Source: "Finding NeMo" (arXiv 2406.02366), table 2; the ratios are ours.
 from __future__ import annotations
 
 import math
+import re
 import zlib
 from collections.abc import Iterable, Sequence
 from functools import cache
@@ -16,6 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, get_args
 
 import pandas as pd
+import torch
 
 from benchmarks import released
 from benchmarks.released import localize_released
@@ -25,7 +27,7 @@ from nemo_kit.localization import SEARCHES, Localization, LocalizationSettings, 
 from nemo_kit.localization.differences import (
     prompt_differences,
 )
-from nemo_kit.memory import fitting, peak, start_watch
+from nemo_kit.memory import fitting
 from nemo_kit.neurons import NeuronSet
 from nemo_kit.settings import Precision
 
@@ -124,6 +126,29 @@ def _row(
         "nearest": nearest,
         "peak": (peak(model.device) or math.nan) / 2**20 if watched else math.nan,
     }
+
+
+def start_watch(device: torch.device) -> int | None:
+    """Set the peak back to what is in use now, and return that."""
+    if device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(device)
+        return torch.cuda.memory_allocated(device)
+    try:
+        Path("/proc/self/clear_refs").write_text("5")
+    except OSError:
+        return None
+    return peak(device)
+
+
+def peak(device: torch.device) -> int | None:
+    """The most bytes in use since `start_watch`; None where the system doesn't tell."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device)
+    try:
+        told = re.search(r"VmHWM:\s*(\d+)", Path("/proc/self/status").read_text())
+    except OSError:
+        return None
+    return told and int(told[1]) * 1024
 
 
 def fewest_samples(found: Localization, seeds: int) -> int:

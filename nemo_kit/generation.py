@@ -11,7 +11,6 @@ from typing import TypeVar, get_args
 
 import numpy as np
 import torch
-from torch import Tensor
 
 from nemo_kit.checks import (
     HALF_PRECISION,
@@ -21,6 +20,7 @@ from nemo_kit.checks import (
     check_texts,
     check_whole,
 )
+from nemo_kit.memory import BatchSize
 from nemo_kit.mitigation.base import Mitigation
 from nemo_kit.mitigation.nemo import NeMo
 from nemo_kit.models.base import DiffusionModel
@@ -32,6 +32,7 @@ VERSION = 1  # raised where results change (see nemo_kit.keys)
 Progress = Callable[[str, int, int | None], None]
 Place = tuple[int, int]  # numbers of a prompt and of a seed
 Row = TypeVar("Row")
+_AT_ONCE = 16  # pictures, halved where memory runs out
 
 
 def generate(
@@ -43,7 +44,6 @@ def generate(
     guidance: float | None = None,
     steps: int = 50,
     halves: Halves = "conditional",
-    batch_size: int | None = None,
     progress: Progress | None = None,
     mitigation: Mitigation | Sequence[Mitigation] | None = None,
     noise: Noise = "per seed",
@@ -52,12 +52,12 @@ def generate(
 
     Returns uint8 [prompts, seeds, H, W, 3]; for one text [seeds, H, W, 3].
     Parameters: `neurons`, one set for all prompts or one for each, scaled by `factor` (0
-    deactivates); `guidance`, 0 or 1 for none, by default the model's own (7 as in the
-    paper, 2 for the embedded one); `steps`, of DDIM; `halves`, "conditional" acts on
-    the prompt alone, "both" on the empty prompt too, as the released code does (difference 8);
-    `batch_size`, images at once, by default 16; `progress`, called with (stage, done, total);
-    `mitigation`, one for all prompts or one for each, in place of `neurons` and `factor`; `noise`,
-    "one generator" as the released code draws it (see `DiffusionModel.noise`).
+    deactivates); `guidance`, 0 or 1 for none, by default the model's own (7 as in the paper, 2 for
+    the embedded one); `steps`, of DDIM; `halves`, "conditional" acts on the prompt alone, "both" on
+    the empty prompt too, as the released code does (difference 8); `progress`, called with (stage,
+    done, total), in steps of pictures; `mitigation`, one for all prompts or one for each, in place
+    of `neurons` and `factor`; `noise`, "one generator" as the released code draws it (see
+    `DiffusionModel.noise`).
     Raises TypeError or ValueError for bad prompts, seeds, neurons, mitigations and numbers,
     FloatingPointError where the model's numbers overflow, InterventionError where a layer that is
     to be changed does not run.
@@ -67,8 +67,6 @@ def generate(
     guidance = model.guidance if guidance is None else guidance
     check_number("guidance", guidance, 0)
     check_whole("steps", steps, 1)
-    if batch_size is not None:
-        check_whole("batch_size", batch_size, 1)
     check_choice("halves", halves, get_args(Halves))
     ways = _mitigations(mitigation, neurons, factor, texts)
     drawn, empty = model.noise(numbers, noise), None if guidance in (0, 1) else model.embed("")
@@ -76,14 +74,34 @@ def generate(
         model, tuple(texts), tuple(texts), tuple(numbers), drawn, model.embed(texts), empty,
         guidance, steps, halves, every=drawn,
     )  # fmt: skip
-    batches = _batches(ways, len(texts), len(numbers), batch_size or 16)
-    report = _reporter(model, steps * len(batches), progress)
-    images = []
-    for places in batches:
-        way = ways[places[0][0]]
-        with way.apply(_batch(whole, places, way)) as run:
+    places = list(product(range(len(texts)), range(len(numbers))))
+    per_item = 1 if empty is None else 2
+    batch, finished = BatchSize(_AT_ONCE * per_item), 0
+
+    def draw(some: list[Place]) -> np.ndarray:
+        """The pictures at places that are all under one mitigation: [N, H, W, 3]."""
+        nonlocal finished
+        way, step = ways[some[0][0]], count(1)
+
+        def report() -> None:
+            if progress:
+                done = steps * finished + next(step) * len(some)
+                progress("generate", done, steps * len(places))
+
+        with way.apply(_batch(whole, some, way)) as run:
             latents = denoise(run, report)
-        images.append(model.decode(latents))
+        if not torch.isfinite(latents).all():
+            raise FloatingPointError(
+                f"latents became NaN or infinite in {model.dtype} ({HALF_PRECISION})"
+            )
+        images = model.decode(latents)
+        finished += len(some)
+        return images
+
+    images = []
+    for _, group in groupby(places, key=lambda place: id(ways[place[0]])):
+        own = list(group)
+        images += batch.run(lambda part, own=own: draw(own[part]), len(own), per_item)
     shaped = np.concatenate(images).reshape(len(texts), len(numbers), *images[0].shape[1:])
     return shaped[0] if isinstance(prompts, str) else shaped
 
@@ -100,31 +118,6 @@ def _batch(whole: Run, places: list[Place], way: Mitigation) -> Run:
         whole, prompts=prompts, texts=texts, seeds=seeds, noise=whole.noise[second],
         embeddings=embeddings,
     )  # fmt: skip
-
-
-def _reporter(
-    model: DiffusionModel, total: int, progress: Progress | None
-) -> Callable[[Tensor], None]:
-    """What looks at the latents after each of so many steps, and tells how many are done."""
-    done = count(1)
-
-    def report(latents: Tensor) -> None:
-        if not torch.isfinite(latents).all():
-            raise FloatingPointError(
-                f"latents became NaN or infinite in {model.dtype} ({HALF_PRECISION})"
-            )
-        if progress:
-            progress("generate", next(done), total)
-
-    return report
-
-
-def _batches(ways: list[Mitigation], prompts: int, seeds: int, size: int) -> list[list[Place]]:
-    """The places in order, none of a batch under another mitigation than the rest of it."""
-    places = list(product(range(prompts), range(seeds)))
-    groups = groupby(places, key=lambda place: id(ways[place[0]]))
-    jobs = [list(group) for _, group in groups]
-    return [group[i : i + size] for group in jobs for i in range(0, len(group), size)]
 
 
 def _mitigations(

@@ -1,28 +1,26 @@
-"""How many denoiser samples fit into memory at once: measured, and halved where it was too many.
+"""How many denoiser samples go into one call: what memory allows, and halved where it was too many.
 
-Scope: `BatchSize`, which runs work in batches and halves them when memory runs out; `fitting`,
-which measures one for a model. The number of samples a call changes no result beyond the last
+Scope: `BatchSize`, which runs work in batches and halves them when memory runs out; `fitting`, the
+one to start with for a model. The number of samples a call changes no result beyond the last
 digits of floating point.
 """
 
 import gc
-import re
 import warnings
 from collections.abc import Callable
-from pathlib import Path
+from math import prod
 from typing import Any, TypeVar
 from weakref import WeakKeyDictionary
 
 import torch
-from psutil import virtual_memory
 
 from nemo_kit.checks import check_whole
 
 T = TypeVar("T")
 PROBED = 2  # samples of the measuring call
-MOST = {"cuda": 256, "cpu": 64}  # above these the throughput no longer grows
-SHARE = {"cuda": 0.8, "cpu": 0.25}  # of the free memory; a CPU's is shared with everything else
-UNMEASURED = 16  # where the system tells no peak of memory
+MOST = 256  # above this a GPU's throughput no longer grows
+SHARE = 0.8  # of the free memory of a GPU
+AREA = 64 * 16 * 16  # latent pixels at once on a CPU, which more do not make faster
 
 
 class BatchSize:
@@ -41,15 +39,16 @@ class BatchSize:
         """
         done, start = [], 0
         while start < total:
-            step = max(1, self.size // per_item)
+            step = min(max(1, self.size // per_item), total - start)
             try:
                 done.append(call(slice(start, start + step)))
+                start += step
+                continue
             except Exception as error:
                 if step == 1 or not out_of_memory(error):
                     raise
-                self._halve(step, per_item, str(error))
-                continue
-            start += step
+                reason = str(error)
+            self._halve(step, per_item, reason)  # the error, which held tensors, is gone
         return done
 
     def _halve(self, step: int, per_item: int, reason: str) -> None:
@@ -72,54 +71,32 @@ def out_of_memory(error: BaseException) -> bool:
     return isinstance(error, RuntimeError) and "can't allocate memory" in str(error)
 
 
-_measured: WeakKeyDictionary[Any, BatchSize] = WeakKeyDictionary()
+_sizes: WeakKeyDictionary[Any, BatchSize] = WeakKeyDictionary()
 
 
 def fitting(model: Any) -> BatchSize:
-    """The samples a call that this model's memory allows, measured at the first question.
+    """The samples a call that this model's memory allows: on a GPU measured at the first question.
 
-    Returns one `BatchSize` a model, so that what halved it once holds for later calls. The
-    measuring call of two samples is no part of any prompt's count of samples.
+    Returns one `BatchSize` a model, so that what halved it once holds for later calls. On a CPU it
+    follows from the latents' size: 64 of the embedded model, 4 of 64×64. The measuring call of two
+    samples is no part of any prompt's count of samples.
     """
-    if model not in _measured:
-        cuda, each = model.device.type == "cuda", bytes_a_sample(model)
-        kind = "cuda" if cuda else "cpu"
-        free = torch.cuda.mem_get_info(model.device)[0] if cuda else virtual_memory().available
-        fit = UNMEASURED if each is None else SHARE[kind] * free // each
-        _measured[model] = BatchSize(int(min(max(fit, 1), MOST[kind])))
-    return _measured[model]
+    if model not in _sizes:
+        if model.device.type == "cuda":
+            free, _ = torch.cuda.mem_get_info(model.device)
+            fit = min(int(SHARE * free) // _bytes_a_sample(model), MOST)
+        else:
+            fit = AREA // prod(model.latent_shape[1:])
+        _sizes[model] = BatchSize(max(fit, 1))
+    return _sizes[model]
 
 
-def bytes_a_sample(model: Any) -> int | None:
-    """Bytes that a denoiser call takes for each sample, or None where the system doesn't tell."""
+def _bytes_a_sample(model: Any) -> int:
+    """Bytes that a denoiser call takes for each sample, on a GPU."""
     noise, text = model.noise(range(1, PROBED + 1)), model.embed("")
-    before = start_watch(model.device)
-    counted = model.samples_evaluated
+    counted, before = model.samples_evaluated, torch.cuda.memory_allocated(model.device)
+    torch.cuda.reset_peak_memory_stats(model.device)
     with torch.no_grad():
         model.predict(noise, model.timesteps(50)[0], text.expand(PROBED, -1, -1))
     model.samples_evaluated = counted
-    after = peak(model.device)
-    return None if before is None or after is None else max((after - before) // PROBED, 1 << 20)
-
-
-def start_watch(device: torch.device) -> int | None:
-    """Set the peak back to what is in use now, and return that."""
-    if device.type == "cuda":
-        torch.cuda.reset_peak_memory_stats(device)
-        return torch.cuda.memory_allocated(device)
-    try:
-        Path("/proc/self/clear_refs").write_text("5")
-    except OSError:
-        return None
-    return peak(device)
-
-
-def peak(device: torch.device) -> int | None:
-    """The most bytes in use since `start_watch`; None where the system doesn't tell."""
-    if device.type == "cuda":
-        return torch.cuda.max_memory_allocated(device)
-    try:
-        told = re.search(r"VmHWM:\s*(\d+)", Path("/proc/self/status").read_text())
-    except OSError:
-        return None
-    return told and int(told[1]) * 1024
+    return max((torch.cuda.max_memory_allocated(model.device) - before) // PROBED, 1 << 20)

@@ -84,14 +84,14 @@ class Run:
 @torch.no_grad()
 def denoise(
     run: Run,
-    report: Callable[[Tensor], None] | None = None,
+    report: Callable[[], None] | None = None,
     last: int = 0,
     look: Callable[[Tensor, Tensor, Tensor, Tensor], None] | None = None,
 ) -> Tensor:
     """Follow the guided DDIM trajectory from the run's noise.
 
     Returns the latents at its end (or after `last` steps, where that is not 0), [N, C, H, W].
-    Parameters: `report`, called with the latents after each step; `look`, of a guided run,
+    Parameters: `report`, called after each step; `look`, of a guided run,
     with timestep, latents, the text's and the empty prompt's output at each.
     Source: section 4.
     """
@@ -108,7 +108,7 @@ def denoise(
             output = halves[1] + run.guidance * (halves[0] - halves[1])
         latents = scheduler.step(output, timestep, latents, return_dict=False)[0]
         if report:
-            report(latents)
+            report()
     return latents
 
 

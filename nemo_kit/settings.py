@@ -129,7 +129,7 @@ class LocalizationSettings:
     order: Order = "index"  # difference 9: "released" walks lists with doubles: `candidate_lists`
     factor: float = 0.0  # deactivating is × 0; table 4 scales by −1 … 0.75
     halves: Halves = "conditional"  # difference 8: the code acts on both guidance halves
-    batch_size: int | None = None  # denoiser samples a call; None: what memory allows, measured
+    batch_size: int | None = None  # denoiser samples a call; None: what memory allows
     precision: Precision = "model"  # of denoiser operations; on most CPUs half is slower
     detection: DetectionSettings | None = None  # None: the model's calibration's, else default
     similarity: SimilaritySettings | None = None  # difference 2: None as above, else MS-SSIM

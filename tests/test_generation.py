@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import weakref
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,7 @@ import torch
 from diffusers import DDIMScheduler, StableDiffusionPipeline
 from toys import count_hooks
 
+from nemo_kit import generation, memory
 from nemo_kit.generation import generate
 from nemo_kit.models import DiffusionModel
 from nemo_kit.neurons import NeuronSet
@@ -57,10 +59,40 @@ def close(a: np.ndarray, b: np.ndarray) -> bool:
     return bool(np.abs(a.astype(int) - b.astype(int)).max() <= 1)
 
 
-def test_batches_change_nothing(toy_model: DiffusionModel) -> None:
+def test_batches_change_nothing_and_are_halved_where_memory_runs_out(
+    toy_model: DiffusionModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
     whole = generate(toy_model, ["a", "b", "c"], [1, 2], NEURONS, steps=3)
-    parts = generate(toy_model, ["a", "b", "c"], [1, 2], NEURONS, steps=3, batch_size=2)
+    original, told = toy_model.predict, []
+
+    def small(latents: torch.Tensor, *rest: Any) -> torch.Tensor:
+        if len(latents) > 4:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return original(latents, *rest)
+
+    monkeypatch.setattr(toy_model, "predict", small)
+    with pytest.warns(RuntimeWarning, match="with 12 denoiser samples a call; going on with 6"):
+        parts = generate(
+            toy_model, ["a", "b", "c"], [1, 2], NEURONS, steps=3, progress=lambda *c: told.append(c)
+        )
     assert close(whole, parts)
+    assert told == [("generate", done, 18) for done in range(1, 19)]
+
+
+def test_what_a_failed_call_held_is_freed_before_the_next(monkeypatch: pytest.MonkeyPatch) -> None:
+    held, left = [], []
+
+    def call(part: slice) -> int:
+        large = torch.zeros(part.stop - part.start)
+        held.append(weakref.ref(large))
+        if len(large) > 1:
+            raise MemoryError
+        return len(large)
+
+    monkeypatch.setattr(memory.gc, "collect", lambda: left.append(held[-1]()))
+    with pytest.warns(RuntimeWarning, match="with 2 denoiser samples a call; going on with 1"):
+        assert memory.BatchSize(8).run(call, 2) == [1, 1]
+    assert left == [None]
 
 
 def test_each_prompt_has_its_own_neurons(toy_model: DiffusionModel) -> None:
@@ -115,7 +147,10 @@ def test_both_halves_by_hand(toy_model: DiffusionModel) -> None:
         assert close(found, toy_model.decode(final))
 
 
-def test_progress_may_cancel_and_no_hook_stays(toy_model: DiffusionModel) -> None:
+def test_progress_may_cancel_and_no_hook_stays(
+    toy_model: DiffusionModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(generation, "_AT_ONCE", 1)
     calls: list[tuple] = []
 
     def progress(*call: Any) -> None:
@@ -124,7 +159,7 @@ def test_progress_may_cancel_and_no_hook_stays(toy_model: DiffusionModel) -> Non
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        generate(toy_model, ["a", "b"], [1], NEURONS, steps=2, batch_size=1, progress=progress)
+        generate(toy_model, ["a", "b"], [1], NEURONS, steps=2, progress=progress)
     assert calls == [("generate", 1, 4, 6), ("generate", 2, 4, 6), ("generate", 3, 4, 6)]
     assert count_hooks(toy_model.denoiser) == 0
 
@@ -160,7 +195,6 @@ def test_overflow_is_reported(toy_model: DiffusionModel, monkeypatch: Any) -> No
         ),
         ({"guidance": -1}, ValueError, "guidance must be a finite number of at least 0, got -1"),
         ({"steps": 0}, ValueError, "steps must be an integer of at least 1, got 0"),
-        ({"batch_size": 0}, ValueError, "batch_size must be an integer of at least 1, got 0"),
         ({"halves": "left"}, ValueError, "halves must be one of conditional, both; got 'left'"),
     ],
 )

@@ -69,7 +69,7 @@ def test_released_settings_run_whole(toy_model: DiffusionModel) -> None:
 
 def test_pictures_come_from_one_generator_too(toy_model: DiffusionModel) -> None:
     options = {"steps": 2, "noise": "one generator"}
-    together = generate(toy_model, ["a", "b"], range(2, 5), batch_size=2, **options)
+    together = generate(toy_model, ["a", "b"], range(2, 5), **options)
     alone = generate(toy_model, "b", range(2, 5), **options)
     assert np.abs(together[1].astype(int) - alone.astype(int)).max() <= 1
     own = generate(toy_model, "b", [2, 3], steps=2)
