@@ -8,7 +8,6 @@ Source: "Finding NeMo" (arXiv 2406.02366), section 2 and appendix.
 
 from __future__ import annotations
 
-import ast
 import json
 import operator
 from collections import Counter
@@ -69,10 +68,6 @@ class NeuronSet:
         """The neurons of this layer alone."""
         return NeuronSet({layer: self._layers.get(layer, ())})
 
-    def without(self, layer: int) -> NeuronSet:
-        """The neurons of all other layers."""
-        return NeuronSet({k: v for k, v in self._layers.items() if k != layer})
-
     def check(self, widths: Mapping[int, int]) -> NeuronSet:
         """The set itself, if every neuron exists.
 
@@ -107,13 +102,13 @@ class NeuronSet:
 
         Raises ValueError where the text is not a list of lists of integers.
         """
-        rows = _literal(text)
-        if not isinstance(rows, list) or not all(isinstance(row, list) for row in rows):
-            raise ValueError(f"neurons text must be a list of lists of integers, got {text!r:.80}")
         try:
+            rows = json.loads(text)
+            if not isinstance(rows, list) or not all(isinstance(row, list) for row in rows):
+                raise ValueError("it must be a list of lists of integers")
             return cls(dict(enumerate(rows, start=1)))
-        except TypeError as error:
-            raise ValueError(f"neurons text {text!r:.80}: {error}") from error
+        except (TypeError, ValueError, RecursionError) as error:
+            raise ValueError(f"neurons text {text!r:.80} can't be read: {error}") from error
 
     def to_json(self) -> str:
         """A JSON object from layer (as text) to indices, `{"1": [12, 40]}`."""
@@ -168,9 +163,7 @@ class NeuronSet:
 def _combine(one: NeuronSet, other: object, how: Any) -> Any:
     if not isinstance(other, NeuronSet):
         return NotImplemented
-    layers = one.layers.keys() | other.layers.keys()
-    pick = [(k, set(one._layers.get(k, ())), set(other._layers.get(k, ()))) for k in layers]
-    return NeuronSet({layer: how(a, b) for layer, a, b in pick})
+    return NeuronSet.of(how(set(one), set(other)))
 
 
 def _checked_mapping(layers: object) -> dict[int, Iterable[int]]:
@@ -191,15 +184,6 @@ def _integer(value: object, what: str, least: int) -> int:
     if number < least:
         raise ValueError(f"{what} must be at least {least}, got {number}")
     return number
-
-
-def _literal(text: object) -> object:
-    if not isinstance(text, str):
-        raise ValueError(f"neurons text must be a string, got {type(text).__name__}")
-    try:
-        return ast.literal_eval(text)
-    except (ValueError, SyntaxError, TypeError, MemoryError, RecursionError) as error:
-        raise ValueError(f"neurons text {text!r:.80} is not a list of lists: {error}") from error
 
 
 def frequency(sets: Iterable[NeuronSet]) -> pd.DataFrame:

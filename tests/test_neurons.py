@@ -35,7 +35,6 @@ def test_arithmetic() -> None:
     assert A - b == NeuronSet({1: [40], 3: [7]})
     assert A.only(1) == NeuronSet({1: [12, 40]})
     assert A.only(6) == NeuronSet()
-    assert A.without(1) == NeuronSet({3: [7]})
 
 
 @given(sets, sets)

@@ -204,7 +204,7 @@ class Session(HasTraits):
         """Leave a layer alone; where none of its neurons is selected, take all of it in."""
         whole = NeuronSet({layer: range(self.probe.widths.get(layer, 1))}).check(self.probe.widths)
         with self.turn:
-            rest = self.selection.without(layer)
+            rest = self.selection - self.selection.only(layer)
             if rest != self.selection:
                 self._select(rest, f"{self.origin}, without layer {layer}")
             else:

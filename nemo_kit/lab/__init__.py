@@ -26,14 +26,12 @@ if TYPE_CHECKING:
 
     from nemo_kit.lab.copy_descriptor import Descriptor
     from nemo_kit.lab.recognition import Classifier
-    from nemo_kit.neurons import NeuronSet
 
 HERE = Path(__file__).parent
 MODEL = HERE / "model"
 DATA = HERE / "data"
 ROLES = ("verbatim", "template", "ladder", "non_memorized", "holdout")
 _TRUTH = ["planted", "logic", "strength"]
-
 
 #: Where the prompts of each embedded model lie: the same ones, with what was planted in it.
 TABLES = {"lab": DATA / "prompts.csv", "lab-flow": HERE / "flow" / "data" / "prompts.csv"}
