@@ -80,12 +80,14 @@ def random_model(
         denoiser = UNet2DConditionModel(**config).to(dtype)
     scheduler = DDIMScheduler(beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear")
     return StableDiffusion(
+        {
+            "unet": denoiser,
+            "text_encoder": nn.Identity(),
+            "tokenizer": object(),
+            "vae": nn.Identity(),
+            "scheduler": scheduler,
+        },
         name="random weights",
-        denoiser=denoiser,
-        text_encoder=nn.Identity(),
-        tokenizer=None,
-        vae=nn.Identity(),
-        scheduler=scheduler,
         device=device,
         dtype=dtype,
     )

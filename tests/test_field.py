@@ -298,12 +298,14 @@ def _put(folder: Path, name: str, text: str) -> Path:
 
 def _copy(model: DiffusionModel, denoiser: torch.nn.Module) -> DiffusionModel:
     return type(model)(
+        {
+            "unet": denoiser,
+            "text_encoder": model.text_encoder,
+            "tokenizer": model.tokenizer,
+            "vae": model.vae,
+            "scheduler": model.scheduler,
+        },
         name="copy",
-        denoiser=denoiser,
-        text_encoder=model.text_encoder,
-        tokenizer=model.tokenizer,
-        vae=model.vae,
-        scheduler=model.scheduler,
         device=model.device,
         dtype=model.dtype,
         calibration=model.calibration,

@@ -41,9 +41,7 @@ class Echo(nn.Module):
         super().__init__()
         self.says, self.size = says, size
 
-    def forward(
-        self, sample: Tensor, _timestep: Tensor, *, encoder_hidden_states: Tensor, **_: Any
-    ) -> tuple[Tensor]:
+    def forward(self, sample: Tensor, *, encoder_hidden_states: Tensor, **_: Any) -> tuple[Tensor]:
         """Sample and text [N, tokens, 16] -> ([N, 4, 16, 16],)."""
         text = encoder_hidden_states.float()
         said = {

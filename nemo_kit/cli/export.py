@@ -71,7 +71,7 @@ def export(
         folder = write(loaded, way, out, named, finish and finish(loaded))
     print(f"wrote {folder}" + (f", report: {folder / 'removal.html'}" if report else ""))
     index = read_json(folder / INDEX)
-    if lacking := [part for part in loaded.parts if part not in loaded.parts_in(index)]:
+    if lacking := [part for part in loaded.parts() if part not in loaded.parts_in(index)]:
         without = ", ".join(f"{part}=None" for part in lacking)
         print(f"in diffusers: {loaded.pipelines[0]}.from_pretrained({str(folder)!r}, {without})")
 

@@ -136,13 +136,13 @@ def _source_folder(model: DiffusionModel, place: Path, scratch: Path) -> Path:
 
     So it is for a checkpoint, a fused LoRA, and a model that shares parts with another.
     """
-    own = {name for name in model.parts if name not in model.optional}
+    own = {name for name in model.parts() if name not in model.optional}
     if model.lora is None and all((place / name).is_dir() for name in own):
         return place
     with opening.quiet():
         given = place, model.device, model.dtype, model.lora, model.config
-        family, parts = opening.open_parts(model.name, *given)
-        family.pipeline(parts).save_pretrained(scratch)
+        parts = opening.open_parts(type(model), model.name, *given)
+        model.pipeline(parts).save_pretrained(scratch)
     return scratch
 
 

@@ -149,4 +149,4 @@ def _candidate(run: Run, sample: int, number: int) -> Tensor:
     if number == 0:
         return own
     drawn = normal(tuple(own.shape), "SAIL", run.prompts[sample], run.seeds[sample], number)
-    return drawn.to(own) * run.model.scheduler.init_noise_sigma
+    return drawn.to(own)

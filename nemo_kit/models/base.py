@@ -5,11 +5,12 @@ layers) is a family's own file.
 Source: "Finding NeMo" (arXiv 2406.02366), section 2 (the model's parts) and 4 (settings).
 """
 
+import re
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Mapping, Sequence
 from inspect import signature
 from pathlib import Path
-from typing import Any, ClassVar, Self, get_args
+from typing import Any, ClassVar, get_args
 
 import numpy as np
 import torch
@@ -18,7 +19,7 @@ from torch import Tensor, nn
 from nemo_kit.calibration import Calibration
 from nemo_kit.checks import HALF_PRECISION, check_choice, check_seeds, check_texts
 from nemo_kit.hooks import calling, capture
-from nemo_kit.layers import Projection, block_layers
+from nemo_kit.layers import Projection, block_layers, key_layers, searched, value_layers
 from nemo_kit.memory import BatchSize
 from nemo_kit.models import schedulers
 from nemo_kit.models.lora import Lora
@@ -27,6 +28,7 @@ from nemo_kit.settings import Noise
 
 _IMAGES_AT_ONCE = 8
 _TEXTS_AT_ONCE = 64
+_PART = re.compile("scheduler|unet|transformer|vae|(text_encoder|tokenizer)(_[23])?")
 STANDARDIZED = {"latents_mean": "latents that are standardized by channel"}  # a VAE's
 _ACTIVATION_SEED = 0  # of the noise under which values are read that depend on the image
 
@@ -34,8 +36,8 @@ _ACTIVATION_SEED = 0  # of the noise under which values are read that depend on 
 class DiffusionModel(ABC):
     """A text-to-image model behind the few operations the method needs; `load` makes one.
 
-    A family is one file: it names its pipeline classes, the parts it needs of them and the settings
-    of parts that it can't serve, and defines what is abstract here.
+    A family is one file: it names its pipeline classes, of which the first says its parts, and the
+    settings of parts that it can't serve, and defines what is abstract here.
     Attributes: `value_layers`, `key_layers` (all), `searched` (the value layers in which NeMo
     looks, the first n; may be set), `calibration` (or None), `guidance` (of its images: what the
     folder says, else the family's), `settings` (others that results depend on), `samples_evaluated`
@@ -44,16 +46,15 @@ class DiffusionModel(ABC):
     """
 
     pipelines: ClassVar[tuple[str, ...]]
-    # name -> classes that model_index.json may say, the one that is opened first
-    parts: ClassVar[Mapping[str, tuple[str, ...]]]
     # part -> setting -> what the part reads or gives where that is set, and no model here does
     foreign: ClassVar[Mapping[str, Mapping[str, str]]]
     optional: ClassVar[frozenset[str]] = frozenset()  # parts that a folder may lack
     denoising: ClassVar[str] = "transformer"  # the part that denoises
-    # setting of that part -> "part.setting" of another, which must be the same
+    # setting of that part -> "part.setting" of another, or some joined by " + ", that it equals
     fits: ClassVar[Mapping[str, str]] = {}
     packed: ClassVar[int] = 1  # channels of its input for each of a latent
-    blocks: ClassVar[tuple[str, ...]] = ()  # its value projections: see `layers.block_layers`
+    # its value projections: see `layers.block_layers`; without any it is a U-Net
+    blocks: ClassVar[tuple[str, ...]] = ()
     flow: ClassVar[bool] = False  # whether it is trained on a rectified flow, not as DDIM runs it
     usual_guidance: ClassVar[float] = 7.0  # of the paper; else of the family's own pipeline
     adjustable: ClassVar[frozenset[str]] = frozenset()  # settings that nemo/generation.json may say
@@ -68,13 +69,9 @@ class DiffusionModel(ABC):
 
     def __init__(
         self,
+        parts: Mapping[str, Any],
         *,
         name: str,
-        denoiser: nn.Module,
-        text_encoder: nn.Module,
-        tokenizer: Any | Mapping[str, Any],
-        vae: nn.Module,
-        scheduler: Any,
         device: torch.device,
         dtype: torch.dtype,
         revision: str | None = None,
@@ -86,18 +83,20 @@ class DiffusionModel(ABC):
     ) -> None:
         self.guidance, self.settings = guidance, dict(settings or {})
         self.name, self.revision, self.lora, self.config = name, revision, lora, config
-        self.denoiser, self.text_encoder, self.vae = denoiser, text_encoder, vae
-        several = isinstance(tokenizer, Mapping)
-        self.tokenizers = dict(tokenizer) if several else {"tokenizer": tokenizer}
-        self.tokenizer, self.scheduler = next(iter(self.tokenizers.values())), scheduler
+        there = {part: one for part, one in parts.items() if one is not None}
+        self.denoiser, self.vae = there[self.denoising], there["vae"]
+        encoders = {part: one for part, one in there.items() if part.startswith("text_encoder")}
+        self.text_encoder: nn.Module = nn.ModuleDict(encoders)
+        self.tokenizers = {part: one for part, one in there.items() if part.startswith("tokenizer")}
+        self.tokenizer, self.scheduler = self.tokenizers["tokenizer"], there["scheduler"]
         self.device, self.dtype = device, dtype
         self.calibration = calibration
         self.samples_evaluated = 0
-        self.value_layers, self.key_layers, self._searched = self.find_layers(denoiser)
+        self.value_layers, self.key_layers, self._searched = self.find_layers(self.denoiser)
         if "searched" in self.settings:
             self.searched = self.value_layers[: self.settings["searched"]]
         self.offloaded: dict[str, Tensor] = {}  # the denoiser's weights, where it doesn't hold them
-        for module in (denoiser, text_encoder, vae):
+        for module in (self.denoiser, self.text_encoder, self.vae):
             module.eval().requires_grad_(False)
 
     def __repr__(self) -> str:
@@ -105,25 +104,34 @@ class DiffusionModel(ABC):
         return f"{type(self).__name__}({self.name!r}, {self.device}, {self.dtype}{fused})"
 
     @classmethod
+    def parts(cls) -> dict[str, str]:
+        """What is fetched and opened of such a pipeline, and as which classes: its own say so."""
+        import diffusers
+
+        told = signature(getattr(diffusers, cls.pipelines[0]).__init__).parameters
+        kinds = {name: get_args(one.annotation) or [one.annotation] for name, one in told.items()}
+        return {n: plain(kinds[n][0].__name__) for n in kinds if _PART.fullmatch(n)}
+
+    @classmethod
     def open(cls, folder: Path, index: Mapping[str, Any], dtype: torch.dtype) -> dict[str, Any]:
         """The parts of a diffusers folder by name, on the CPU; ValueError names what is wrong."""
         named = {part: index[part][1] for part in cls.parts_in(index) if part in index}
-        parts: dict[str, Any] = dict.fromkeys(cls.parts)
+        parts: dict[str, Any] = dict.fromkeys(cls.parts())
         for part, kind in named.items():
             if part == "scheduler":
                 files_of(folder, part)
                 config = read_json(folder / part / "scheduler_config.json")
                 parts[part] = cls.schedule(config, kind)
             else:
-                first = cls.parts[part][0]
-                parts[part] = open_part(folder, part, first, dtype, cls.check_config)
+                foreign = cls.foreign.get(part, {})
+                parts[part] = open_part(folder, part, plain(kind), dtype, foreign)
         return parts
 
     @classmethod
     def parts_in(cls, index: Mapping[str, Any]) -> list[str]:
         """The parts that a pipeline has, by its model_index.json: all, or those not optional."""
         lacking = {part for part in cls.optional if index.get(part) in (None, [None, None])}
-        return [part for part in cls.parts if part not in lacking]
+        return [part for part in cls.parts() if part not in lacking]
 
     @classmethod
     def schedule(cls, config: Mapping[str, Any], named: str | None) -> Any:
@@ -136,14 +144,6 @@ class DiffusionModel(ABC):
         from nemo_kit.models import flow
 
         return flow.read(config, named)
-
-    @classmethod
-    def check_config(cls, part: str, config: Mapping[str, Any]) -> None:
-        """Raise ValueError for a part of another kind of model, by the setting that says so."""
-        for name, what in cls.foreign.get(part, {}).items():
-            value = config.get(name)
-            if value is not None and value is not False:
-                raise ValueError(f"{part}: {name} = {value!r:.40} means {what}; not supported")
 
     @classmethod
     def pipeline(cls, parts: Mapping[str, Any]) -> Any:
@@ -163,32 +163,32 @@ class DiffusionModel(ABC):
         """Raise ValueError where the parts don't fit one another or the family."""
         own, latents = parts[cls.denoising].config, parts["vae"].config.latent_channels
         pairs = {"in_channels": (own.in_channels, cls.packed * latents)}
-        for name, other in cls.fits.items():
-            part, setting = other.split(".")
-            pairs[name] = getattr(own, name), getattr(parts[part].config, setting)
+        for name, others in cls.fits.items():
+            settings = [other.split(".") for other in others.split(" + ")]
+            if all(parts[part] for part, _ in settings):
+                there = sum(getattr(parts[part].config, setting) for part, setting in settings)
+                pairs[name] = getattr(own, name), there
         check_pairs(cls.denoising, pairs)
-
-    @classmethod
-    def assemble(cls, parts: Mapping[str, Any], **about: Any) -> Self:
-        """The model of these parts."""
-        there = {name: part for name, part in parts.items() if part is not None}
-        encoders = {n: part for n, part in there.items() if n.startswith("text_encoder")}
-        return cls(
-            denoiser=there[cls.denoising],
-            text_encoder=nn.ModuleDict(encoders),
-            tokenizer={n: part for n, part in there.items() if n.startswith("tokenizer")},
-            vae=there["vae"],
-            scheduler=there["scheduler"],
-            **about,
-        )
+        for name in (name for name in parts if name.startswith("tokenizer") and parts[name]):
+            words = len(parts[name])
+            known = parts[name.replace("tokenizer", "text_encoder")].config.vocab_size
+            if words > known:
+                raise ValueError(
+                    f"{name}: {words} tokens, its text encoder knows {known}: is it another "
+                    "model's?"
+                )
 
     @classmethod
     def find_layers(cls, denoiser: nn.Module) -> tuple[tuple[Projection, ...], ...]:
         """All value projections, all key projections, and the value projections that are searched.
 
-        By default those in `blocks`, of which the first name's are searched.
+        Those in `blocks`, of which the first name's are searched; of a U-Net those of `attn2`, of
+        which the ones in down and mid blocks are, as in the paper.
         Raises ValueError where the denoiser has none, or some that can't be placed.
         """
+        if not cls.blocks:
+            found = value_layers(denoiser)
+            return found, key_layers(denoiser), searched(found)
         keys = [n.replace("to_v", "to_k").replace("add_v", "add_k") for n in cls.blocks]
         values = block_layers(denoiser, "value", *cls.blocks)
         first = block_layers(denoiser, "value", cls.blocks[0])
@@ -242,7 +242,7 @@ class DiffusionModel(ABC):
     def noise(self, seeds: Iterable[int], kind: Noise = "per seed") -> Tensor:
         """Initial noise x_T from generators on the CPU.
 
-        Returns [N, C, H, W], float32, on the model's device, scaled as its scheduler wants it.
+        Returns [N, C, H, W], float32, on the model's device.
         Parameters: `kind`, "per seed" (a generator each: a seed's noise does not depend on the
         others) or "one generator" (one draw of all N from a generator with the first seed; the
         others number its draws, so they must follow it: 1, 2, … 10 is the released code's seed 1
@@ -261,7 +261,7 @@ class DiffusionModel(ABC):
                 "seeds must follow one another (1, 2, 3, …) where all noise comes from one "
                 f"generator, got {numbers!r:.80}"
             )
-        return drawn.to(self.device) * self.scheduler.init_noise_sigma
+        return drawn.to(self.device)
 
     def timesteps(self, steps: int) -> Tensor:
         """The scheduler's timesteps for that many DDIM steps, noisiest first: [steps]."""
@@ -286,10 +286,9 @@ class DiffusionModel(ABC):
                 f"latents must be [N, {', '.join(map(str, self.latent_shape))}] for N embeddings, "
                 f"got {list(latents.shape)} for {len(embeddings)}"
             )
-        scaled = self.scheduler.scale_model_input(latents, timestep).to(self.dtype)
         with calling(self.denoiser):
             output = self._forward(
-                scaled,
+                latents.to(self.dtype),
                 torch.as_tensor(timestep, device=self.device),
                 getattr(embeddings, "tokens", embeddings).to(self.device, self.dtype),
                 **{name: more[name].to(self.device) for name in self.beside},
@@ -297,10 +296,18 @@ class DiffusionModel(ABC):
         self.samples_evaluated += len(latents)
         return output.float()
 
-    @abstractmethod
     def _forward(
         self, latents: Tensor, timestep: Tensor, tokens: Tensor, **beside: Tensor
-    ) -> Tensor: ...
+    ) -> Tensor:
+        """The denoiser's output, without a variance that it learned beside it."""
+        timesteps = timestep.expand(len(latents))
+        given = {"timestep": timesteps, **self._arguments(latents, timesteps, **beside)}
+        call = self.denoiser(latents, encoder_hidden_states=tokens, return_dict=False, **given)
+        return call[0][:, : latents.shape[1]]
+
+    def _arguments(self, latents: Tensor, timesteps: Tensor, **beside: Tensor) -> dict[str, Any]:
+        """What the denoiser is called with besides latents, tokens and `timesteps`, [N], as is."""
+        return {}
 
     def predict_compared(
         self, latents: Tensor, timestep: Tensor | int, embeddings: Tensor
@@ -315,8 +322,7 @@ class DiffusionModel(ABC):
 
     def as_compared(self, output: Tensor, latents: Tensor, timestep: Tensor | int) -> Tensor:
         """What `predict_compared` gives, of an output of `predict` for these latents."""
-        flow = schedulers.is_flow(self.scheduler)
-        return output if flow else self.as_noise(output, latents, timestep)
+        return output if self.flow else self.as_noise(output, latents, timestep)
 
     def predict_noise(self, latents: Tensor, timestep: Tensor | int, embeddings: Tensor) -> Tensor:
         """The predicted noise ε_θ(x, t, y), also for models trained to predict v or x_0.
@@ -329,8 +335,21 @@ class DiffusionModel(ABC):
         return self.as_noise(self.predict(latents, timestep, embeddings), latents, timestep)
 
     def as_noise(self, output: Tensor, latents: Tensor, timestep: Tensor | int) -> Tensor:
-        """The noise ε behind an output of `predict` for these latents: [N, C, H, W]."""
-        return schedulers.as_noise(self.scheduler, output, latents, timestep)
+        """The noise ε behind an output of `predict` for these latents: [N, C, H, W].
+
+        Source: with a = ᾱ_t, ε = √a·v + √(1−a)·x, and ε = (x − √a·x_0)/√(1−a); of a flow's
+        velocity, ε = x + (1 − σ)·v, which at σ = 1 is x whatever the text.
+        """
+        kind = self.scheduler.config.prediction_type
+        if kind == "epsilon":
+            return output
+        if self.flow:
+            return latents.float() + (1 - self.scheduler.sigma(timestep, output)) * output
+        places = torch.as_tensor(timestep).long().cpu().reshape(-1, 1, 1, 1)
+        kept = self.scheduler.alphas_cumprod[places].to(output)  # [1 or N, 1, 1, 1]
+        if kind == "v_prediction":
+            return kept**0.5 * output + (1 - kept) ** 0.5 * latents.float()
+        return (latents.float() - kept**0.5 * output) / (1 - kept) ** 0.5
 
     def decode(self, latents: Tensor) -> np.ndarray:
         """Images of final latents: uint8 [N, H, W, 3].
@@ -414,6 +433,11 @@ def check_pairs(part: str, pairs: Mapping[str, tuple[Any, Any]]) -> None:
                 f"{part}: {name} = {own}, the others have {other}: are they parts of one model, "
                 "and of one that draws from text alone?"
             )
+
+
+def plain(kind: str) -> str:
+    """The class that is opened for one that a pipeline or its index names."""
+    return kind.removesuffix("Fast").replace("PreTrainedModel", "Model")
 
 
 def _drawn(shape: tuple[int, ...], seed: int) -> Tensor:

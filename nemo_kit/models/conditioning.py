@@ -57,25 +57,21 @@ class Conditioning(Tensor):
             own = args[0] if args and isinstance(args[0], cls) else None
             if own is None or func.__name__ not in _MOVING | _KEEPING or not hasattr(own, "beside"):
                 return found
-            if func.__name__ in _KEEPING:
-                kept = found.ndim == 3 and len(found) == len(own)
-                return cls.of(found, **_on(own.beside, found)) if kept else found
-            numbers = torch.arange(len(own))[:, None, None]
-            return _picked(found, func(numbers, *args[1:], **named), own.beside)
-
-
-def _on(beside: Mapping[str, Tensor], found: Tensor) -> dict[str, Tensor]:
-    return {name: value.to(found.device) for name, value in beside.items()}
+            places = torch.arange(len(own))[:, None, None]
+            if func.__name__ in _MOVING:
+                places = func(places, *args[1:], **named)
+            return _picked(found, places, own.beside)
 
 
 def _picked(found: Any, places: Any, beside: Mapping[str, Tensor]) -> Any:
     """The result with the rest of the samples that it holds; `places` tells their numbers."""
     if isinstance(found, (tuple, list)):
         return tuple(_picked(*one, beside) for one in zip(found, places, strict=True))
-    if found.ndim != 3:
+    if found.ndim != 3 or len(found) != len(places):
         return found
     rows = places[:, 0, 0]
-    return Conditioning.of(found, **{name: value[rows] for name, value in beside.items()})
+    kept = {name: value[rows].to(found.device) for name, value in beside.items()}
+    return Conditioning.of(found, **kept)
 
 
 def _joined(found: Tensor, tensors: Iterable[Tensor], dim: int = 0) -> Tensor:

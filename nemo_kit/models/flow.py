@@ -27,17 +27,16 @@ _OTHERS = {
 class FlowSchedule(FlowMatchEulerDiscreteScheduler):
     """A rectified flow's noise levels, timesteps and Euler steps.
 
-    Parameters: `image_tokens`, on which a dynamic shift depends; `even`, whether the levels before
-    the shift are 1, 1 − 1/n, … 1/n (FLUX) and not those from the largest to the smallest trained
-    (Stable Diffusion 3); `options`, those of diffusers' class.
+    Attributes, which a family sets: `image_tokens`, on which a dynamic shift depends; `even`,
+    whether the levels before the shift are 1, 1 − 1/n, … 1/n (FLUX) and not those from the largest
+    to the smallest trained (Stable Diffusion 3).
     """
 
-    init_noise_sigma = 1.0
+    image_tokens, even = 0, False
 
-    def __init__(self, image_tokens: int = 0, even: bool = False, **options: Any) -> None:
+    def __init__(self, **options: Any) -> None:
         super().__init__(**options)
         self.register_to_config(prediction_type="flow_prediction")
-        self.image_tokens, self.even = image_tokens, even
 
     def set_timesteps(self, steps: int, device: Any = None) -> None:  # type: ignore[override]
         """The noise levels of that many steps."""
@@ -55,10 +54,6 @@ class FlowSchedule(FlowMatchEulerDiscreteScheduler):
         slope = (told.max_shift - told.base_shift) / span
         return told.base_shift + slope * (self.image_tokens - told.base_image_seq_len)
 
-    def scale_model_input(self, latents: Tensor, timestep: Tensor | int) -> Tensor:
-        """The latents as they are."""
-        return latents
-
     def sigma(self, timestep: Tensor | float, like: Tensor) -> Tensor:
         """σ at one timestep or [N] of them, [1 or N, 1, 1, 1] where `like` is."""
         places = torch.as_tensor(timestep, dtype=torch.float32, device=like.device)
@@ -68,10 +63,6 @@ class FlowSchedule(FlowMatchEulerDiscreteScheduler):
         """x at the timesteps: (1 − σ)·x_0 + σ·ε."""
         level = self.sigma(timestep, clean)
         return (1 - level) * clean + level * noise
-
-    def as_noise(self, output: Tensor, latents: Tensor, timestep: Tensor | int) -> Tensor:
-        """The noise behind a velocity: ε = x + (1 − σ)·v, which at σ = 1 is x whatever the text."""
-        return latents.float() + (1 - self.sigma(timestep, output)) * output
 
     @property
     def alphas_cumprod(self) -> Tensor:

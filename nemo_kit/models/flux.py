@@ -36,15 +36,6 @@ class Flux(DiffusionModel):
     """
 
     pipelines = ("FluxPipeline", "FluxImg2ImgPipeline")
-    parts: ClassVar[Mapping[str, tuple[str, ...]]] = {
-        "scheduler": ("FlowMatchEulerDiscreteScheduler",),
-        "text_encoder": ("CLIPTextModel",),
-        "text_encoder_2": ("T5EncoderModel",),
-        "tokenizer": ("CLIPTokenizer", "CLIPTokenizerFast"),
-        "tokenizer_2": ("T5Tokenizer", "T5TokenizerFast"),
-        "transformer": ("FluxTransformer2DModel",),
-        "vae": ("AutoencoderKL",),
-    }
     foreign: ClassVar[Mapping[str, Mapping[str, str]]] = {"vae": STANDARDIZED}
     fits: ClassVar[Mapping[str, str]] = {
         "pooled_projection_dim": "text_encoder.hidden_size",
@@ -63,8 +54,8 @@ class Flux(DiffusionModel):
     values_of_text = False
     beside = ("pooled",)
 
-    def __init__(self, **parts: Any) -> None:
-        super().__init__(**parts)
+    def __init__(self, parts: Mapping[str, Any], **about: Any) -> None:
+        super().__init__(parts, **about)
         self.value_layers = self._marked(self.value_layers)
         self.key_layers = self._marked(self.key_layers)
         height, width = self.latent_shape[1:]
@@ -90,31 +81,30 @@ class Flux(DiffusionModel):
 
     def _embed(self, texts: list[str]) -> Tensor:
         """T5's last states, and CLIP's pooled output."""
-        t5 = self.text_encoder["text_encoder_2"], self.tokenizers["tokenizer_2"]
-        states, _ = encoded(*t5, texts, self._length, self.device, masked=False)
-        tokenizer = self.tokenizers["tokenizer"]
-        ids = tokenized(tokenizer, texts, tokenizer.model_max_length).input_ids.to(self.device)
+        states, _ = encoded(self, "_2", texts, self._length, masked=False)
+        length = self.tokenizer.model_max_length
+        ids = tokenized(self.tokenizer, texts, length).input_ids.to(self.device)
         pooled = self.text_encoder["text_encoder"](ids).pooler_output
         return Conditioning.of(states, pooled=pooled)
 
     def _forward(
         self, latents: Tensor, timestep: Tensor, tokens: Tensor, **beside: Tensor
     ) -> Tensor:
+        """Of 2 × 2 latents as one token each, as the denoiser takes them."""
         count, channels, height, width = latents.shape
         halved = latents.reshape(count, channels, height // 2, 2, width // 2, 2)
         packed = halved.permute(0, 2, 4, 1, 3, 5).flatten(3).flatten(1, 2)
-        rows, columns = torch.arange(height // 2), torch.arange(width // 2)
-        places = torch.cartesian_prod(torch.zeros(1), rows.float(), columns.float()).to(latents)
-        told = latents.new_full((count,), DISTILLED)
-        output = self.denoiser(
-            packed,
-            encoder_hidden_states=tokens,
-            pooled_projections=beside["pooled"].to(self.dtype),
-            timestep=timestep.expand(count) / 1000,
-            img_ids=places,
-            txt_ids=latents.new_zeros(tokens.shape[1], 3),
-            guidance=told if self.denoiser.config.guidance_embeds else None,
-            return_dict=False,
-        )[0]
+        output = super()._forward(packed, timestep, tokens, **beside)
         square = output.reshape(count, height // 2, width // 2, channels, 2, 2)
         return square.permute(0, 3, 1, 4, 2, 5).reshape(latents.shape)
+
+    def _arguments(self, latents: Tensor, timesteps: Tensor, **beside: Tensor) -> dict[str, Any]:
+        rows, columns = (torch.arange(side // 2.0) for side in self.latent_shape[1:])
+        told = latents.new_full((len(latents),), DISTILLED)
+        return {
+            "timestep": timesteps / 1000,
+            "pooled_projections": beside["pooled"].to(self.dtype),
+            "img_ids": torch.cartesian_prod(torch.zeros(1), rows, columns).to(latents),
+            "txt_ids": latents.new_zeros(self._length, 3),
+            "guidance": told if self.denoiser.config.guidance_embeds else None,
+        }

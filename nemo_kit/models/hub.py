@@ -5,8 +5,7 @@ model's family needs is taken: no code, no safety checker, no second copy of the
 """
 
 import sys
-from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +13,7 @@ from nemo_kit.files import file_digest, folder_digest
 from nemo_kit.keys import PACKAGE, value_digest
 
 EMBEDDED = {"lab": "model", "lab-flow": "flow"}  # name -> folder in nemo_kit/lab
+INDEX = "model_index.json"
 _WEIGHTS = (".json", ".txt", ".safetensors", ".bin")
 
 
@@ -27,13 +27,35 @@ def fetch(name: str, revision: str | None = None, weights: bool = True) -> tuple
     Raises ValueError for a pipeline of a family that is not supported, where the hub has no such
     model or wants a login, or can't be reached and the files are not here.
     """
+    from huggingface_hub import hf_hub_download, snapshot_download, try_to_load_from_cache
+    from huggingface_hub.constants import HF_HUB_CACHE
+
+    from nemo_kit.models.parts import opening, read_json
+
+    folder, info = _ask(name, revision)
+    if info is None:
+        return folder, folder.name
+    sizes = {file.rfilename: file.size or 0 for file in info.siblings}
     try:
-        with _plainly(name, revision):
-            return _download(name, revision, _info(name, revision), weights)
+        with opening(name):
+            if INDEX not in sizes:
+                raise ValueError(f"it is no diffusers pipeline: it has no {INDEX}")
+            index = read_json(Path(hf_hub_download(name, INDEX, revision=info.sha)))
+            files = needed(index, sizes, weights)
+        cached = {n: try_to_load_from_cache(name, n, revision=info.sha) for n in files}
+        missing = {n: size for n, size in files.items() if not isinstance(cached[n], str)}
+        if missing:
+            largest = ", ".join(sorted(missing, key=sizes.__getitem__, reverse=True)[:3])
+            print(
+                f"downloading {name} (commit {info.sha[:12]}): "
+                f"{sum(missing.values()) / 1e9:.2f} GB in {len(missing)} files, the largest "
+                f"{largest}, into {HF_HUB_CACHE}",
+                file=sys.stderr, flush=True,
+            )  # fmt: skip
+        folder = Path(snapshot_download(name, revision=revision, allow_patterns=list(files)))
     except _unreachable() as error:
-        if folder := local(name, revision):
-            return folder, folder.name
-        raise _nowhere(name, error) from error
+        raise _refusal(name, revision, error) from error
+    return folder, folder.name
 
 
 def lacking(name: str, revision: str | None, notes: Iterable[str]) -> list[str]:
@@ -42,24 +64,49 @@ def lacking(name: str, revision: str | None, notes: Iterable[str]) -> list[str]:
     Nothing is downloaded. Parameters: `name`, a folder, a checkpoint, or as `revision` in `fetch`;
     `notes`, names of files. Raises ValueError as `fetch` does.
     """
-    if (place := Path(name)).exists():
-        return [file for file in notes if not (notes_folder(place) / file).is_file()]
-    try:
-        with _plainly(name, revision):
-            info = _info(name, revision)
-        folder, there = local(name, info.sha), {file.rfilename for file in info.siblings}
-    except _unreachable() as error:
-        if not (folder := local(name, revision)):
-            raise _nowhere(name, error) from error
-        there = set()
-    here = folder and notes_folder(folder)
+    place, info = (Path(name), None) if Path(name).exists() else _ask(name, revision)
+    there = {file.rfilename for file in info.siblings} if info else set()
+    here = place and notes_folder(place)
     return [n for n in notes if f"nemo/{n}" not in there and not (here and (here / n).is_file())]
 
 
-def _info(name: str, revision: str | None) -> Any:
-    from huggingface_hub import HfApi
+def _ask(name: str, revision: str | None) -> tuple[Any, Any]:
+    """Where a model of the hub lies here, and what the hub says of it; one of them may be None.
 
-    return HfApi().model_info(name, revision=revision, files_metadata=True, timeout=20)
+    Raises ValueError where the hub refuses, or can't be reached and the model is not here.
+    """
+    from huggingface_hub import HfApi
+    from huggingface_hub.errors import RepositoryNotFoundError, RevisionNotFoundError
+
+    try:
+        info = HfApi().model_info(name, revision=revision, files_metadata=True, timeout=20)
+        return local(name, info.sha), info
+    except _unreachable() as error:
+        refused = isinstance(error, (RepositoryNotFoundError, RevisionNotFoundError))
+        folder = None if refused else local(name, revision)
+        if folder is None:
+            raise _refusal(name, revision, error) from error
+        return folder, None
+
+
+def _refusal(name: str, revision: str | None, error: Exception) -> ValueError:
+    """What the hub says, in words."""
+    from huggingface_hub.errors import GatedRepoError, RepositoryNotFoundError
+    from huggingface_hub.errors import RevisionNotFoundError as NoRevision
+
+    if isinstance(error, GatedRepoError):
+        at = f"https://huggingface.co/{name}"
+        told = f"accept its licence at {at}, then log in with `hf auth login`"
+    elif isinstance(error, (RepositoryNotFoundError, NoRevision)):
+        at = f" at revision {revision!r}" if revision else ""
+        told = f"the hub has no such model{at}, or it wants a login"
+    else:
+        told = (
+            "it is not on this machine, or not whole, and the hub can't be reached "
+            f"({type(error).__name__}). Where there is a network, `hf download {name}` fetches it; "
+            "a folder with a diffusers model does as well"
+        )
+    return ValueError(f"name: {name!r} could not be opened: {told}")
 
 
 def _unreachable() -> tuple[type[Exception], ...]:
@@ -70,39 +117,11 @@ def _unreachable() -> tuple[type[Exception], ...]:
     return ConnectionError, TimeoutError, HTTPError, HfHubHTTPError, LocalEntryNotFoundError
 
 
-@contextmanager
-def _plainly(name: str, revision: str | None) -> Iterator[None]:
-    """What the hub refuses, in words."""
-    from huggingface_hub.errors import GatedRepoError, RepositoryNotFoundError
-    from huggingface_hub.errors import RevisionNotFoundError as NoRevision
-
-    try:
-        yield
-    except GatedRepoError as error:
-        raise ValueError(
-            f"name: {name!r} could not be opened: accept its licence at "
-            f"https://huggingface.co/{name}, then log in with `hf auth login`"
-        ) from error
-    except (RepositoryNotFoundError, NoRevision) as error:
-        raise ValueError(
-            f"name: {name!r} could not be opened: the hub has no such model"
-            f"{f' at revision {revision!r}' if revision else ''}, or it wants a login"
-        ) from error
-
-
-def _nowhere(name: str, error: Exception) -> ValueError:
-    return ValueError(
-        f"name: {name!r} could not be opened: it is not on this machine, and the hub can't be "
-        f"reached ({type(error).__name__}). Where there is a network, `hf download {name}` "
-        "fetches it; a folder with a diffusers model does as well"
-    )
-
-
 def local(name: str, revision: str | None = None) -> Path | None:
     """The folder of a hub model that is on this machine; None where there is none."""
     from huggingface_hub import try_to_load_from_cache
 
-    found = try_to_load_from_cache(name, "model_index.json", revision=revision or "main")
+    found = try_to_load_from_cache(name, INDEX, revision=revision or "main")
     return Path(found).parent if isinstance(found, str) else None
 
 
@@ -126,12 +145,12 @@ def digest(name: str, revision: str | None = None) -> str:
         return value_digest([folder_digest(PACKAGE / "lab" / part) for part in parts])
     if place.is_dir():
         return folder_digest(place, _WEIGHTS)
-    there = None if place.is_file() else local(name, revision)
-    notes = notes_folder(place) if place.is_file() else there and notes_folder(there)
+    there = place if place.is_file() else local(name, revision)
+    commit = there.name if there else revision or "main"
+    what = [file_digest(place)] if place.is_file() else [name, commit]
+    notes = there and notes_folder(there)
     own = [folder_digest(notes)] if notes and notes.is_dir() else []
-    if place.is_file():
-        return value_digest([file_digest(place), *own])
-    return value_digest([name, there.name if there else revision or "main", *own])
+    return value_digest([*what, *own])
 
 
 def needed(
@@ -144,46 +163,12 @@ def needed(
     Parameters: `index`, the content of model_index.json; `sizes`, of all files of the repository.
     Raises ValueError for another family, and where a part lacks what it is opened from.
     """
-    from nemo_kit.models.families import INDEX, family_of
-    from nemo_kit.models.parts import WITHOUT_WEIGHTS, needed, settings_of
+    from nemo_kit.models.families import family_of
+    from nemo_kit.models.parts import needed
 
     chosen = [name for name in sizes if name == INDEX or name.startswith("nemo/")]
     for part in family_of(index).parts_in(index):
         names = {n.removeprefix(f"{part}/") for n in sizes if n.startswith(f"{part}/")}
         names = {name for name in names if "/" not in name}
-        kept = needed(part, names) if weights or part in WITHOUT_WEIGHTS else settings_of(names)
-        chosen += [f"{part}/{name}" for name in kept]
+        chosen += [f"{part}/{name}" for name in needed(part, names, weights)]
     return {name: sizes[name] for name in chosen}
-
-
-def _download(name: str, revision: str | None, info: Any, weights: bool) -> tuple[Path, str]:
-    from huggingface_hub import hf_hub_download, snapshot_download, try_to_load_from_cache
-
-    from nemo_kit.models.families import INDEX
-    from nemo_kit.models.parts import read_json
-
-    sizes = {file.rfilename: file.size or 0 for file in info.siblings}
-    if INDEX not in sizes:
-        raise ValueError(f"name: {name!r} is no diffusers pipeline: it has no {INDEX}")
-    index = read_json(Path(hf_hub_download(name, INDEX, revision=info.sha)))
-    try:
-        files = needed(index, sizes, weights)
-    except ValueError as error:
-        raise ValueError(f"name: {name!r} could not be opened: {error}") from error
-    cached = {n: try_to_load_from_cache(name, n, revision=info.sha) for n in files}
-    missing = {n: size for n, size in files.items() if not isinstance(cached[n], str)}
-    if missing:
-        print(_told(name, info.sha, missing), file=sys.stderr, flush=True)
-    folder = Path(snapshot_download(name, revision=revision, allow_patterns=list(files)))
-    return folder, folder.name
-
-
-def _told(name: str, commit: str, files: Mapping[str, int]) -> str:
-    from huggingface_hub.constants import HF_HUB_CACHE
-
-    size = sum(files.values()) / 1e9
-    largest = ", ".join(sorted(files, key=files.__getitem__, reverse=True)[:3])
-    return (
-        f"downloading {name} (commit {commit[:12]}): {size:.2f} GB in {len(files)} files, "
-        f"the largest {largest}, into {HF_HUB_CACHE}"
-    )

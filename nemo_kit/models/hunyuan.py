@@ -12,7 +12,6 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
-from nemo_kit.models import schedulers
 from nemo_kit.models.base import STANDARDIZED, DiffusionModel
 from nemo_kit.models.conditioning import Conditioning
 from nemo_kit.models.texts import encoded
@@ -24,15 +23,6 @@ class HunyuanDiT(DiffusionModel):
     """HunyuanDiT 1.x, run as DDIM; the learned variance is split off."""
 
     pipelines = ("HunyuanDiTPipeline",)
-    parts: ClassVar[Mapping[str, tuple[str, ...]]] = {
-        "scheduler": tuple(sorted(schedulers.SAME_PROCESS)),
-        "text_encoder": ("BertModel",),
-        "text_encoder_2": ("T5EncoderModel",),
-        "tokenizer": ("BertTokenizer", "BertTokenizerFast"),
-        "tokenizer_2": ("T5Tokenizer", "T5TokenizerFast"),
-        "transformer": ("HunyuanDiT2DModel",),
-        "vae": ("AutoencoderKL",),
-    }
     foreign: ClassVar[Mapping[str, Mapping[str, str]]] = {"vae": STANDARDIZED}
     fits: ClassVar[Mapping[str, str]] = {
         "cross_attention_dim": "text_encoder.hidden_size",
@@ -46,13 +36,9 @@ class HunyuanDiT(DiffusionModel):
 
     def _embed(self, texts: list[str]) -> Tensor:
         """BERT's last states; beside them T5's, and which tokens of each are no padding."""
-        config, found = self.denoiser.config, []
-        lengths = {"": config.text_len, "_2": config.text_len_t5}
-        for which, length in lengths.items():
-            encoder = self.text_encoder[f"text_encoder{which}"]
-            tokenizer = self.tokenizers[f"tokenizer{which}"]
-            found += encoded(encoder, tokenizer, texts, length, self.device)
-        bert, attended, t5, t5_attended = found
+        config = self.denoiser.config
+        bert, attended = encoded(self, "", texts, config.text_len)
+        t5, t5_attended = encoded(self, "_2", texts, config.text_len_t5)
         return Conditioning.of(bert, attended=attended, t5=t5, t5_attended=t5_attended)
 
     def _value_inputs(self, embeddings: Tensor) -> Tensor:
@@ -63,27 +49,19 @@ class HunyuanDiT(DiffusionModel):
         attended = torch.cat([beside["attended"], beside["t5_attended"]], dim=1)
         return torch.where(attended[:, :, None], both, self.denoiser.text_embedding_padding)
 
-    def _forward(
-        self, latents: Tensor, timestep: Tensor, tokens: Tensor, **beside: Tensor
-    ) -> Tensor:
-        count = len(latents)
-        given: dict[str, Any] = {}
+    def _arguments(self, latents: Tensor, timesteps: Tensor, **beside: Tensor) -> dict[str, Any]:
+        given: dict[str, Any] = {
+            "timestep": timesteps.to(self.dtype),
+            "text_embedding_mask": beside["attended"],
+            "encoder_hidden_states_t5": beside["t5"].to(self.dtype),
+            "text_embedding_mask_t5": beside["t5_attended"],
+            "image_rotary_emb": self._places(latents.device),
+        }
         if self.denoiser.config.use_style_cond_and_image_meta_size:
             size = [1024, 1024, *self.image_size, 0, 0]  # as trained, as drawn, crop
-            given["image_meta_size"] = latents.new_tensor(size).repeat(count, 1)
-            given["style"] = torch.zeros(count, dtype=torch.long, device=latents.device)
-        output = self.denoiser(
-            latents,
-            timestep.expand(count).to(self.dtype),
-            encoder_hidden_states=tokens,
-            text_embedding_mask=beside["attended"],
-            encoder_hidden_states_t5=beside["t5"].to(self.dtype),
-            text_embedding_mask_t5=beside["t5_attended"],
-            image_rotary_emb=self._places(latents.device),
-            return_dict=False,
-            **given,
-        )[0]
-        return output[:, : latents.shape[1]]
+            given["image_meta_size"] = latents.new_tensor(size).repeat(len(latents), 1)
+            given["style"] = torch.zeros(len(latents), dtype=torch.long, device=latents.device)
+        return given
 
     def _places(self, device: torch.device) -> tuple[Tensor, Tensor]:
         """Rotary embeddings of the patches, as the pipeline has them."""

@@ -4,7 +4,7 @@ import gc
 import re
 import sys
 from collections.abc import Collection, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from importlib.resources import files
 from pathlib import Path
@@ -18,7 +18,7 @@ from nemo_kit.models import hub, single_file
 from nemo_kit.models.base import DiffusionModel
 from nemo_kit.models.families import INDEX, family_of
 from nemo_kit.models.lora import Lora, check_reads, fuse
-from nemo_kit.models.parts import WITHOUT_WEIGHTS, bytes_of, read_json
+from nemo_kit.models.parts import bytes_of, has_weights, opening, read_json
 from nemo_kit.models.stable_diffusion import StableDiffusion
 
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
@@ -62,7 +62,7 @@ def load(
     extra = None if lora is None else Lora.of(lora)
     if isinstance(found, str):
         found, revision = hub.fetch(found, revision)
-    with _opening(name):
+    with opening(name):
         family = _family(found)
     kind = _dtype(dtype, place, family.half)
     if extra:
@@ -70,11 +70,11 @@ def load(
     if device == OFFLOAD and not family.offloads:
         raise ValueError(f'device: "{OFFLOAD}" is not supported for {family.__name__}')
     kept = {*family.kept_off, *([family.denoising] if device == OFFLOAD else [])}
-    with quiet(), _opening(name):
-        _tell_size(name, found, family, kind, place)
     with quiet():
-        _, parts = open_parts(name, found, place, kind, extra, config)
-        model = family.assemble(
+        with opening(name):
+            _tell_size(name, found, family, kind, place)
+        parts = open_parts(family, name, found, place, kind, extra, config)
+        model = family(
             _cast(parts, place, kind, kept),
             name=name,
             device=place,
@@ -92,15 +92,14 @@ def load(
 
 
 def open_parts(
-    name: str, found: Path, device: torch.device, dtype: torch.dtype, lora: Lora | None = None,
-    config: str | None = None,
-) -> tuple[type[DiffusionModel], dict[str, Any]]:  # fmt: skip
-    """The family and the parts of a folder or checkpoint, on the CPU; raises ValueError.
+    family: type[DiffusionModel], name: str, found: Path, device: torch.device, dtype: torch.dtype,
+    lora: Lora | None = None, config: str | None = None,
+) -> dict[str, Any]:  # fmt: skip
+    """The parts of a folder or checkpoint, on the CPU; raises ValueError.
 
     With a LoRA in their weights they are on the device.
     """
-    with _opening(name):
-        family = _family(found)
+    with opening(name):
         if found.is_dir():
             if config is not None:
                 raise ValueError("config goes with a .safetensors checkpoint; a folder has its own")
@@ -111,16 +110,7 @@ def open_parts(
     if lora:
         parts = _cast(parts, device, dtype)
         fuse(family.pipeline(parts), lora)
-    return family, parts
-
-
-@contextmanager
-def _opening(name: str) -> Iterator[None]:
-    """What is wrong with a model's files, with the model's name."""
-    try:
-        yield
-    except ValueError as error:
-        raise ValueError(f"name: {name!r} could not be opened: {error}") from error
+    return parts
 
 
 def _family(found: Path) -> type[DiffusionModel]:
@@ -138,7 +128,7 @@ def _tell_size(
     if not found.is_dir():
         return
     named = family.parts_in(read_json(found / INDEX))
-    there = [part for part in named if part not in WITHOUT_WEIGHTS and (found / part).is_dir()]
+    there = [part for part in named if has_weights(part) and (found / part).is_dir()]
     sizes = {part: bytes_of(found, part, dtype) for part in there}
     if sum(sizes.values()) < LARGE:
         return
@@ -205,16 +195,12 @@ def _device(device: str) -> torch.device:
         return default_device()
     try:
         place = torch.device(device)
-    except (RuntimeError, TypeError) as error:
+        torch.empty(1, device=place).tolist()
+    except (RuntimeError, TypeError, AssertionError) as error:  # no such device or driver, or meta
         raise ValueError(
-            f'device must be "auto", "cpu", "cuda" or "{OFFLOAD}", got {device!r}'
+            f'device must be "auto", "cpu", "cuda" or "{OFFLOAD}", and one that torch sees here; '
+            f"got {device!r}"
         ) from error
-    try:
-        usable = place.type != "meta" and torch.empty(1, device=place).numel() == 1
-    except (RuntimeError, AssertionError):  # not built in, no such device, no driver
-        usable = False
-    if not usable:
-        raise ValueError(f"device is {device!r}, but torch sees no such device here")
     return place
 
 
@@ -239,24 +225,20 @@ def quiet() -> Iterator[None]:
 
     The collector finds nothing while libraries are imported, and takes a seventh of the time.
     """
-    collecting, before = gc.isenabled(), []
-    gc.disable()
-    try:
+    with ExitStack() as afterwards:
+        if gc.isenabled():
+            gc.disable()
+            afterwards.callback(gc.enable)
         from diffusers.utils import logging as diffusers_logging
         from transformers.utils import logging as transformers_logging
 
         for log in (diffusers_logging, transformers_logging):
-            before.append((log, log.get_verbosity(), log.is_progress_bar_enabled()))
+            afterwards.callback(log.set_verbosity, log.get_verbosity())
             log.set_verbosity_error()
-            log.disable_progress_bar()
+            if log.is_progress_bar_enabled():
+                log.disable_progress_bar()
+                afterwards.callback(log.enable_progress_bar)
         yield
-    finally:
-        if collecting:
-            gc.enable()
-        for log, verbosity, shown in before:
-            log.set_verbosity(verbosity)
-            if shown:
-                log.enable_progress_bar()
 
 
 def _cast(

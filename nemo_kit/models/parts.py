@@ -8,10 +8,10 @@ import json
 import math
 import re
 import zipfile
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
 from importlib import import_module
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -28,21 +28,12 @@ _VARIANTS = ("", "fp16", "bf16")  # in the order in which they are taken
 _VOCABULARY = ({"tokenizer.json"}, {"vocab.json", "merges.txt"}, {"vocab.txt"}, {"spiece.model"})
 _SETTINGS = (".json", ".txt", ".model")
 _POINTER = b"version https://git-lfs"
-WITHOUT_WEIGHTS = ("scheduler", "tokenizer", "tokenizer_2", "tokenizer_3", "feature_extractor")
 
 
-@dataclass(frozen=True)
-class Weights:
-    """One copy of a part's weights among those of its folder: file names, and how to ask for it."""
-
-    files: tuple[str, ...]
-    variant: str | None
-    safetensors: bool
-
-
-def choose(part: str, names: Iterable[str]) -> Weights:
+def choose(part: str, names: Iterable[str]) -> tuple[list[str], str | None]:
     """The copy that is opened: in full before half precision, safetensors before pickles.
 
+    Returns its files, weights first, and the variant that the libraries are asked for.
     Raises ValueError where there is none, and where only copies of other variants are there.
     """
     found: dict[tuple[str, str], list[str]] = {}
@@ -51,40 +42,32 @@ def choose(part: str, names: Iterable[str]) -> Weights:
         if match and (match["stem"], match["kind"]) in _STEMS:
             variant = match["variant"] or match["old"] or match["early"] or match["late"] or ""
             found.setdefault((variant, match["kind"]), []).append(name)
-    found = {key: files for key, files in found.items() if any(map(_is_no_index, files))}
-    for variant in _VARIANTS:
-        for kind in ("safetensors", "bin"):
-            if files := found.get((variant, kind)):
-                return Weights(tuple(files), variant or None, kind == "safetensors")
-    others = sorted({variant for variant, _ in found})
+    whole = {key: files for key, files in found.items() if not files[0].endswith(".json")}
+    for key in product(_VARIANTS, ("safetensors", "bin")):
+        if key in whole:
+            return whole[key], key[0] or None
+    others = sorted({variant for variant, _ in whole})
     told = f"only those of variant {', '.join(others)}" if others else "none"
     raise ValueError(f"{part}: weights must be there, plain or as variant fp16 or bf16, got {told}")
 
 
-def _is_no_index(name: str) -> bool:
-    return not name.endswith(".json")
-
-
-def needed(part: str, names: Collection[str]) -> list[str]:
+def needed(part: str, names: Collection[str], weights: bool = True) -> list[str]:
     """Files of a part's folder that it is opened from: settings, vocabulary, one copy of weights.
 
     Raises ValueError where weights or vocabulary are not among them.
     """
-    settings = settings_of(names)
-    if part not in WITHOUT_WEIGHTS:
-        return settings + list(choose(part, names).files)
-    known = any(kind <= set(names) for kind in _VOCABULARY)
-    if part.startswith("tokenizer") and not known:
+    found = sorted(n for n in names if n.endswith(_SETTINGS) and not _WEIGHTS.fullmatch(n))
+    if part.startswith("tokenizer") and not any(kind <= set(names) for kind in _VOCABULARY):
         raise ValueError(
             f"{part}: tokenizer.json, vocab.json and merges.txt, vocab.txt or spiece.model must be "
             "there"
         )
-    return settings
+    return found + choose(part, names)[0] if weights and has_weights(part) else found
 
 
-def settings_of(names: Iterable[str]) -> list[str]:
-    """Settings and vocabulary among the files of a part's folder."""
-    return sorted(n for n in names if n.endswith(_SETTINGS) and not _WEIGHTS.fullmatch(n))
+def has_weights(part: str) -> bool:
+    """Whether it is a model: no scheduler, tokenizer or extractor of features."""
+    return not part.startswith(("scheduler", "tokenizer", "feature_extractor"))
 
 
 def files_of(folder: Path, part: str) -> list[Path]:
@@ -152,12 +135,11 @@ def open_part(
     part: str,
     kind: str,
     dtype: torch.dtype,
-    check: Callable[[str, Mapping[str, Any]], None],
+    foreign: Mapping[str, str],
 ) -> Any:
     """A part of a pipeline from its folder; a model is on the CPU, in that number type.
 
-    Parameters: `kind`, the class that is opened; `check`, called with part and settings
-    before weights are read.
+    Parameters: `kind`, the class that is opened; `foreign`, as in `check_settings`.
     Raises ValueError, which names the file or the tensors, for a part that is not whole, of another
     class or quantized, and where a tensor is missing, unexpected or of another shape.
     """
@@ -169,20 +151,25 @@ def open_part(
         with readable(f"{folder / part}"):
             return opened.from_pretrained(folder / part, **options)
     config = read_json(folder / part / "config.json")
-    _check_kind(part, kind, config)
-    check(part, config)
-    chosen = choose(part, [file.name for file in files])
-    options |= {"variant": chosen.variant, "use_safetensors": chosen.safetensors}
+    check_settings(part, config, kind, foreign)
+    chosen, variant = choose(part, [file.name for file in files])
+    options |= {"variant": variant, "use_safetensors": chosen[0].endswith(".safetensors")}
     options |= {"dtype" if ours else "torch_dtype": dtype}
     with readable(f"{folder / part}"):  # what is mismatched is told below, by name
         module, info = opened.from_pretrained(
             folder / part, output_loading_info=True, ignore_mismatched_sizes=True, **options
         )
-    check_complete(part, module, info, folder / part / chosen.files[0])
+    check_complete(part, module, info, folder / part / chosen[0])
     return module
 
 
-def _check_kind(part: str, kind: str, config: Mapping[str, Any]) -> None:
+def check_settings(
+    part: str, config: Mapping[str, Any], kind: str, foreign: Mapping[str, str]
+) -> None:
+    """Raise ValueError for a part of another class or kind of model, and for quantized weights.
+
+    Parameters: `config`, its settings; `foreign`, setting -> what it means where that is set.
+    """
     quantized = config.get("quantization_config")
     if quantized:
         method = quantized.get("quant_method", "?") if isinstance(quantized, dict) else quantized
@@ -193,6 +180,10 @@ def _check_kind(part: str, kind: str, config: Mapping[str, Any]) -> None:
     said = config.get("_class_name", kind)
     if said != kind:
         raise ValueError(f"{part}: must be a {kind}, its config.json says {said}")
+    for name, what in foreign.items():
+        value = config.get(name)
+        if value is not None and value is not False:
+            raise ValueError(f"{part}: {name} = {value!r:.40} means {what}; not supported")
 
 
 def check_complete(part: str, module: Any, info: Mapping[str, Any], source: Path) -> None:
@@ -226,3 +217,12 @@ def readable(what: str) -> Iterator[None]:
     except Exception as error:  # of safetensors, zip, pickle, JSON, and of the libraries' own
         text = " ".join(str(error).split()) or type(error).__name__
         raise ValueError(f"{what} could not be opened: {text:.300}") from error
+
+
+@contextmanager
+def opening(name: str) -> Iterator[None]:
+    """What is wrong with a model's files, with the model's name."""
+    try:
+        yield
+    except ValueError as error:
+        raise ValueError(f"name: {name!r} could not be opened: {error}") from error

@@ -6,11 +6,10 @@ Source: Chen et al., "PixArt-α" (arXiv 2310.00426), "PixArt-Σ" (arXiv 2403.046
 """
 
 from collections.abc import Mapping
-from typing import ClassVar
+from typing import Any, ClassVar
 
 from torch import Tensor
 
-from nemo_kit.models import schedulers
 from nemo_kit.models.base import STANDARDIZED, DiffusionModel
 from nemo_kit.models.conditioning import Conditioning
 from nemo_kit.models.texts import encoded
@@ -22,13 +21,6 @@ class PixArtAlpha(DiffusionModel):
     """PixArt-α, run as DDIM; the learned variance is split off."""
 
     pipelines = ("PixArtAlphaPipeline",)
-    parts: ClassVar[Mapping[str, tuple[str, ...]]] = {
-        "scheduler": tuple(sorted(schedulers.SAME_PROCESS)),
-        "text_encoder": ("T5EncoderModel",),
-        "tokenizer": ("T5Tokenizer", "T5TokenizerFast"),
-        "transformer": ("PixArtTransformer2DModel",),
-        "vae": ("AutoencoderKL",),
-    }
     foreign: ClassVar[Mapping[str, Mapping[str, str]]] = {"vae": STANDARDIZED}
     fits: ClassVar[Mapping[str, str]] = {"caption_channels": "text_encoder.d_model"}
     blocks = ("transformer_blocks.{}.attn2.to_v",)
@@ -39,36 +31,21 @@ class PixArtAlpha(DiffusionModel):
 
     def _embed(self, texts: list[str]) -> Tensor:
         """T5's last states; texts are lowered, as in the pipeline."""
-        tokenizer = self.tokenizers["tokenizer"]
-        states, mask = encoded(
-            self.text_encoder["text_encoder"],
-            tokenizer,
-            [text.lower().strip() for text in texts],
-            min(self.tokens, tokenizer.model_max_length),
-            self.device,
-        )
+        lowered = [text.lower().strip() for text in texts]
+        length = min(self.tokens, self.tokenizer.model_max_length)
+        states, mask = encoded(self, "", lowered, length)
         return Conditioning.of(states, mask=mask)
 
     def _value_inputs(self, embeddings: Tensor) -> Tensor:
         return self.denoiser.caption_projection(super()._value_inputs(embeddings))
 
-    def _forward(
-        self, latents: Tensor, timestep: Tensor, tokens: Tensor, **beside: Tensor
-    ) -> Tensor:
+    def _arguments(self, latents: Tensor, timesteps: Tensor, **beside: Tensor) -> dict[str, Any]:
         count, (height, width) = len(latents), self.image_size
         added = {"resolution": None, "aspect_ratio": None}
         if self.denoiser.use_additional_conditions:
             added["resolution"] = latents.new_tensor([height, width]).expand(count, -1)
             added["aspect_ratio"] = latents.new_tensor([height / width]).expand(count, -1)
-        output = self.denoiser(
-            latents,
-            encoder_hidden_states=tokens,
-            encoder_attention_mask=beside["mask"],
-            timestep=timestep.expand(count),
-            added_cond_kwargs=added,
-            return_dict=False,
-        )[0]
-        return output[:, : latents.shape[1]]
+        return {"encoder_attention_mask": beside["mask"], "added_cond_kwargs": added}
 
 
 class PixArtSigma(PixArtAlpha):

@@ -27,13 +27,6 @@ class Sana(DiffusionModel):
     """
 
     pipelines = ("SanaPipeline",)
-    parts: ClassVar[Mapping[str, tuple[str, ...]]] = {
-        "scheduler": ("FlowMatchEulerDiscreteScheduler", "DPMSolverMultistepScheduler"),
-        "text_encoder": ("Gemma2Model", "Gemma2PreTrainedModel"),
-        "tokenizer": ("GemmaTokenizer", "GemmaTokenizerFast"),
-        "transformer": ("SanaTransformer2DModel",),
-        "vae": ("AutoencoderDC",),
-    }
     foreign: ClassVar[Mapping[str, Mapping[str, str]]] = {
         "transformer": {"guidance_embeds": "guidance as an input (Sana-Sprint)"}
     }
@@ -55,10 +48,10 @@ class Sana(DiffusionModel):
             return super().schedule({"shift": config.get("flow_shift", 1.0)}, None)
         return super().schedule(config, named)
 
-    def __init__(self, **parts: Any) -> None:
+    def __init__(self, parts: Mapping[str, Any], **about: Any) -> None:
         from diffusers import SanaPipeline
 
-        super().__init__(**parts)
+        super().__init__(parts, **about)
         self.tokenizer.padding_side = "right"
         told = inspect.signature(SanaPipeline.__call__).parameters["complex_human_instruction"]
         self.instruction = "\n".join(told.default)
@@ -75,10 +68,7 @@ class Sana(DiffusionModel):
 
     def _states(self, texts: list[str], before: str) -> Tensor:
         length = before and len(self.tokenizer.encode(before)) - 2
-        states, mask = encoded(
-            self.text_encoder["text_encoder"], self.tokenizer, texts, _TOKENS + (length or 0),
-            self.device,
-        )  # fmt: skip
+        states, mask = encoded(self, "", texts, _TOKENS + (length or 0))
         kept = [0, *range(1 - _TOKENS, 0)]
         return Conditioning.of(states[:, kept].to(self.dtype), mask=mask[:, kept])
 
@@ -86,13 +76,6 @@ class Sana(DiffusionModel):
         projected = self.denoiser.caption_projection(super()._value_inputs(embeddings))
         return self.denoiser.caption_norm(projected)
 
-    def _forward(
-        self, latents: Tensor, timestep: Tensor, tokens: Tensor, **beside: Tensor
-    ) -> Tensor:
-        return self.denoiser(
-            latents,
-            encoder_hidden_states=tokens,
-            encoder_attention_mask=beside["mask"],
-            timestep=timestep.expand(len(latents)) * self.denoiser.config.timestep_scale,
-            return_dict=False,
-        )[0]
+    def _arguments(self, latents: Tensor, timesteps: Tensor, **beside: Tensor) -> dict[str, Any]:
+        scaled = timesteps * self.denoiser.config.timestep_scale
+        return {"encoder_attention_mask": beside["mask"], "timestep": scaled}

@@ -9,9 +9,6 @@ import inspect
 from collections.abc import Mapping
 from typing import Any
 
-import torch
-from torch import Tensor
-
 # Solvers of the same process as DDIM: x_t = √ᾱ_t·x_0 + √(1−ᾱ_t)·ε at discrete timesteps.
 SAME_PROCESS = frozenset(
     f"{name}Scheduler"
@@ -88,26 +85,3 @@ def _check_process(config: Mapping[str, Any]) -> None:
             "scheduler: rescale_betas_zero_snr needs prediction_type v_prediction or sample: where "
             "nothing but noise is left, noise predicted says nothing of the image"
         )
-
-
-def is_flow(scheduler: Any) -> bool:
-    """Whether it is a rectified flow's (see `nemo_kit.models.flow`)."""
-    return scheduler.config.prediction_type == "flow_prediction"
-
-
-def as_noise(scheduler: Any, output: Tensor, latents: Tensor, timestep: Tensor | int) -> Tensor:
-    """The noise ε behind a denoiser's output, of whatever kind it was trained to predict.
-
-    Returns [N, C, H, W]. Parameters: `output` and `latents`, [N, C, H, W]; `timestep`, one or [N].
-    Source: with a = ᾱ_t, ε = √a·v + √(1−a)·x, and ε = (x − √a·x_0)/√(1−a).
-    """
-    kind = scheduler.config.prediction_type
-    if kind == "epsilon":
-        return output
-    if is_flow(scheduler):
-        return scheduler.as_noise(output, latents, timestep)
-    places = torch.as_tensor(timestep).long().cpu().reshape(-1, 1, 1, 1)
-    kept = scheduler.alphas_cumprod[places].to(output)  # [1 or N, 1, 1, 1]
-    if kind == "v_prediction":
-        return kept**0.5 * output + (1 - kept) ** 0.5 * latents.float()
-    return (latents.float() - kept**0.5 * output) / (1 - kept) ** 0.5

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from nemo_kit.models.base import DiffusionModel, check_pairs
+from nemo_kit.models.base import DiffusionModel
 from nemo_kit.models.conditioning import Conditioning
 from nemo_kit.models.texts import clips, encoded
 
@@ -32,20 +32,13 @@ class StableDiffusion3(DiffusionModel):
     """
 
     pipelines = ("StableDiffusion3Pipeline", "StableDiffusion3Img2ImgPipeline")
-    parts: ClassVar[Mapping[str, tuple[str, ...]]] = {
-        "scheduler": ("FlowMatchEulerDiscreteScheduler",),
-        "text_encoder": ("CLIPTextModelWithProjection",),
-        "text_encoder_2": ("CLIPTextModelWithProjection",),
-        "text_encoder_3": ("T5EncoderModel",),
-        "tokenizer": ("CLIPTokenizer", "CLIPTokenizerFast"),
-        "tokenizer_2": ("CLIPTokenizer", "CLIPTokenizerFast"),
-        "tokenizer_3": ("T5Tokenizer", "T5TokenizerFast"),
-        "transformer": ("SD3Transformer2DModel",),
-        "vae": ("AutoencoderKL",),
-    }
     foreign: ClassVar[Mapping[str, Mapping[str, str]]] = {}
     optional = frozenset({"text_encoder_3", "tokenizer_3"})
-    fits: ClassVar[Mapping[str, str]] = {"out_channels": "vae.latent_channels"}
+    fits: ClassVar[Mapping[str, str]] = {
+        "out_channels": "vae.latent_channels",
+        "pooled_projection_dim": "text_encoder.projection_dim + text_encoder_2.projection_dim",
+        "joint_attention_dim": "text_encoder_3.d_model",
+    }
     blocks = ("transformer_blocks.{}.attn.add_v_proj",)
     flow = True
     adjustable = frozenset({"t5_tokens"})
@@ -69,22 +62,12 @@ class StableDiffusion3(DiffusionModel):
     def check(cls, parts: Mapping[str, Any]) -> None:
         """Raise ValueError where the parts don't fit one another or the family."""
         super().check(parts)
-        wanted = parts["transformer"].config
-        encoders = [parts["text_encoder"].config, parts["text_encoder_2"].config]
-        t5 = parts["text_encoder_3"]
-        joint = wanted.joint_attention_dim
-        pairs = {
-            "pooled_projection_dim": (
-                wanted.pooled_projection_dim, sum(e.projection_dim for e in encoders),
-            ),
-            "joint_attention_dim": (joint, joint if t5 is None else t5.config.d_model),
-        }  # fmt: skip
-        check_pairs("transformer", pairs)
-        if sum(e.hidden_size for e in encoders) > joint:
+        joint = parts["transformer"].config.joint_attention_dim
+        if sum(parts[f"text_encoder{n}"].config.hidden_size for n in ("", "_2")) > joint:
             raise ValueError(f"transformer: joint_attention_dim = {joint} is less than CLIP gives")
 
-    def __init__(self, **parts: Any) -> None:
-        super().__init__(**parts)
+    def __init__(self, parts: Mapping[str, Any], **about: Any) -> None:
+        super().__init__(parts, **about)
         tokens = self.latent_shape[1:]
         patch = self.denoiser.config.patch_size
         self.scheduler.image_tokens = tokens[0] * tokens[1] // patch**2
@@ -102,16 +85,7 @@ class StableDiffusion3(DiffusionModel):
         if "text_encoder_3" not in self.text_encoder or not length:
             return like.new_zeros(len(texts), length, like.shape[-1])
         length = min(length, self.tokenizers["tokenizer_3"].model_max_length)
-        t5 = self.text_encoder["text_encoder_3"], self.tokenizers["tokenizer_3"]
-        return encoded(*t5, texts, length, self.device, masked=False)[0].to(like)
+        return encoded(self, "_3", texts, length, masked=False)[0].to(like)
 
-    def _forward(
-        self, latents: Tensor, timestep: Tensor, tokens: Tensor, **beside: Tensor
-    ) -> Tensor:
-        return self.denoiser(
-            latents,
-            encoder_hidden_states=tokens,
-            pooled_projections=beside["pooled"].to(self.dtype),
-            timestep=timestep.expand(len(latents)),
-            return_dict=False,
-        )[0]
+    def _arguments(self, latents: Tensor, timesteps: Tensor, **beside: Tensor) -> dict[str, Any]:
+        return {"pooled_projections": beside["pooled"].to(self.dtype)}

@@ -8,13 +8,11 @@ Source: Podell et al., "SDXL" (arXiv 2307.01952).
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, ClassVar, Self
+from typing import Any, ClassVar
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from nemo_kit.layers import Projection, key_layers, searched, value_layers
-from nemo_kit.models import schedulers
 from nemo_kit.models.base import STANDARDIZED, DiffusionModel, check_pairs
 from nemo_kit.models.conditioning import Conditioning
 from nemo_kit.models.texts import clips
@@ -27,15 +25,6 @@ class StableDiffusionXL(DiffusionModel):
     """Stable Diffusion XL, run as DDIM."""
 
     pipelines = ("StableDiffusionXLPipeline", "StableDiffusionXLImg2ImgPipeline")
-    parts: ClassVar[Mapping[str, tuple[str, ...]]] = {
-        "scheduler": tuple(sorted(schedulers.SAME_PROCESS)),
-        "text_encoder": ("CLIPTextModel",),
-        "text_encoder_2": ("CLIPTextModelWithProjection",),
-        "tokenizer": ("CLIPTokenizer", "CLIPTokenizerFast"),
-        "tokenizer_2": ("CLIPTokenizer", "CLIPTokenizerFast"),
-        "unet": ("UNet2DConditionModel",),
-        "vae": ("AutoencoderKL",),
-    }
     foreign: ClassVar[Mapping[str, Mapping[str, str]]] = {
         "unet": {
             "time_cond_proj_dim": "guidance as an input (a latent consistency model)",
@@ -44,7 +33,10 @@ class StableDiffusionXL(DiffusionModel):
         },
         "vae": STANDARDIZED,
     }
-    fits: ClassVar[Mapping[str, str]] = {"out_channels": "vae.latent_channels"}
+    fits: ClassVar[Mapping[str, str]] = {
+        "out_channels": "vae.latent_channels",
+        "cross_attention_dim": "text_encoder.hidden_size + text_encoder_2.hidden_size",
+    }
     denoising = "unet"
     usual_guidance = 5.0
     clip_attention = True
@@ -60,34 +52,20 @@ class StableDiffusionXL(DiffusionModel):
         """Raise ValueError where the parts don't fit one another or the family."""
         super().check(parts)
         wanted = parts["unet"].config
-        first, second = parts["text_encoder"].config, parts["text_encoder_2"].config
+        pooled = parts["text_encoder_2"].config.projection_dim
         sizes = 6 * (wanted.addition_time_embed_dim or 0)  # height, width, crop, as trained and now
+        own = wanted.projection_class_embeddings_input_dim
         pairs = {
-            "cross_attention_dim": (
-                wanted.cross_attention_dim, first.hidden_size + second.hidden_size,
-            ),
             "addition_embed_type": (wanted.addition_embed_type, "text_time"),
-            "projection_class_embeddings_input_dim": (
-                wanted.projection_class_embeddings_input_dim, sizes + second.projection_dim,
-            ),
-        }  # fmt: skip
+            "projection_class_embeddings_input_dim": (own, sizes + pooled),
+        }
         check_pairs("unet", pairs)
 
-    @classmethod
-    def assemble(cls, parts: Mapping[str, Any], **about: Any) -> Self:
-        """The model of these parts; the VAE in float32 where it overflows in float16."""
-        rest = {name: part for name, part in parts.items() if name != _ZEROS}
-        if parts["vae"].config.force_upcast and about["dtype"] == torch.float16:
-            parts["vae"].float()
-        model = super().assemble(rest, **about)
-        model.settings[_ZEROS] = parts[_ZEROS]
-        return model
-
-    @classmethod
-    def find_layers(cls, denoiser: nn.Module) -> tuple[tuple[Projection, ...], ...]:
-        """Those of `attn2`; the ones of down and mid blocks are searched, as in the paper."""
-        values = value_layers(denoiser)
-        return values, key_layers(denoiser), searched(values)
+    def __init__(self, parts: Mapping[str, Any], **about: Any) -> None:
+        super().__init__(parts, **about)
+        self.settings[_ZEROS] = parts[_ZEROS]
+        if self.vae.config.force_upcast and self.dtype == torch.float16:
+            self.vae.float()  # it overflows in float16
 
     def _embed(self, texts: list[str]) -> Tensor:
         """Both CLIPs' states side by side; of the empty prompt zeros, where the model has it so."""
@@ -96,16 +74,8 @@ class StableDiffusionXL(DiffusionModel):
         told = torch.tensor([bool(text) or not zeros for text in texts], device=self.device)
         return Conditioning.of(states * told[:, None, None], pooled=pooled * told[:, None])
 
-    def _forward(
-        self, latents: Tensor, timestep: Tensor, tokens: Tensor, **beside: Tensor
-    ) -> Tensor:
+    def _arguments(self, latents: Tensor, timesteps: Tensor, **beside: Tensor) -> dict[str, Any]:
         size = [*self.image_size, 0, 0, *self.image_size]
         ids = latents.new_tensor(size).expand(len(latents), -1)
         added = {"text_embeds": beside["pooled"].to(self.dtype), "time_ids": ids}
-        return self.denoiser(
-            latents,
-            timestep,
-            encoder_hidden_states=tokens,
-            added_cond_kwargs=added,
-            return_dict=False,
-        )[0]
+        return {"added_cond_kwargs": added}

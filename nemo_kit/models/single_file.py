@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from nemo_kit.models import schedulers
-from nemo_kit.models.parts import check_complete, check_whole, read_json, readable
+from nemo_kit.models.parts import check_complete, check_settings, check_whole, read_json, readable
 from nemo_kit.models.stable_diffusion import StableDiffusion
 
 _V2 = "model.diffusion_model.input_blocks.2.1.transformer_blocks.0.attn2.to_k.weight"
@@ -68,7 +68,9 @@ def open_file(file: Path, settings: Path) -> dict[str, Any]:
     config = read_json(settings / "scheduler" / "scheduler_config.json")
     scheduler = schedulers.read(config)
     _check_prediction(file, scheduler.config.prediction_type, shapes, metadata)
-    StableDiffusion.check_config("unet", read_json(settings / "unet" / "config.json"))
+    for part, foreign in StableDiffusion.foreign.items():
+        kind, told = StableDiffusion.parts()[part], read_json(settings / part / "config.json")
+        check_settings(part, told, kind, foreign)
     _check_tensors(file, settings, shapes)
     if any(name.startswith("model_ema.") for name in shapes):
         told = f"{file.name} holds its weights and their moving average; the weights are taken"
@@ -82,7 +84,7 @@ def open_file(file: Path, settings: Path) -> dict[str, Any]:
             requires_safety_checker=False,
             **dict.fromkeys(StableDiffusionPipeline._optional_components),
         )
-    parts = {name: getattr(pipeline, name) for name in StableDiffusion.parts}
+    parts = {name: getattr(pipeline, name) for name in StableDiffusion.parts()}
     check_complete("text_encoder", parts["text_encoder"], {}, file)
     return parts
 

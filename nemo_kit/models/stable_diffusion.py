@@ -4,12 +4,10 @@ Source: "Finding NeMo" (arXiv 2406.02366), section 2 (the model's parts).
 """
 
 from collections.abc import Mapping
-from typing import Any, ClassVar, Self
+from typing import Any, ClassVar
 
-from torch import Tensor, nn
+from torch import Tensor
 
-from nemo_kit.layers import Projection, key_layers, searched, value_layers
-from nemo_kit.models import schedulers
 from nemo_kit.models.base import STANDARDIZED, DiffusionModel
 from nemo_kit.models.texts import tokenized
 
@@ -22,13 +20,6 @@ class StableDiffusion(DiffusionModel):
     pipelines = ("StableDiffusionPipeline", "StableDiffusionImg2ImgPipeline")
     denoising = "unet"
     clip_attention = True
-    parts: ClassVar[Mapping[str, tuple[str, ...]]] = {
-        "scheduler": tuple(sorted(schedulers.SAME_PROCESS)),
-        "text_encoder": ("CLIPTextModel",),
-        "tokenizer": ("CLIPTokenizer", "CLIPTokenizerFast"),
-        "unet": ("UNet2DConditionModel",),
-        "vae": ("AutoencoderKL",),
-    }
 
     foreign: ClassVar[Mapping[str, Mapping[str, str]]] = {
         "unet": {
@@ -43,24 +34,14 @@ class StableDiffusion(DiffusionModel):
         "vae": {"shift_factor": "latents that are shifted", **STANDARDIZED},
     }
 
-    @classmethod
-    def check(cls, parts: Mapping[str, Any]) -> None:
-        """Raise ValueError where the parts don't fit one another or the family."""
-        for part in cls.foreign:
-            cls.check_config(part, parts[part].config)
-        _check_together(**parts)
+    fits: ClassVar[Mapping[str, str]] = {
+        "out_channels": "vae.latent_channels",
+        "cross_attention_dim": "text_encoder.hidden_size",
+    }
 
-    @classmethod
-    def assemble(cls, parts: Mapping[str, Any], **about: Any) -> Self:
-        """The model of these parts."""
-        others = {name: part for name, part in parts.items() if name != "unet"}
-        return cls(denoiser=parts["unet"], **others, **about)
-
-    @classmethod
-    def find_layers(cls, denoiser: nn.Module) -> tuple[tuple[Projection, ...], ...]:
-        """Those of `attn2`; the ones of down and mid blocks are searched, as in the paper."""
-        values = value_layers(denoiser)
-        return values, key_layers(denoiser), searched(values)
+    def __init__(self, parts: Mapping[str, Any], **about: Any) -> None:
+        super().__init__(parts, **about)
+        self.text_encoder = parts["text_encoder"]
 
     def _embed(self, texts: list[str]) -> Tensor:
         """The output of CLIP's last layer, normed."""
@@ -70,32 +51,3 @@ class StableDiffusion(DiffusionModel):
         masked = getattr(config, "use_attention_mask", False)
         mask = tokens.attention_mask if masked else None
         return self.text_encoder(tokens.input_ids, attention_mask=mask)[0]
-
-    def _forward(
-        self, latents: Tensor, timestep: Tensor, tokens: Tensor, **beside: Tensor
-    ) -> Tensor:
-        return self.denoiser(latents, timestep, encoder_hidden_states=tokens, return_dict=False)[0]
-
-
-def _check_together(unet: Any, vae: Any, text_encoder: Any, tokenizer: Any, **_: Any) -> None:
-    wanted, latents = unet.config, vae.config.latent_channels
-    if wanted.in_channels != latents:
-        raise ValueError(
-            f"unet: in_channels = {wanted.in_channels}, the latents have {latents}; inpainting, "
-            "depth and image-editing models are not supported"
-        )
-    if wanted.out_channels != latents:
-        raise ValueError(
-            f"unet: out_channels = {wanted.out_channels}, the latents have {latents}; models that "
-            "learn a variance are not supported"
-        )
-    if wanted.cross_attention_dim != text_encoder.config.hidden_size:
-        raise ValueError(
-            f"unet: cross_attention_dim = {wanted.cross_attention_dim}, the text encoder gives "
-            f"{text_encoder.config.hidden_size}: they are parts of different models"
-        )
-    words, known = len(tokenizer), text_encoder.config.vocab_size
-    if words > known:
-        raise ValueError(
-            f"tokenizer: {words} tokens, the text encoder knows {known}: is it another model's?"
-        )

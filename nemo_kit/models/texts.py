@@ -7,20 +7,19 @@ import warnings
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from nemo_kit.models.base import DiffusionModel
 
 
-def tokenized(tokenizer: Any, texts: list[str], length: int, **options: Any) -> Any:
+def tokenized(tokenizer: Any, texts: list[str], length: int) -> Any:
     """The texts' tokens, padded or cut to a length, [N, length] each; cutting is warned of."""
     if any(len(ids) > length for ids in tokenizer(texts, verbose=False).input_ids):
         told = f"prompts of more than the text encoder's {length} tokens are cut to them"
         warnings.warn(told, RuntimeWarning, stacklevel=2)  # one text: shown once, not a prompt
     return tokenizer(
-        texts, padding="max_length", max_length=length, truncation=True, return_tensors="pt",
-        **options,
-    )  # fmt: skip
+        texts, padding="max_length", max_length=length, truncation=True, return_tensors="pt"
+    )
 
 
 def clips(model: DiffusionModel, texts: list[str]) -> tuple[Tensor, list[Tensor]]:
@@ -36,21 +35,18 @@ def clips(model: DiffusionModel, texts: list[str]) -> tuple[Tensor, list[Tensor]
 
 
 def encoded(
-    encoder: nn.Module,
-    tokenizer: Any,
-    texts: list[str],
-    length: int,
-    device: torch.device,
-    masked: bool = True,
+    model: DiffusionModel, which: str, texts: list[str], length: int, masked: bool = True
 ) -> tuple[Tensor, Tensor]:
     """An encoder's last states, [N, length, dim], and the tokens' mask, bool [N, length].
 
-    Parameters: `masked`, whether padding is hidden from the encoder itself.
-    """  # fmt: skip
-    tokens = tokenized(tokenizer, texts, length).to(device)
+    Parameters: `which`, "" or "_2" and so on; `masked`, whether padding is hidden from the encoder
+    itself.
+    """
+    encoder = model.text_encoder[f"text_encoder{which}"]
+    tokens = tokenized(model.tokenizers[f"tokenizer{which}"], texts, length).to(model.device)
     mask = tokens.attention_mask
     home = next(encoder.parameters()).device
-    encoder.to(device)  # while it runs
+    encoder.to(model.device)  # while it runs
     try:
         found = encoder(tokens.input_ids, attention_mask=mask if masked else None)[0]
     finally:

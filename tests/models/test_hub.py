@@ -11,13 +11,13 @@ from typing import Any
 import huggingface_hub
 import pytest
 from conftest import TOY_SIMILARITY
-from diffusers import StableDiffusionPipeline
 from hub_standin import COMMIT, FILES, repository, served
 from huggingface_hub import constants
 from huggingface_hub.errors import GatedRepoError, RepositoryNotFoundError
 
 from nemo_kit import detect
-from nemo_kit.models import DiffusionModel, StableDiffusion, hub, load
+from nemo_kit.models import DiffusionModel, hub, load
+from nemo_kit.models.families import FAMILIES
 
 SD14 = "CompVis/stable-diffusion-v1-4"
 SETTINGS = {
@@ -32,10 +32,24 @@ def index(toy: Path) -> dict[str, Any]:
     return json.loads((toy / "model_index.json").read_text())
 
 
-def test_what_is_needed_is_what_the_pipeline_class_wants() -> None:
-    wanted, _ = StableDiffusionPipeline._get_signature_keys(StableDiffusionPipeline)
-    unused = set(StableDiffusionPipeline._optional_components)
-    assert set(StableDiffusion.parts) == set(wanted) - unused - {"requires_safety_checker"}
+def test_what_is_needed_are_the_parts_that_a_pipeline_computes_with() -> None:
+    """No safety checker, no encoder of pictures; each opened as this class alone."""
+    clip = {"text_encoder": "CLIPTextModel", "tokenizer": "CLIPTokenizer"}
+    t5 = {"text_encoder_2": "T5EncoderModel", "tokenizer_2": "T5Tokenizer"}
+    wanted = {
+        "StableDiffusionPipeline": {**clip, "unet": "UNet2DConditionModel"},
+        "FluxPipeline": {**clip, **t5, "transformer": "FluxTransformer2DModel"},
+        "SanaPipeline": {
+            "text_encoder": "Gemma2Model", "tokenizer": "GemmaTokenizer",
+            "transformer": "SanaTransformer2DModel", "vae": "AutoencoderDC",
+        },
+    }  # fmt: skip
+    for family in FAMILIES:
+        if parts := wanted.pop(family.pipelines[0], None):
+            found = family.parts()
+            assert found.pop("scheduler")
+            assert found == {"vae": "AutoencoderKL", **parts}
+    assert not wanted
 
 
 @pytest.fixture
@@ -185,6 +199,23 @@ def test_a_repository_that_is_no_pipeline(monkeypatch: pytest.MonkeyPatch) -> No
 
 
 @pytest.mark.usefixtures("listed")
+def test_a_download_that_ends_early_is_no_model(
+    monkeypatch: pytest.MonkeyPatch, snapshot: Path, cache: Path
+) -> None:
+    """Its index is there by then, as a whole model's would be."""
+    index = str(snapshot / "model_index.json")
+    monkeypatch.setattr(huggingface_hub, "hf_hub_download", lambda *_, **__: index)
+    for error, told in ((ConnectionError, "or not whole"), (GatedRepoError, "accept its licence")):
+
+        def broken(*_: object, error: type[Exception] = error, **__: object) -> None:
+            raise error.__new__(error)
+
+        monkeypatch.setattr(huggingface_hub, "snapshot_download", broken)
+        with pytest.raises(ValueError, match=told):
+            load("owner/model", device="cpu")
+
+
+@pytest.mark.usefixtures("listed")
 def test_what_a_model_lacks_is_told_without_a_download(
     monkeypatch: pytest.MonkeyPatch, snapshot: Path
 ) -> None:
@@ -198,7 +229,7 @@ def test_what_a_model_lacks_is_told_without_a_download(
     with monkeypatch.context() as offline:
         offline.setattr(huggingface_hub.HfApi, "model_info", _unreachable)
         assert hub.lacking("owner/model", None, files) == []
-        with pytest.raises(ValueError, match="is not on this machine, and the hub can't be reach"):
+        with pytest.raises(ValueError, match=r"is not on this machine.*and the hub can't be reach"):
             hub.lacking("owner/model", "v2", files)
 
 

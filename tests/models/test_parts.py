@@ -15,7 +15,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from nemo_kit.models import DiffusionModel, load
-from nemo_kit.models.parts import Weights, choose
+from nemo_kit.models.parts import choose
 
 PARTS = ("unet", "vae", "text_encoder")
 POINTER = "version https://git-lfs.github.com/spec/v1\noid sha256:d54d1800\nsize 3438167536\n"
@@ -192,17 +192,19 @@ def test_other_pipelines_are_refused_by_name(
 
 
 def test_which_copy_is_taken() -> None:
-    def chosen(*names: str) -> Weights:
+    def chosen(*names: str) -> tuple[list[str], str | None]:
         return choose("unet", names)
 
     plain, half = f"{MODEL}.safetensors", f"{MODEL}.fp16.safetensors"
-    assert chosen(half, f"{MODEL}.bin", plain) == Weights((plain,), None, True)
-    assert chosen(half, f"{MODEL}.bin") == Weights((f"{MODEL}.bin",), None, False)
-    assert chosen(half, f"{MODEL}.non_ema.safetensors") == Weights((half,), "fp16", True)
-    shards = tuple(f"{MODEL}-0000{n}-of-00002.safetensors" for n in (1, 2))
+    assert chosen(half, f"{MODEL}.bin", plain) == ([plain], None)
+    assert chosen(half, f"{MODEL}.bin") == ([f"{MODEL}.bin"], None)
+    assert chosen(half, f"{MODEL}.non_ema.safetensors") == ([half], "fp16")
+    shards = [f"{MODEL}-0000{n}-of-00002.safetensors" for n in (1, 2)]
     index = f"{MODEL}.safetensors.index.json"
-    assert chosen(*shards, index, f"{MODEL}.bin.index.json").files == (*shards, index)
-    assert chosen(f"{MODEL}-00001-of-00001.fp16.bin").variant == "fp16"
+    assert chosen(*shards, index, f"{MODEL}.bin.index.json") == ([*shards, index], None)
+    old = f"{MODEL}.fp16-00001-of-00001.safetensors"
+    assert chosen(f"{MODEL}.safetensors.index.fp16.json", old)[0][0] == old
+    assert chosen(f"{MODEL}-00001-of-00001.fp16.bin")[1] == "fp16"
     for names, told in (((), "none"), ((f"{MODEL}.fp8.bin",), "variant fp8"), ((index,), "none")):
         with pytest.raises(ValueError, match=rf"unet: weights .*variant.* got .*{told}"):
             chosen(*names)
