@@ -11,7 +11,7 @@ each neuron's activation).
 import json
 import pickle
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from statistics import NormalDist
 from typing import Any, Self
@@ -27,7 +27,9 @@ from nemo_kit.settings import DetectionSettings, SimilaritySettings
 
 CALIBRATION_FILE = "calibration.json"
 STATISTICS_FILE = "statistics.safetensors"
-LEAST_SPREAD = 1e-4  # of scores, whose equal pairs differ from 1 by up to 3e-5 in float32
+_UNREADABLE = (  # what the readers of files raise
+    SafetensorError, pickle.UnpicklingError, RuntimeError, EOFError, ValueError, TypeError, KeyError
+)  # fmt: skip
 
 
 @dataclass(frozen=True, eq=False)
@@ -91,18 +93,6 @@ class ActivationStatistics:
             )
         return found
 
-    @classmethod
-    def from_released(cls, path: str | Path) -> Self:
-        """Read the released code's `.pt`: a pair of lists of tensors, loaded as weights only.
-
-        Raises ValueError where the file holds anything else (or code).
-        """
-        try:
-            means, stds = torch.load(path, map_location="cpu", weights_only=True)
-        except (pickle.UnpicklingError, RuntimeError, EOFError, ValueError, TypeError) as error:
-            raise ValueError(f"{path} is not the released (means, stds) file: {error}") from error
-        return cls(means, stds)
-
     def save(self, path: str | Path) -> None:
         """Write safetensors with `mean.1`, `std.1`, …"""
         sides = {"mean": self.means, "std": self.stds}
@@ -112,16 +102,20 @@ class ActivationStatistics:
 
     @classmethod
     def load(cls, path: str | Path) -> Self:
-        """Read what `save` wrote, or a `.pt` as `from_released`; ValueError for other files."""
-        if Path(path).suffix == ".pt":
-            return cls.from_released(path)
+        """Read what `save` wrote, or the released code's `.pt`, a pair of lists of tensors.
+
+        A `.pt` is loaded as weights only. Raises ValueError where the file holds anything else.
+        """
         try:
-            tensors = load_file(path)
-            layers = range(1, len(tensors) // 2 + 1)
-            means, stds = ([tensors[f"{n}.{i}"] for i in layers] for n in ("mean", "std"))
-        except (SafetensorError, KeyError) as error:
+            if Path(path).suffix == ".pt":
+                means, stds = torch.load(path, map_location="cpu", weights_only=True)
+            else:
+                tensors = load_file(path)
+                layers = range(1, len(tensors) // 2 + 1)
+                means, stds = ([tensors[f"{n}.{i}"] for i in layers] for n in ("mean", "std"))
+        except _UNREADABLE as error:
             raise ValueError(f"{path} holds no activation statistics: {error}") from error
-        return cls(tuple(means), tuple(stds))
+        return cls(means, stds)
 
 
 def _vectors(name: str, tensors: Sequence[Tensor]) -> tuple[Tensor, ...]:
@@ -160,39 +154,6 @@ class Calibration:
             check_number(name, getattr(self, name))
         object.__setattr__(self, "seeds", tuple(self.seeds))
 
-    @classmethod
-    def from_scores(
-        cls,
-        pairs: Tensor,
-        statistics: ActivationStatistics | None,
-        similarity: SimilaritySettings,
-        detection: DetectionSettings,
-        source: str = "",
-        seeds: Sequence[int] = (),
-    ) -> Self:
-        """Mean and deviation of all pairwise scores, or of each prompt's maximum.
-
-        Parameters: `pairs`, [prompts, pairs]: every prompt's score of every pair of seeds.
-        Raises ValueError for a single score, and for scores that do not vary.
-        Source: section 3.1 (mean + 1 standard deviation); difference 4.
-        """
-        maxima = detection.threshold_from == "maxima"
-        values = (pairs.amax(dim=1) if maxima else pairs.flatten()).double()
-        if len(values) < 2:
-            raise ValueError("prompts and seeds give a single score; a deviation needs at least 2")
-        mean, std = values.mean().item(), values.std().item()
-        if std <= LEAST_SPREAD:
-            raise ValueError(
-                f"prompts: all their scores are {mean:.6f} (deviation {std:.1e}), no spread to set "
-                "a threshold by; give different hold-out prompts, or look whether every prediction "
-                "of this model is alike (schedule, prediction_type, timestep_index, weights)"
-            )
-        threshold = mean + detection.deviations * std
-        return cls(
-            mean, std, threshold, statistics, similarity, detection, len(pairs), source,
-            tuple(seeds),
-        )  # fmt: skip
-
     def holds(self, detection: DetectionSettings, similarity: SimilaritySettings) -> bool:
         """Whether it was made with these settings."""
         return (self.detection, self.similarity) == (detection, similarity)
@@ -218,11 +179,8 @@ class Calibration:
         """
         folder = Path(folder)
         folder.mkdir(parents=True, exist_ok=True)
-        plain = {name: getattr(self, name) for name in _PLAIN} | {
-            "seeds": list(self.seeds),
-            "similarity": asdict(self.similarity),
-            "detection": asdict(self.detection),
-        }
+        plain = asdict(replace(self, statistics=None))
+        del plain["statistics"]
         statistics = self.statistics and self.statistics.save
         write_together(
             {folder / STATISTICS_FILE: statistics, folder / CALIBRATION_FILE: json_writer(plain)}
@@ -239,18 +197,11 @@ class Calibration:
         found = ActivationStatistics.load(statistics) if statistics.is_file() else None
         try:
             values = json.loads(path.read_text("utf-8"))
-            return cls(
-                **{name: values[name] for name in _PLAIN},
-                statistics=found,
-                similarity=SimilaritySettings(**values["similarity"]),
-                detection=DetectionSettings(**values["detection"]),
-                seeds=values.get("seeds", ()),
-            )
+            values["similarity"] = SimilaritySettings(**values["similarity"])
+            values["detection"] = DetectionSettings(**values["detection"])
+            return cls(**values, statistics=found)
         except (KeyError, TypeError, ValueError) as error:
             raise ValueError(f"{path} is no calibration: {error!r}") from error
-
-
-_PLAIN = ("mean", "std", "threshold", "prompts", "source")
 
 
 def published(name: str) -> Calibration | None:
@@ -310,7 +261,7 @@ def check_statistics(
     if found is None:
         raise ValueError(
             f"statistics: the model {model.name!r} has none; give statistics=… (for SD v1.4 "
-            "ActivationStatistics.from_released(path)), or set model.calibration = "
+            "ActivationStatistics.load(path)), or set model.calibration = "
             "calibrate(model, hold_out_prompts)"
         )
     return found.check({layer.index: layer.width for layer in model.searched})

@@ -136,7 +136,7 @@ def test_the_published_threshold() -> None:
 
 def test_the_released_statistics(shared_data: Path, tmp_path: Path) -> None:
     path = shared_data / "statistics_additional_laion_prompts_v1_4.pt"
-    found = ActivationStatistics.from_released(path)
+    found = ActivationStatistics.load(path)
     assert list(found.widths.values()) == [320, 320, 640, 640, 1280, 1280, 1280]
     found.save(tmp_path / "s.safetensors")
     assert equal(ActivationStatistics.load(tmp_path / "s.safetensors"), found)
@@ -156,8 +156,10 @@ def test_other_pt_files_are_refused(
     tmp_path: Path, content: object, capsys: pytest.CaptureFixture
 ) -> None:
     torch.save(content, tmp_path / "bad.pt")
-    with pytest.raises(ValueError, match=r"bad\.pt is not the released|must be a list of tensors"):
-        ActivationStatistics.from_released(tmp_path / "bad.pt")
+    with pytest.raises(
+        ValueError, match=r"bad\.pt holds no activation statistics|must be a list of tensors"
+    ):
+        ActivationStatistics.load(tmp_path / "bad.pt")
     assert "was run" not in capsys.readouterr().out
 
 
@@ -166,8 +168,8 @@ def test_files_that_are_no_statistics(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="holds no activation statistics"):
         ActivationStatistics.load(tmp_path / "bad.safetensors")
     (tmp_path / "bad.pt").write_bytes(b"no")
-    with pytest.raises(ValueError, match="is not the released"):
-        ActivationStatistics.from_released(tmp_path / "bad.pt")
+    with pytest.raises(ValueError, match="holds no activation statistics"):
+        ActivationStatistics.load(tmp_path / "bad.pt")
 
 
 @pytest.mark.parametrize(

@@ -385,7 +385,7 @@ def test_statistics_come_from_either_kind_of_file(
     assert refined[0] == refined[1]
     (tmp_path / "bad.pt").write_bytes(b"no tensors")
     assert call(monkeypatch, *words, str(tmp_path / "bad.pt")) == 2
-    assert "bad.pt is not the released" in capsys.readouterr().err
+    assert "bad.pt holds no activation statistics" in capsys.readouterr().err
 
 
 def test_prompts_that_failed_are_told_at_the_end_with_exit_code_1(

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -28,6 +27,7 @@ if TYPE_CHECKING:
     import pandas as pd
 
 VERSION = 2  # raised where results change (see nemo_kit.keys)
+LEAST_SPREAD = 1e-4  # of scores, whose equal pairs differ from 1 by up to 3e-5 in float32
 
 
 def detect(
@@ -77,7 +77,8 @@ def calibrate(
     Raises TypeError or ValueError for bad prompts and seeds, latents too small to compare, and
     scores or activations that do not vary, UninformativeError where the model's predictions can't
     tell prompts apart.
-    Source: section 3.1 (mean + 1 standard deviation), Algorithm 2 (μ and σ of each neuron).
+    Source: section 3.1 (mean + 1 standard deviation of all pairwise scores, or of each prompt's
+    maximum: difference 4), Algorithm 2 (μ and σ of each neuron).
     """
     texts, numbers = check_texts(prompts), check_seeds(seeds, least=2, distinct=True)
     if len(texts) < 2:
@@ -86,10 +87,26 @@ def calibrate(
     drawn = detection.for_calibration()
     scored = score_pairs(model, texts, numbers, drawn, compared, progress, "calibrate")
     pairs = torch.stack([upper(one) for _, one in scored])  # [prompts, pairs]
-    source = f"calibrate({model.name!r}), {len(texts)} prompts"
-    made = Calibration.from_scores(pairs, None, compared, detection, source, numbers)
-    statistics = ActivationStatistics.from_activations(text_activations(model, texts))
-    return replace(made, statistics=statistics)
+    maxima = detection.threshold_from == "maxima"
+    values = (pairs.amax(dim=1) if maxima else pairs.flatten()).double()
+    mean, std = values.mean().item(), values.std().item()
+    if std <= LEAST_SPREAD:
+        raise ValueError(
+            f"prompts: all their scores are {mean:.6f} (deviation {std:.1e}), no spread to set "
+            "a threshold by; give different hold-out prompts, or look whether every prediction "
+            "of this model is alike (schedule, prediction_type, timestep_index, weights)"
+        )
+    return Calibration(
+        mean=mean,
+        std=std,
+        threshold=mean + detection.deviations * std,
+        statistics=ActivationStatistics.from_activations(text_activations(model, texts)),
+        similarity=compared,
+        detection=detection,
+        prompts=len(texts),
+        source=f"calibrate({model.name!r}), {len(texts)} prompts",
+        seeds=tuple(numbers),
+    )
 
 
 def score_pairs(
