@@ -24,6 +24,7 @@ from nemo_kit.hooks import capture, scale_neurons
 from nemo_kit.localization.candidates import candidates, mean_activations, z_scores
 from nemo_kit.localization.detection import kept, upper
 from nemo_kit.localization.differences import Differences
+from nemo_kit.localization.information import check_informative
 from nemo_kit.localization.result import STAGES, Localization
 from nemo_kit.localization.search import Refinement, Selection, refine, select_initial
 from nemo_kit.neurons import NeuronSet
@@ -67,7 +68,7 @@ class _Released:
 
     def result(self) -> Localization:
         """Run all four algorithms."""
-        Differences(self.model, self.detection).check()
+        check_informative(Differences(self.model, self.detection))
         with self._stage("detect"):
             self.noise = self.model.noise(self.seeds, self.detection.noise)
             self.text = self.model.embed(self.prompt).expand(len(self.noise), -1, -1)

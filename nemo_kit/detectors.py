@@ -24,7 +24,6 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from nemo_kit import registry
 from nemo_kit.calibration import resolve
 from nemo_kit.checks import (
     HALF_PRECISION,
@@ -39,7 +38,7 @@ from nemo_kit.localization.detection import score_pairs
 from nemo_kit.mitigation.attention import kept_tokens, plain_keys
 from nemo_kit.mitigation.gap import norms, predicted_gap, relative_size
 from nemo_kit.models.base import DiffusionModel
-from nemo_kit.registry import Registered, check_takes
+from nemo_kit.registry import Registered, check_takes, find
 from nemo_kit.sampling import Run, both_outputs, denoise
 
 VERSION = 2  # raised where results change (see nemo_kit.keys)
@@ -89,14 +88,6 @@ def detector(
     return register
 
 
-def find(which: str | Detector | Callable[..., Any]) -> Detector:
-    """A registered detector by its name, or any function as one.
-
-    Raises ValueError for an unknown name, TypeError for what can't be called.
-    """
-    return registry.find("detector", Detector, DETECTORS, which)
-
-
 @dataclass(frozen=True)
 class PromptScore:
     """A detector's score of one prompt, and what it cost.
@@ -128,7 +119,7 @@ def score(
     Raises TypeError or ValueError for a bad prompt, seeds or options, TypeError for a result that
     is no number nor one for each seed, FloatingPointError for one that is not finite.
     """
-    one, text = find(which), check_text(prompt)
+    one, text = find("detector", Detector, DETECTORS, which), check_text(prompt)
     given = {"seeds": SEEDS, **one.options, **options}
     given["seeds"] = check_seeds(given["seeds"] if seeds is None else seeds, distinct=True)
     told = one.told(model, given)

@@ -37,12 +37,16 @@ def first_order_effects(
     as many where memory runs out. Counts `SAMPLES` denoiser samples a seed.
     Source: ours; the score is that of section 3.2.
     """
+    model = draw.model
 
     def slopes(part: slice) -> dict[int, Tensor]:
         """Layer -> [width], summed over these seeds."""
-        gates = _gates(draw, neurons, len(noise[part]))
+        gates, before = _gates(draw, neurons, len(noise[part])), model.samples_evaluated
         with torch.enable_grad():
-            blocked = _gated(draw, gates, noise[part], text)
+            with gate_neurons(model.denoiser, model.value_layers, draw.in_halves(gates)):
+                predicted = draw.predict(noise[part], text.expand(len(noise[part]), -1, -1))
+            model.samples_evaluated += (SAMPLES - 1) * (model.samples_evaluated - before)
+            blocked = noise_differences(predicted, noise[part])
             pairs = zip(blocked.split(1), unblocked[part].split(1), strict=True)
             rise = sum(objective(*pair, settings) for pair in pairs)
             found = torch.autograd.grad(rise, list(gates.values()))  # of each seed, its own
@@ -64,15 +68,6 @@ def _gates(draw: Differences, neurons: NeuronSet, count: int) -> dict[int, Tenso
         gate[:, 0, list(indices)] = draw.factor
         gates[layer] = gate.to(model.device).requires_grad_()
     return gates
-
-
-def _gated(draw: Differences, gates: dict[int, Tensor], noise: Tensor, text: Tensor) -> Tensor:
-    model = draw.model
-    before = model.samples_evaluated
-    with gate_neurons(model.denoiser, model.value_layers, draw.in_halves(gates)):
-        prediction = draw.predict(noise, text.expand(len(noise), -1, -1))
-    model.samples_evaluated += (SAMPLES - 1) * (model.samples_evaluated - before)
-    return noise_differences(prediction, noise)
 
 
 def objective(blocked: Tensor, unblocked: Tensor, settings: SimilaritySettings) -> Tensor:

@@ -6,19 +6,18 @@ Source: "Finding NeMo" (arXiv 2406.02366), Algorithm 1.
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from typing import get_args
 
 import torch
 from torch import Tensor
 
 from nemo_kit.calibration import resolve
-from nemo_kit.checks import check_choice, check_number, check_seeds, check_texts
+from nemo_kit.checks import check_seeds, check_texts
 from nemo_kit.hooks import intervened, scale_neurons
 from nemo_kit.localization.information import check_informative
 from nemo_kit.memory import BatchSize
 from nemo_kit.models.base import DiffusionModel
 from nemo_kit.neurons import NeuronSet
-from nemo_kit.settings import DetectionSettings, Halves, Precision
+from nemo_kit.settings import DetectionSettings, LocalizationSettings
 from nemo_kit.similarity import noise_differences
 
 Progress = Callable[[str, int, int | None], None]
@@ -32,9 +31,9 @@ class Differences:
     `NeuronSet` for each sample, it returns [N, C, H, W] in [0, 1] from one denoiser call (of 2N
     samples where there is guidance, N otherwise). Without sets and outside of interventions it
     raises UninformativeError where the model's prediction can't tell prompts apart.
-    Parameters: `settings`, steps and guidance; `factor` and `halves`, how neurons are scaled and
-    in which halves of a guided batch; `precision`, of the denoiser's operations (autocast; "model"
-    and "float32" leave them in the model's own).
+    Parameters: `settings`, steps and guidance; `how`, of whose settings three count: `factor` and
+    `halves`, how neurons are scaled and in which halves of a guided batch, and `precision`, of the
+    denoiser's operations (autocast; "model" and "float32" leave them in the model's own).
     Source: Algorithm 1; guidance is the ablation of table 4.
     """
 
@@ -42,15 +41,11 @@ class Differences:
         self,
         model: DiffusionModel,
         settings: DetectionSettings,
-        factor: float = 0.0,
-        halves: Halves = "conditional",
-        precision: Precision = "model",
+        how: LocalizationSettings | None = None,
     ) -> None:
-        check_choice("halves", halves, get_args(Halves))
-        check_choice("precision", precision, get_args(Precision))
-        check_number("factor", factor)
+        how = how or LocalizationSettings()
         self.model, self.settings = model, settings
-        self.factor, self.halves, self.precision = factor, halves, precision
+        self.factor, self.halves, self.precision = how.factor, how.halves, how.precision
         self.timestep = model.timesteps(settings.steps)[settings.timestep_index]
         self._empty = model.embed("") if settings.guidance else None
 
@@ -59,14 +54,8 @@ class Differences:
         self, noise: Tensor, embeddings: Tensor, sets: Sequence[NeuronSet] | None = None
     ) -> Tensor:
         if sets is None and not intervened():
-            self.check()
+            check_informative(self)
         return noise_differences(self.predict(noise, embeddings, sets), noise)
-
-    def check(self) -> None:
-        """Raise UninformativeError where predictions can't tell prompts apart (looked at once)."""
-        kind = self.model.dtype if self.precision == "model" else getattr(torch, self.precision)
-        settings = (self.settings, self.precision)
-        check_informative(self.model, self.predict, settings, float(self.timestep), kind)
 
     def predict(
         self, noise: Tensor, embeddings: Tensor, sets: Sequence[NeuronSet] | None = None
@@ -146,7 +135,8 @@ def prompt_differences(
     Source: Algorithm 1; figure 13 shows them as pictures.
     """
     texts, numbers = check_texts(prompts), check_seeds(seeds)
-    draw = Differences(model, resolve(model.calibration, settings)[0], factor)
+    how = LocalizationSettings(factor=factor)
+    draw = Differences(model, resolve(model.calibration, settings)[0], how)
     noise = model.noise(numbers, draw.settings.noise).repeat(len(texts), 1, 1, 1)
     embeddings = model.embed(texts).repeat_interleave(len(numbers), dim=0)
     sets = None if neurons is None else [neurons] * len(noise)

@@ -6,7 +6,10 @@ look equal.
 Source: ours; section 3.1 of "Finding NeMo" (arXiv 2406.02366) takes it for granted.
 """
 
-from collections.abc import Callable, Hashable
+from __future__ import annotations
+
+from collections.abc import Hashable
+from typing import TYPE_CHECKING
 from weakref import WeakKeyDictionary
 
 import torch
@@ -15,33 +18,29 @@ from torch import Tensor
 from nemo_kit.checks import ROUNDING, UninformativeError
 from nemo_kit.models.base import DiffusionModel
 
+if TYPE_CHECKING:
+    from nemo_kit.localization.differences import Differences
+
 TEXTS = ("", "cat")  # any two would do
 _informative: WeakKeyDictionary[DiffusionModel, set[Hashable]] = WeakKeyDictionary()
 
 
-def check_informative(
-    model: DiffusionModel,
-    predict: Callable[[Tensor, Tensor], Tensor],
-    settings: Hashable,
-    timestep: float,
-    dtype: torch.dtype,
-) -> None:
+def check_informative(draw: Differences) -> None:
     """Refuse a prediction that is the same for any prompt, or the noise it was made from.
 
-    Parameters: `predict`, of noise [1, C, H, W] and embeddings [1, tokens, dim]; `settings`, all
-    that it depends on beside the model; `timestep`, for the message; `dtype` that it computes in.
     The two texts are one sample a call, so that equal work gives equal bits in any number type.
     They are drawn once for a model and its settings, are no part of any prompt's count of samples,
     and are drawn again where weights or schedule were changed.
     Raises UninformativeError.
     """
-    known, key = _informative.setdefault(model, set()), (settings, *_state(model))
-    if key in known:
+    model, known = draw.model, _informative.setdefault(draw.model, set())
+    timestep = float(draw.timestep)
+    if (key := (draw.settings, draw.precision, *_state(model))) in known:
         return
     counted, noise = model.samples_evaluated, model.noise([0])
     try:
         with torch.no_grad():
-            empty, text = (predict(noise, model.embed(text)) for text in TEXTS)
+            empty, text = (draw.predict(noise, model.embed(text)) for text in TEXTS)
     finally:
         model.samples_evaluated = counted
     if not torch.isfinite(torch.stack([empty, text])).all():
@@ -49,6 +48,7 @@ def check_informative(
     size = max(_size(noise), _size(text))
     spread = (text - noise).flatten(2).std(dim=2).amax().item()
     passed = model.scheduler.config.prediction_type == "epsilon"  # then rounded as the noise is
+    dtype = model.dtype if draw.precision == "model" else getattr(torch, draw.precision)
     about = None
     if _size(text - empty) <= ROUNDING * size:
         about = "the same whatever the prompt"

@@ -85,8 +85,7 @@ class Run:
         self.detection, self.similarity = resolve(model.calibration, *given)
         self.similarity.check(*model.latent_shape[1:])
         self.settings = replace(settings, detection=self.detection, similarity=self.similarity)
-        how = settings.factor, settings.halves, settings.precision
-        self.draw = Differences(model, self.detection, *how)
+        self.draw = Differences(model, self.detection, settings)
         self.batch = BatchSize(settings.batch_size) if settings.batch_size else fitting(model)
         self.samples = dict.fromkeys(STAGES, 0)
         self.times = dict.fromkeys(STAGES, 0.0)

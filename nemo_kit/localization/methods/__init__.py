@@ -20,5 +20,5 @@ from nemo_kit.localization.methods import (
     wanda,
     z_score,
 )
-from nemo_kit.localization.methods.base import METHODS, Method, Ranking, find, method, rank
+from nemo_kit.localization.methods.base import METHODS, Method, Ranking, method, rank
 from nemo_kit.localization.methods.memory import LOSSES, Memory

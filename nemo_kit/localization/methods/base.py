@@ -13,12 +13,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from nemo_kit import registry
 from nemo_kit.checks import HALF_PRECISION, check_seeds, check_text, check_whole
 from nemo_kit.layers import Projection
 from nemo_kit.models.base import DiffusionModel
 from nemo_kit.neurons import Neuron, NeuronSet
-from nemo_kit.registry import Registered, check_takes
+from nemo_kit.registry import Registered, check_takes, find
 
 SEEDS = range(1, 5)
 Scores = Mapping[int, Tensor]  # layer -> [width]
@@ -62,11 +61,6 @@ def method(name: str, follows: str = "none", **options: Any) -> Callable[[Functi
         return function
 
     return register
-
-
-def find(which: str | Method | Callable[..., Any]) -> Method:
-    """A registered method by its name (else ValueError), or any function as one."""
-    return registry.find("method", Method, METHODS, which)
 
 
 @dataclass(frozen=True, eq=False)
@@ -131,7 +125,7 @@ def rank(
     for nothing, scores of other layers or widths than those searched, or a set outside of them;
     FloatingPointError for scores that are not finite.
     """
-    one, text = find(which), check_text(prompt)
+    one, text = find("method", Method, METHODS, which), check_text(prompt)
     if budget is not None:
         check_whole("budget", budget, 1)
     given = {**one.options, **options}

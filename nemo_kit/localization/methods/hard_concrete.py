@@ -2,7 +2,6 @@
 
 import math
 
-import numpy as np
 import torch
 from torch import Tensor
 
@@ -25,20 +24,18 @@ def hard_concrete(
     prompt: str,
     seeds: list[int],
     budget: int | None = None,
-    loss: str = "gap",
-    image: np.ndarray | None = None,
     price: float = 0.02,
 ) -> tuple[dict[int, Tensor], NeuronSet]:
     """log α of each neuron's switch, after Adam on memory + price · expected number of closed ones.
 
     Returns scores and the neurons whose switch is mostly closed without noise. A smaller budget
     takes fewer steps, then seeds.
-    Parameters: `loss`, a name in `LOSSES`; `price` of a closed neuron, where open memory is 1.
-    Raises ValueError for another loss, and a budget below one seed and step.
+    Parameters: `price` of a closed neuron, where open memory is 1.
+    Raises ValueError for a budget below one seed and step.
     Source: Louizos et al. 2018 (temperature 2/3, stretch −0.1 to 1.1).
     """
-    kept, steps = rounds(budget, list(seeds), loss, STEPS)
-    memory = Memory(model, prompt, kept, loss, image)
+    kept, steps = rounds(budget, list(seeds), "gap", STEPS)
+    memory = Memory(model, prompt, kept, "gap")
     drawn = torch.Generator().manual_seed(draw_seed("hard concrete", prompt, *kept))
 
     def closed(alpha: Tensor) -> Tensor:

@@ -1,6 +1,5 @@
 """Slimming: a gate a neuron, learned so that memory goes while few gates close (L1)."""
 
-import numpy as np
 import torch
 from torch import Tensor
 
@@ -20,22 +19,18 @@ def slimming(
     prompt: str,
     seeds: list[int],
     budget: int | None = None,
-    loss: str = "gap",
-    image: np.ndarray | None = None,
     price: float = 0.02,
 ) -> tuple[dict[int, Tensor], NeuronSet]:
     """1 − g after Adam on memory(g) + price · Σ(1 − g), gates from 1, kept in [0, 1].
 
     Returns scores and the neurons closed by more than half. Of gates that stay open, the first
     derivative decides (divided by 10⁶). A smaller budget takes fewer steps, then seeds.
-    Parameters: `loss`, "gap" or "image"; `price` of a closed neuron, where open memory is 1.
-    Raises ValueError for another loss, and a budget below one seed and step.
+    Parameters: `price` of a closed neuron, where open memory is 1.
+    Raises ValueError for a budget below one seed and step.
     Source: Chang et al., NAACL 2024; 100 to 500 steps there.
     """
-    if loss == "score":
-        raise ValueError("loss must be gap or image from open gates, where the score has no slope")
-    kept, steps = rounds(budget, list(seeds), loss, STEPS)
-    memory = Memory(model, prompt, kept, loss, image)
+    kept, steps = rounds(budget, list(seeds), "gap", STEPS)
+    memory = Memory(model, prompt, kept, "gap")
 
     def closed(shut: Tensor) -> Tensor:
         return shut.clamp(0, 1).expand(len(kept), -1)
