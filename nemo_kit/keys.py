@@ -161,7 +161,8 @@ class _Plain:
         code = value.__code__
         origin, module = _origin_of_file(code.co_filename), _origin(value.__module__ or "")
         if origin != "own" and module != "own":
-            return _with_version(value) if origin == "package" else _name(value)
+            known = "package" in (origin, module)  # also behind a decorator of a library
+            return _with_version(value) if known else _name(value)
         cells = zip(code.co_freevars, value.__closure__ or (), strict=True)
         held = self._used(value, {n: one.cell_contents for n, one in cells if n != "__class__"})
         if origin != "own":  # a wrapper around a function from elsewhere

@@ -17,6 +17,7 @@ import pytest
 from IPython.core.interactiveshell import InteractiveShell
 
 from nemo_kit.keys import plain, value_digest
+from nemo_kit.localization.methods import METHODS
 from nemo_kit.mitigation import AttentionScaling, NeMo, WandaPruning
 from nemo_kit.models import DiffusionModel
 from nemo_kit.neurons import NeuronSet
@@ -281,3 +282,10 @@ def test_partials_and_methods() -> None:
     )
     assert plain(np.sin) == plain(np.sin)
     assert plain("a".upper) != plain(np.cos)
+
+
+def test_a_function_behind_a_decorator_of_a_library_counts_with_its_version() -> None:
+    found = [plain(METHODS[name].function) for name in ("patching", "gradient × activation")]
+    assert found == [
+        [f"nemo_kit.localization.methods.{n}.{n}", 1] for n in ("patching", "gradient")
+    ]
