@@ -8,12 +8,10 @@ predicted noise ε: a model trained to predict v (or x_0) is converted first, so
 √ᾱ_t·‖Δv‖; at one timestep this is a fixed factor, over several it gives later steps more weight
 than Δv would. Of a rectified flow Δv stands for Δε, which is 0 at σ = 1. Δε is the conditional
 minus the unconditional prediction; where it is 0 throughout, a score would be 0 for any prompt, and
-is refused. All raise TypeError or ValueError for a bad
-prompt, seeds or numbers.
+is refused. All raise TypeError or ValueError for a bad prompt, seeds or numbers.
 Source: each function names its own; restated from the methods' published formulas and code.
 """
 
-import inspect
 import time
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, replace
@@ -25,13 +23,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from nemo_kit.calibration import resolve
-from nemo_kit.checks import (
-    HALF_PRECISION,
-    check_number,
-    check_seeds,
-    check_text,
-    check_whole,
-)
+from nemo_kit.checks import HALF_PRECISION, check_number, check_seeds, check_text, check_whole
 from nemo_kit.hooks import capture
 from nemo_kit.layers import Projection
 from nemo_kit.localization.detection import score_pairs
@@ -53,16 +45,14 @@ class Detector(Registered):
 
     name: str
     function: Callable[..., Any]
-    protocol: str | Callable[..., str] = ""
+    protocol: str | Callable[[DiffusionModel], str] = ""
     options: Mapping[str, Any] = field(default_factory=dict)
 
     def told(self, model: DiffusionModel, options: Mapping[str, Any]) -> str:
         """How many images, and the protocol with its numbers."""
-        call = inspect.signature(self.function).bind(model, "", **options)
-        call.apply_defaults()
-        images = len(options["seeds"])
-        said = self.protocol
-        words = said.format(**call.arguments) if isinstance(said, str) else said(**call.arguments)
+        images, said = len(options["seeds"]), self.protocol
+        known = {**self.defaults, **options}
+        words = said.format(**known) if isinstance(said, str) else said(model)
         return f"{images} image{'s' * (images > 1)}" + (f", {words}" if words else "")
 
 
@@ -70,13 +60,13 @@ DETECTORS: dict[str, Detector] = {}
 
 
 def detector(
-    name: str, protocol: str | Callable[..., str] = "", **options: Any
+    name: str, protocol: str | Callable[[DiffusionModel], str] = "", **options: Any
 ) -> Callable[[Function], Function]:
     """Register a function under a name, as a decorator; who had the name gives way.
 
     Parameters: `protocol`, what numbers of two ways of computing the score can't be compared
-    without, with parameters in braces ("{steps} steps"), or a function of them; `options`, of every
-    comparison.
+    without, with parameters in braces ("{steps} steps"), or a function of the model; `options`, of
+    every comparison.
     Raises TypeError for a function that doesn't take (model, prompt, seeds) and the options alone.
     """
 
@@ -147,7 +137,7 @@ def _number(name: str, found: Any, seeds: int, model: DiffusionModel) -> float:
     return values.mean().item()
 
 
-def _nemo_protocol(model: DiffusionModel, **_: Any) -> str:
+def _nemo_protocol(model: DiffusionModel) -> str:
     detection, similarity = resolve(model.calibration)
     return f"largest pair, {similarity.kind}, timesteps[{detection.timestep_index}]"
 

@@ -99,11 +99,10 @@ def _one_scale(a: Tensor, b: Tensor, settings: SimilaritySettings) -> tuple[Tens
     # here, since all of torchmetrics comes with it: seconds that opening a model doesn't need
     from torchmetrics.functional.image import structural_similarity_index_measure as ssim
 
-    options: dict[str, Any] = {"sigma": settings.sigma, "kernel_size": settings.kernel}
-    data_range = _range(a, b, settings.data_range)
     return ssim(
-        a, b, reduction="none", return_contrast_sensitivity=True, data_range=data_range, **options
-    )  # type: ignore[return-value]
+        a, b, sigma=settings.sigma, kernel_size=settings.kernel, reduction="none",
+        data_range=_range(a, b, settings.data_range), return_contrast_sensitivity=True,
+    )  # type: ignore[return-value]  # fmt: skip
 
 
 def _range(a: Tensor, b: Tensor, kind: float | str) -> Any:

@@ -188,13 +188,6 @@ def test_bad_statistics(means: list, stds: list, text: str) -> None:
         ActivationStatistics(means, stds)  # type: ignore[arg-type]
 
 
-def test_bad_activations() -> None:
-    with pytest.raises(ValueError, match=r"cover layers 1 to n, got \[2\]"):
-        ActivationStatistics.from_activations({2: torch.ones(3, 2)})
-    with pytest.raises(ValueError, match="at least 2 prompts"):
-        ActivationStatistics.from_activations({1: torch.ones(1, 2)})
-
-
 @pytest.mark.parametrize("change", [{"mean": None}, {"detection": {"seeds": 1}}, {"std": "x"}])
 def test_a_damaged_calibration(tmp_path: Path, change: dict) -> None:
     CALIBRATION.save(tmp_path)

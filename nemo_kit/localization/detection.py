@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Iterator, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
@@ -57,7 +57,21 @@ def detect(
     limit = check_threshold(model, threshold, detection, compared)
     numbers = check_seeds(seeds, least=2, distinct=True)
     scored = score_pairs(model, prompts, numbers, detection, compared, progress)
-    return pd.DataFrame([_row(prompt, pairs, numbers, limit) for prompt, pairs in scored])
+    rows = []
+    for prompt, pairs in scored:
+        scores, mask = upper(pairs), kept(pairs, limit)
+        rows.append(
+            {
+                "prompt": prompt,
+                "score": scores.max().item(),
+                "flagged": bool(mask.any()),
+                "kept_seeds": [seed for seed, keep in zip(numbers, mask, strict=True) if keep],
+                "mean_score": scores.mean().item(),
+                "threshold": limit,
+                "pairwise": scores.tolist(),
+            }
+        )
+    return pd.DataFrame(rows)
 
 
 def calibrate(
@@ -145,16 +159,3 @@ def upper(pairs: Tensor) -> Tensor:
     """[seeds · (seeds − 1) / 2]: the score of every pair i < j."""
     first, second = torch.triu_indices(len(pairs), len(pairs), offset=1)
     return pairs[first, second]
-
-
-def _row(prompt: str, pairs: Tensor, seeds: Sequence[int], threshold: float) -> dict[str, Any]:
-    scores, mask = upper(pairs), kept(pairs, threshold)
-    return {
-        "prompt": prompt,
-        "score": scores.max().item(),
-        "flagged": bool(mask.any()),
-        "kept_seeds": [seed for seed, keep in zip(seeds, mask.tolist(), strict=True) if keep],
-        "mean_score": scores.mean().item(),
-        "threshold": threshold,
-        "pairwise": scores.tolist(),
-    }

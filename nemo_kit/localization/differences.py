@@ -61,9 +61,25 @@ class Differences:
         self, noise: Tensor, embeddings: Tensor, sets: Sequence[NeuronSet] | None = None
     ) -> Tensor:
         """The predicted noise behind the difference: [N, C, H, W], with a gradient if wanted."""
-        predict = self._unguided if self._empty is None else self._guided
-        with self._cast():
-            return predict(noise, embeddings, sets)
+        guided = self._empty is not None
+        if guided:  # both halves in one call, the conditional one first
+            noise, halves = torch.cat([noise, noise]), len(embeddings)
+            embeddings = torch.cat([embeddings, self._empty.expand(halves, -1, -1)])
+            if sets is not None:
+                sets = [*sets, *(sets if self.halves == "both" else [NeuronSet()] * halves)]
+        with self._cast(), self._scaled(sets):
+            found = self.model.predict_compared(noise, self.timestep, embeddings)
+        if not guided:
+            return found
+        text, empty = found.chunk(2)
+        if self.settings.swapped:
+            text, empty = empty, text
+        return empty + self.settings.guidance * (text - empty)  # ε_∅ + g · (ε_c − ε_∅)
+
+    def _scaled(self, sets: Sequence[NeuronSet] | None) -> AbstractContextManager:
+        if sets is None:
+            return nullcontext()
+        return scale_neurons(self.model.denoiser, self.model.value_layers, sets, self.factor)
 
     def _cast(self) -> AbstractContextManager:
         if self.precision == "model" or self.precision == str(self.model.dtype)[6:]:
@@ -77,26 +93,6 @@ class Differences:
             return dict(gates)
         open_ = {k: g if self.halves == "both" else torch.ones_like(g) for k, g in gates.items()}
         return {layer: torch.cat([gate, open_[layer]]) for layer, gate in gates.items()}
-
-    def _unguided(
-        self, noise: Tensor, embeddings: Tensor, sets: Sequence[NeuronSet] | None
-    ) -> Tensor:
-        if sets is None:
-            return self.model.predict_compared(noise, self.timestep, embeddings)
-        with scale_neurons(self.model.denoiser, self.model.value_layers, sets, self.factor):
-            return self.model.predict_compared(noise, self.timestep, embeddings)
-
-    def _guided(
-        self, noise: Tensor, embeddings: Tensor, sets: Sequence[NeuronSet] | None
-    ) -> Tensor:
-        """ε_∅ + g · (ε_c − ε_∅); both halves in one call, the conditional one first."""
-        both = torch.cat([embeddings, self._empty.expand(len(embeddings), -1, -1)])  # type: ignore
-        if sets is not None:
-            sets = [*sets, *(sets if self.halves == "both" else [NeuronSet()] * len(sets))]
-        text, empty = self._unguided(torch.cat([noise, noise]), both, sets).chunk(2)
-        if self.settings.swapped:
-            text, empty = empty, text
-        return empty + self.settings.guidance * (text - empty)
 
     def in_batches(
         self,
