@@ -75,7 +75,7 @@ def report(frame: pd.DataFrame, failed: int, out: Path) -> None:
     """Print the table of ratios and what differs, and write tables and figure."""
     from benchmarks.compare import disagreements, flagged_by_baseline, summary
     from benchmarks.plot import costs
-    from nemo_kit.files import spreadsheet_safe
+    from nemo_kit.files import write_table
 
     ratios, flagged = summary(frame), flagged_by_baseline(frame)
     print(ratios.to_string(index=False, float_format="{:.3g}".format))
@@ -91,7 +91,7 @@ def report(frame: pd.DataFrame, failed: int, out: Path) -> None:
         print("\nOther neurons than the released algorithm's (tie: rounding decides):")
         print(differ.to_string(index=False, max_colwidth=50))
     for name, table in (("bench", frame), ("bench_summary", ratios)):
-        spreadsheet_safe(table).to_csv(out / f"{name}.csv", index=False)
+        write_table(out / f"{name}.csv", table)
     costs(flagged).savefig(out / "bench.png", dpi=200)
     print(f"\nwritten: {out}/bench.csv, bench_summary.csv, bench.png")
 

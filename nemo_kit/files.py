@@ -72,6 +72,18 @@ def json_writer(content: Any) -> Callable[[Path], Any]:
     return lambda part: part.write_text(text, encoding="utf-8")
 
 
+def write_table(path: Path, frame: pd.DataFrame, separator: str = ",") -> None:
+    """Write a frame as parquet or, `spreadsheet_safe`, as CSV, by the path's ending."""
+
+    def write(part: Path) -> None:
+        if path.suffix == ".parquet":
+            frame.to_parquet(part, index=False)
+        else:
+            spreadsheet_safe(frame).to_csv(part, sep=separator, index=False)
+
+    write_atomically(path, write)
+
+
 def spreadsheet_safe(frame: pd.DataFrame) -> pd.DataFrame:
     """The frame with an apostrophe before text that a spreadsheet would take for a formula.
 

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from nemo_kit.files import spreadsheet_safe, write_atomically
+from nemo_kit.files import write_table
 from nemo_kit.neurons import NeuronSet
 from nemo_kit.tables import read_csv, read_json
 
@@ -33,15 +33,18 @@ def write_released(path: str | Path, found: pd.DataFrame, rows: pd.DataFrame | N
     """Write what `localize_all` gave as a released result CSV.
 
     Parameters: `found`, with prompt, initial, refined (NeuronSet or its JSON), initial_score,
-    refined_score; `rows`, the prompt files' rows (`prompts.prompt_rows`) for order and URLs, by
-    default one a prompt without URL. A prompt that is not flagged has SSIM 0, as there; one that
-    failed has no row. A caption that a spreadsheet would run as a formula is guarded, see
-    `files.spreadsheet_safe`.
+    refined_score; `rows`, the prompt files' rows (`prompts.prompt_rows`) with their URLs, which
+    come first; a prompt that is in none of them has one without URL. A prompt that is not flagged
+    has SSIM 0, as there; one that failed has no row. A caption that a spreadsheet would run as a
+    formula is guarded, see `files.spreadsheet_safe`.
     Raises ValueError for a missing column.
     """
     if lacking := {"prompt", *_SETS, *_SCORES} - set(found):
         raise ValueError(f"found needs the columns {sorted(lacking)}; it has {list(found)}")
-    given = found.assign(url="")[["prompt", "url"]] if rows is None else rows[["prompt", "url"]]
+    given = found[["prompt"]].assign(url="")
+    if rows is not None:
+        others = given[~given["prompt"].isin(rows["prompt"])]
+        given = pd.concat([rows[["prompt", "url"]], others], ignore_index=True)
     table = given.merge(found.drop_duplicates("prompt").drop(columns="url", errors="ignore"))
     sets = {column: [_as_set(one) for one in table[column]] for column in _SETS}
     layers = max([7, *(max(one.layers, default=0) for one in sets["initial"])])
@@ -49,8 +52,7 @@ def write_released(path: str | Path, found: pd.DataFrame, rows: pd.DataFrame | N
         table[column] = [one.to_text(layers) for one in sets[column]]
     for column in _SCORES:
         table[column] = table[column].astype(float).fillna(0.0)
-    safe = spreadsheet_safe(table[[*_RELEASED.values()]].set_axis([*_RELEASED], axis=1))
-    write_atomically(Path(path), lambda part: safe.to_csv(part, sep=";", index=False))
+    write_table(Path(path), table[[*_RELEASED.values()]].set_axis([*_RELEASED], axis=1), ";")
 
 
 def read_released(path: str | Path) -> pd.DataFrame:
@@ -77,8 +79,11 @@ def read_released(path: str | Path) -> pd.DataFrame:
     return frame.assign(flagged=~skipped, **counts)
 
 
-def _as_set(value: NeuronSet | str) -> NeuronSet:
-    return value if isinstance(value, NeuronSet) else NeuronSet.from_json(value)
+def _as_set(value: Any) -> NeuronSet:
+    """A set, its JSON, or what its JSON holds."""
+    if isinstance(value, NeuronSet):
+        return value
+    return NeuronSet.from_json(value if isinstance(value, str) else json.dumps(value))
 
 
 def _cell(path: str | Path, column: str, row: int, text: str, read: Callable[[str], Any]) -> Any:
@@ -100,63 +105,41 @@ def read_neurons(sources: str | Path | Iterable[str | Path]) -> dict[str, Neuron
     given = [sources] if isinstance(sources, (str, Path)) else list(sources)
     if not given:
         raise ValueError(f"{_ALLOWED}; got none")
-    return _united(pair for source in given for pair in _read(source).items())
+    found: dict[str, NeuronSet] = {}
+    for prompt, one in (pair for source in given for pair in _read(source)):
+        found[prompt] = found.get(prompt, NeuronSet()) | one
+    return found
 
 
-def _read(source: str | Path) -> dict[str, NeuronSet]:
+def _read(source: str | Path) -> list[tuple[str, NeuronSet]]:
+    """Prompts and sets of a file or text."""
     text = str(source).strip()
     if text.startswith(("{", "[")):
-        return {"": NeuronSet.from_json(text) if text[0] == "{" else NeuronSet.from_text(text)}
+        read = NeuronSet.from_json if text[0] == "{" else NeuronSet.from_text
+        return [("", read(text))]
     path = Path(source)
-    read = _READERS.get(path.suffix)
-    if read is None:
+    if path.suffix not in (".parquet", ".csv", ".json", ".jsonl"):
         raise ValueError(f"{_ALLOWED}; got {text!r:.80}")
     if not path.is_file():
         raise FileNotFoundError(f"neurons: there is no file {path}")
     try:
-        if found := read(path):
+        if found := [(str(prompt), _as_set(one)) for prompt, one in _pairs(path)]:
             return found
         raise ValueError("it is empty")
     except (KeyError, OSError, TypeError, ValueError, AttributeError) as error:
         raise ValueError(f"neurons: {path} holds no neuron sets: {error}") from error
 
 
-def _csv(path: Path) -> dict[str, NeuronSet]:
-    frame = read_csv(path)
-    return _localized(read_released(path) if "Refined Neurons" in frame else frame)
-
-
-def _localized(frame: pd.DataFrame) -> dict[str, NeuronSet]:
-    """A table that `localize` wrote, or the released code."""
-    return _united(zip(frame["prompt"], map(_as_set, frame["refined"]), strict=True))
-
-
-def _json(path: Path) -> dict[str, NeuronSet]:
-    """layer -> indices, prompt -> (layer -> indices), or lines as `localize --json` prints them."""
+def _pairs(path: Path) -> Iterable[tuple[Any, Any]]:
+    """Prompts and sets of a table of `localize` or the released code, of lines or an object."""
+    if path.suffix in (".parquet", ".csv"):
+        frame = pd.read_parquet(path) if path.suffix == ".parquet" else read_csv(path)
+        if "Refined Neurons" in frame:
+            frame = read_released(path)
+        return zip(frame["prompt"], frame["refined"], strict=True)
     rows = read_json(path, as_text=False)
-    if len(rows) != 1 or "refined" in rows[0]:
-        return _united((row["prompt"], _object(row["refined"])) for row in rows)
-    [content] = rows
-    if all(isinstance(value, dict) for value in content.values()):
-        return {prompt: _object(one) for prompt, one in content.items()}
-    return {"": _object(content)}
-
-
-def _united(pairs: Iterable[tuple[str, NeuronSet]]) -> dict[str, NeuronSet]:
-    """Prompt -> set; a prompt of several rows has the neurons of all."""
-    found: dict[str, NeuronSet] = {}
-    for prompt, one in pairs:
-        found[str(prompt)] = found.get(str(prompt), NeuronSet()) | one
-    return found
-
-
-def _object(content: Any) -> NeuronSet:
-    return NeuronSet.from_json(content if isinstance(content, str) else json.dumps(content))
-
-
-_READERS: dict[str, Callable[[Path], dict[str, NeuronSet]]] = {
-    ".parquet": lambda path: _localized(pd.read_parquet(path)),
-    ".csv": _csv,
-    ".json": _json,
-    ".jsonl": _json,
-}
+    if len(rows) != 1 or "refined" in rows[0]:  # as `localize --json` prints them
+        return [(row["prompt"], row["refined"]) for row in rows]
+    [content] = rows  # layer -> indices, or prompt -> (layer -> indices)
+    of_prompts = all(isinstance(one, dict) for one in content.values())
+    return content.items() if of_prompts else [("", content)]

@@ -33,17 +33,15 @@ class TrainingImages(Mapping[str, np.ndarray]):
     Raises FileNotFoundError where there is no such folder, ValueError for a missing column.
     """
 
-    def __init__(self, table: pd.DataFrame | None = None, folder: str | Path | None = None) -> None:
-        if table is not None:
-            check_columns("table", table, "prompt", "image")
-        own, self._side = lab.prompts(), None if folder is None else SIDE
-        table = own if table is None else table
+    def __init__(self, table: pd.DataFrame, folder: str | Path | None = None) -> None:
+        check_columns("table", table, "prompt", "image")
+        self._side = None if folder is None else SIDE
         place = lab.DATA / "images" if folder is None else Path(folder)
         if not place.is_dir():
             raise FileNotFoundError(f"training_images: there is no folder {place}")
         files = sorted(path for path in place.iterdir() if path.suffix.lower() in PICTURES)
         names = {path.stem: path for path in reversed(files)} | {path.name: path for path in files}
-        named = own if folder is None else table
+        named = lab.prompts() if folder is None else table
         rows = zip(named["prompt"], named["image"].astype(str), strict=True)
         self._files = {prompt: names[name] for prompt, name in rows if name in names}
         self._asked = list(table["prompt"])

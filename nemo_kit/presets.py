@@ -78,22 +78,24 @@ def calibration_for(
     """
     own = model.calibration
     detection, similarity = resolve(_own(model), settings.detection, settings.similarity)
-    fits = own is not None and own.holds(detection, similarity)
-    if own is not None and fits and not hold_out:
+    if own and own.holds(detection, similarity) and not hold_out:
         return own
-    asked = settings.name == "released" and model.lora is None and not hold_out
-    known = published(str(model.name)) if asked else None
-    texts = list(hold_out)
+    found, texts = None, list(hold_out)
+    if not texts and settings.name == "released" and model.lora is None:
+        found = published(str(model.name))
     if not texts and model.name in lab.TABLES:
         texts = list(lab.prompts("holdout", model=model.name)["prompt"])
-    if known is None and not texts:
+    if found is None and not texts:
+        lacking = f"the model {model.name!r} has no threshold"
+        if own:
+            lacking = f"the model's threshold {own.threshold:.3f} was computed with other settings"
         raise ValueError(
-            f"settings {settings.name!r}: {_lacking(model)}; give --threshold, or --hold-out with "
+            f"settings {settings.name!r}: {lacking}; give --threshold, or --hold-out with "
             "prompts that the model does not memorize (the role holdout of a prompt file)"
         )
     options = {"settings": detection, "similarity": similarity}
-    found = known or _computed(model, texts, list(seeds), options, store, progress)
-    statistics = (own.statistics if own else None) or found.statistics
+    found = found or _computed(model, texts, list(seeds), options, store, progress)
+    statistics = (own and own.statistics) or found.statistics
     return replace(found, statistics=statistics, detection=detection, similarity=similarity)
 
 
@@ -126,10 +128,3 @@ def _computed(
         with suppress(OSError):  # another run was first
             part.rename(folder)
     return Calibration.load(folder)
-
-
-def _lacking(model: DiffusionModel) -> str:
-    """Why the model's own threshold is none for the settings."""
-    if own := model.calibration:
-        return f"the model's threshold {own.threshold:.3f} was computed with other settings"
-    return f"the model {model.name!r} has no threshold"

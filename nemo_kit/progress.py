@@ -9,6 +9,7 @@ import json
 import os
 import sys
 from collections.abc import Iterable
+from contextlib import suppress
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
@@ -100,17 +101,11 @@ def _note(numbers: dict[str, Any]) -> None:
     """Write by rename, so that a reader never sees half; progress is never worth a failure."""
     if not followed.folder:
         return
+    done, total, elapsed = (numbers[name] for name in ("n", "total", "elapsed"))
+    pace = numbers["rate"] or (done / elapsed if elapsed else None)
+    left = (total - done) / pace if total is not None and pace else None
+    told = {"label": numbers["prefix"], "done": done, "total": total, "left": left}
     part = followed.folder / f"{WORK}.part"
-    try:
-        part.write_text(json.dumps(_numbers(**numbers)), encoding="utf-8")
+    with suppress(OSError):
+        part.write_text(json.dumps(told), encoding="utf-8")
         os.replace(part, followed.folder / WORK)
-    except OSError:
-        return
-
-
-def _numbers(
-    *, n: float, total: float | None, elapsed: float, rate: float | None, prefix: str, **_: Any
-) -> dict[str, Any]:
-    pace = rate or (n / elapsed if elapsed else None)
-    left = (total - n) / pace if total is not None and pace else None
-    return {"label": prefix, "done": n, "total": total, "left": left}

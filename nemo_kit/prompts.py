@@ -15,7 +15,7 @@ from typing import Any
 import pandas as pd
 
 from nemo_kit import lab
-from nemo_kit.tables import read_csv, read_json, read_lines, read_parquet
+from nemo_kit.tables import read_csv, read_json, read_parquet, read_text
 
 # column -> what files call it, in any case; the first of these that is there
 _NAMES = {
@@ -91,7 +91,8 @@ def _read(path: Path) -> pd.DataFrame:
 
 
 def _lines(path: Path) -> dict[str, list[Any]]:
-    return {"prompt": [line.strip(" \t") for line in read_lines(path) if line.strip()]}
+    lines = read_text(path).replace("\r\n", "\n").split("\n")
+    return {"prompt": [line.strip(" \t") for line in lines if line.strip()]}
 
 
 def _csv(path: Path) -> dict[str, list[Any]]:
@@ -179,15 +180,6 @@ def _label(value: Any, known: Mapping[str, str], allowed: str) -> str:
     return known[label]
 
 
-def _type(value: Any) -> str:
-    return _label(value, _TYPE_OF, "VM, TM or empty (MV and RV count as VM, TV as TM, N as empty)")
-
-
-def _role(value: Any) -> str:
-    allowed = "verbatim, template, non_memorized, holdout, ladder or empty"
-    return _label(value, _ROLES | {"": ""}, allowed)
-
-
 def _count(value: Any) -> int:
     text = _text(value).strip()
     if not re.fullmatch(r"(\d+(\.0*)?)?", text, re.ASCII):
@@ -195,4 +187,13 @@ def _count(value: Any) -> int:
     return int(text.split(".")[0] or 0)
 
 
-_CELLS = {"prompt": _prompt, "type": _type, "role": _role, "repetitions": _count}
+_CELLS = {
+    "prompt": _prompt,
+    "type": lambda cell: _label(
+        cell, _TYPE_OF, "VM, TM or empty (MV and RV count as VM, TV as TM, N as empty)"
+    ),
+    "role": lambda cell: _label(
+        cell, _ROLES | {"": ""}, "verbatim, template, non_memorized, holdout, ladder or empty"
+    ),
+    "repetitions": _count,
+}

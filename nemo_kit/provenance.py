@@ -20,11 +20,15 @@ def describe_model(model: Any) -> dict[str, str | None] | None:
     """Name, revision, device and dtype of a loaded model as JSON; None for None."""
     if model is None:
         return None
-    device = str(model.device)
+    place = f"{platform.machine()}, {os.cpu_count()} cores"
+    if str(model.device).startswith("cuda"):
+        import torch
+
+        place = torch.cuda.get_device_name(model.device)
     described = {"name": str(model.name), "revision": model.revision and str(model.revision)}
     if getattr(model, "lora", None):
         described["lora"] = str(model.lora)
-    return {**described, "device": _device_name(device), "dtype": str(model.dtype)}
+    return {**described, "device": f"{model.device} ({place})", "dtype": str(model.dtype)}
 
 
 def versions() -> dict[str, str]:
@@ -47,23 +51,11 @@ def git_commit() -> str | None:
     """Commit of the clone the package lies in, ``+changes`` where the tree differs; else None."""
     if not (PACKAGE.parent / ".git").exists():
         return None
+    asked = (["rev-parse", "HEAD"],
+             ["status", "--porcelain", "--untracked-files=no", "--", "nemo_kit"])  # fmt: skip
+    how = {"cwd": PACKAGE.parent, "capture_output": True, "text": True, "check": True}
     try:
-        commit = _git("rev-parse", "HEAD")
-        changed = _git("status", "--porcelain", "--untracked-files=no", "--", "nemo_kit")
+        told = [subprocess.run(["git", *one], timeout=20, **how).stdout.strip() for one in asked]
     except (OSError, subprocess.SubprocessError):
         return None
-    return commit + ("+changes" if changed else "")
-
-
-def _git(*arguments: str) -> str:
-    command = ["git", "-C", str(PACKAGE.parent), *arguments]
-    done = subprocess.run(command, capture_output=True, text=True, check=True, timeout=20)
-    return done.stdout.strip()
-
-
-def _device_name(device: str) -> str:
-    if not device.startswith("cuda"):
-        return f"{device} ({platform.machine()}, {os.cpu_count()} cores)"
-    import torch
-
-    return f"{device} ({torch.cuda.get_device_name(torch.device(device))})"
+    return told[0] + ("+changes" if told[1] else "")

@@ -21,12 +21,12 @@ from nemo_kit.metrics.measures import LABELS
 from nemo_kit.mitigation import Mitigation, NeMo
 from nemo_kit.models.base import DiffusionModel
 from nemo_kit.neurons import NeuronSet
-from nemo_kit.store import Keyed, generate_all
+from nemo_kit.store import ModelRef, generate_all
 from nemo_kit.store.runs import UNDEFINED
 
 
 def study(
-    model: DiffusionModel | Keyed,
+    model: DiffusionModel | ModelRef,
     rows: pd.DataFrame,
     settings: Mapping[str, Any],
     seeds: Iterable[int],
@@ -62,7 +62,7 @@ def study(
     numbers = check_seeds_apart(seeds, used) if used else check_seeds(seeds, distinct=True)
     if not isinstance(settings, Mapping) or not settings:
         raise ValueError(f"settings must map names to interventions, got {settings!r:.60}")
-    keyed = model if isinstance(model, Keyed) else Keyed.of(model)
+    keyed = ModelRef.of(model)
     prompts, known, asked = list(rows["prompt"]), training or {}, metrics.chosen(measures)
     descriptor = metrics.lab_descriptor() if look is None else metrics.as_embedder(look)
     networks = descriptor, clip or metrics.load_clip()
@@ -142,7 +142,7 @@ def before_after(frame: pd.DataFrame, before: str, after: str) -> pd.DataFrame:
     return table[table["prompt"].isin(sides["before"].index)].reset_index(drop=True)
 
 
-def _asked(name: str, given: Any, model: Keyed, prompts: Sequence[str]) -> dict[str, Any]:
+def _asked(name: str, given: Any, model: ModelRef, prompts: Sequence[str]) -> dict[str, Any]:
     """What `generate_all` takes for a setting; nothing for the model as it is.
 
     Mitigations that scale neurons become a set for each prompt, so that a prompt's pictures stay in
@@ -150,13 +150,14 @@ def _asked(name: str, given: Any, model: Keyed, prompts: Sequence[str]) -> dict[
     """
     if given is None or type(given) is Mitigation:
         return {}
-    if isinstance(given, Keyed) or hasattr(given, "denoiser"):
+    if isinstance(given, ModelRef) or hasattr(given, "denoiser"):
         return {"model": given}
     of_prompts = getattr(given, "neurons", given)
     if isinstance(of_prompts, Mapping) and of_prompts and not {*of_prompts} & {*prompts}:
         raise ValueError(f"settings: {name!r} is for none of the {len(prompts)} prompts of rows")
     if isinstance(given, NeMo):
-        sets = {prompt: given.chosen(model.model, prompt) for prompt in prompts}
+        with model.borrow() as opened:
+            sets = {prompt: given.chosen(opened, prompt) for prompt in prompts}
         return {"neurons": sets} | ({} if given.factor == 0 else {"factor": given.factor})
     if isinstance(given, NeuronSet):
         return {"neurons": given}

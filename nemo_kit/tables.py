@@ -40,11 +40,6 @@ def read_text(path: str | Path) -> str:
     )
 
 
-def read_lines(path: str | Path) -> list[str]:
-    """The lines of a text file without their ends; raises as `read_text`."""
-    return read_text(path).replace("\r\n", "\n").split("\n")
-
-
 def read_csv(path: str | Path, separators: str = ",;\t") -> pd.DataFrame:
     """A CSV file with a header as a frame of text, cells and line breaks in quotes as they are.
 

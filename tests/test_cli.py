@@ -152,7 +152,7 @@ def test_the_version(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixt
         ),
         (["detect", "--prompts", "FOLDER"], "'--prompts': file 'FOLDER' is a directory"),
         (["detect", "--prompts", "EMPTY.txt"], "EMPTY.txt holds no prompt"),
-        (["export", "--out", "x"], "export needs either --neurons"),
+        (["export", "--out", "x"], "Missing option '--neurons'"),
         (
             ["export", "--out", "FULL/x/y", "--neurons", '{"1": [1]}', "--no-report"],
             "--out: nothing can be written to",

@@ -22,7 +22,7 @@ def test_nemo_and_embedding_adjustment_reduce_memorization_and_random_neurons_do
     planted = lab.planted()
     names = [name for name in lab.prompts("verbatim")["prompt"] if name in planted][:3]
     neurons = {name: planted[name] for name in names}
-    known, look = TrainingImages(), lab_descriptor()
+    known, look = TrainingImages(lab.prompts()), lab_descriptor()
     originals = [known[name] for name in names]
 
     def copying(way: Mitigation) -> float:

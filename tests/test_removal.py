@@ -212,9 +212,7 @@ def test_a_report_that_fails_is_told_in_one_line_and_nothing_is_written(
 @pytest.mark.parametrize(
     ("arguments", "text"),
     [
-        ([], "either --neurons FILE or TEXT, or --wanda with --prompts"),
-        (["--neurons", "[[1]]", "--wanda"], "either --neurons FILE or TEXT, or --wanda"),
-        (["--wanda"], "--wanda needs --prompts FILE"),
+        ([], "Missing option '--neurons'"),
         (["--neurons", "none.json"], "there is no file none.json"),
         (["--neurons", "12"], "neurons must be a file"),
         (["--neurons", "[[1]]"], "the report needs the prompts: give --prompts FILE, or --no-"),

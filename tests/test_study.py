@@ -18,7 +18,7 @@ from nemo_kit.metrics import MEASURES
 from nemo_kit.mitigation import AttentionScaling, NeMo, RandomNeurons
 from nemo_kit.models import DiffusionModel, load
 from nemo_kit.neurons import NeuronSet
-from nemo_kit.store import Keyed, generate_all
+from nemo_kit.store import ModelRef, generate_all
 from nemo_kit.study import before_after, pictures, study
 
 RED, BLUE = np.eye(3, dtype=np.uint8)[[0, 2]] * 200
@@ -66,7 +66,7 @@ def test_every_kind_of_setting(toy_model: DiffusionModel, tmp_path: Path, toy_fo
     told = ["images", "gen", "threshold", "seed_median", "embedder", "protocol", "clip_model"]
     assert list(got) == ["setting", "repeat", *ROWS, *told, "mitigation_protocol"]
     drawn = toy_model.samples_evaluated
-    again = study(Keyed.of(toy_model), *args, **options(tmp_path))
+    again = study(ModelRef.of(toy_model), *args, **options(tmp_path))
     assert toy_model.samples_evaluated == drawn, "the second time from the store"
     pd.testing.assert_frame_equal(got, again)
     random = {"random": settings["random"]}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+import pickle
 import signal
 import subprocess
 import sys
@@ -321,7 +322,8 @@ def test_threads_take_turns_with_one_model(toy_model: DiffusionModel, tmp_path: 
 def test_a_reference_holds_the_place_of_the_model(
     toy_model: DiffusionModel, tmp_path: Path
 ) -> None:
-    reference = ModelRef.of(toy_model)
+    reference = pickle.loads(pickle.dumps(ModelRef.of(toy_model)))
+    assert reference.model is None, "no weights are sent"
     options: dict[str, Any] = {"seeds": [1, 2], "store": tmp_path, "progress": False}
     first = detect_all(toy_model, ["cat 0"], **options)
     again = detect_all(reference, ["cat 0"], **options)
@@ -339,7 +341,7 @@ def test_a_model_changed_in_memory_is_not_mistaken_for_its_folder(
     kept = weight.clone()
     try:
         weight.view(-1)[0] += 1
-        reference = ModelRef.of(toy_model)
+        reference = ModelRef.of(toy_model, "cpu")
     finally:
         weight.copy_(kept)
     with pytest.raises(MachineError, match=r"is not the one given: they differ in weights. Was it"):
@@ -352,7 +354,7 @@ def test_a_model_that_cannot_be_opened_ends_the_run(
 ) -> None:
     from dataclasses import replace
 
-    gone = replace(ModelRef.of(toy_model), name=str(tmp_path / "gone"), key={"other": 1})
+    gone = replace(ModelRef.of(toy_model, "cpu"), name=str(tmp_path / "gone"), key={"other": 1})
     with pytest.raises(MachineError, match="a worker can't open the model"):
         detect_all(gone, ["cat 0"], [1, 2], store=tmp_path, progress=False)
 

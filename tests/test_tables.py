@@ -8,7 +8,8 @@ from pathlib import Path
 import pandas as pd
 import pytest
 
-from nemo_kit.tables import read_csv, read_json, read_lines, read_parquet, read_text
+from nemo_kit.prompts import prompt_rows
+from nemo_kit.tables import read_csv, read_json, read_parquet, read_text
 
 ODD = ["a\u2028b", "a\x85b", "a\x0cb", "a\x0bb", "a\x1cb", "a\rb", "\N{NO-BREAK SPACE}x"]
 
@@ -16,9 +17,9 @@ ODD = ["a\u2028b", "a\x85b", "a\x0cb", "a\x0bb", "a\x1cb", "a\rb", "\N{NO-BREAK 
 @pytest.mark.parametrize("end", ["\n", "\r\n"])
 @pytest.mark.parametrize("mark", ["", "\ufeff"])
 def test_lines_end_with_line_feeds_alone(tmp_path: Path, end: str, mark: str) -> None:
-    path = tmp_path / "x"
+    path = tmp_path / "x.txt"
     path.write_bytes((mark + end.join(["one", *ODD])).encode())
-    assert read_lines(path) == ["one", *ODD]
+    assert list(prompt_rows([path])["prompt"]) == ["one", *ODD]
     path.write_bytes((mark + end.join(["n,cell", *(f"1,{text}" for text in ODD), ""])).encode())
     assert list(read_csv(path)["cell"]) == ODD
     quoted = [json.dumps({"cell": text}, ensure_ascii=False) for text in ODD]

@@ -78,9 +78,9 @@ def length(item: str) -> dict[str, Any]:
 def localizing(model: Any) -> Any:
     """The method on one prompt, with a model that each process opens itself."""
     from nemo_kit.store import ModelRef
-    from nemo_kit.store.method import Localize
+    from nemo_kit.store.method import Work, localized
 
-    return Localize(ModelRef.of(model), [1, 2], {"threshold": 0.5})
+    return Work(localized, ModelRef.of(model), [1, 2], {"threshold": 0.5})
 
 
 def held(store: Path) -> list[str]:
@@ -131,7 +131,7 @@ def main(store: str, log: str, workers: str, batch: str, folder: str = "") -> No
 
         work = localizing(load(folder, "cpu"))
         function: Any = Noted(log, work)
-        items, key, name = PROMPTS, work.key(), "localize"
+        items, key, name = PROMPTS, work.model.key, "localize"
     else:
         function = Slow(log)
         items, key, name = ITEMS, {}, "slow"

@@ -70,7 +70,8 @@ def run(app: Any, name: str = "nemo-kit") -> NoReturn:
         if bug or os.environ.get("NEMO_KIT_TRACEBACK"):
             raise
         # a sweep's: all prompts failed, or workers can't work
-        _fail(_one_line(error), 1 if isinstance(error, RuntimeError) else 2)
+        told = " ".join(str(error).split()) or type(error).__name__
+        _fail(told, 1 if isinstance(error, RuntimeError) else 2)
     except Exception as error:
         if not hasattr(error, "format_message"):  # typer's own: unknown options, missing values
             raise
@@ -88,8 +89,3 @@ def _usage(error: Any) -> str:
     where = error.ctx.command_path if getattr(error, "ctx", None) else "nemo-kit"
     message = error.format_message().replace("Value error, ", "").rstrip(".")
     return f"{message} ({where} --help shows what there is)"
-
-
-def _one_line(error: Exception) -> str:
-    """The message on one line."""
-    return " ".join(str(error).split()) or type(error).__name__

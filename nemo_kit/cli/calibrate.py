@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 from typer import Option
 
@@ -18,10 +18,6 @@ from nemo_kit.cli.options import (
     read,
     writable,
 )
-
-if TYPE_CHECKING:
-    from nemo_kit.calibration import Calibration
-    from nemo_kit.models import DiffusionModel
 
 
 # fmt: off
@@ -47,7 +43,8 @@ def calibrate(
     both, and with --statistics too, the threshold alone is computed.
     """
     from nemo_kit import lab
-    from nemo_kit.calibration import ActivationStatistics
+    from nemo_kit.calibration import ActivationStatistics, resolve
+    from nemo_kit.localization import calibrate as computed
     from nemo_kit.models import on_this_machine
     from nemo_kit.settings import SimilaritySettings
 
@@ -72,14 +69,20 @@ def calibrate(
     if known is not None:  # of another model: told before any work
         known.check({layer.index: layer.width for layer in opened.searched})
     writable(folder, "--model")
-    with interruptible("nothing is written"):
-        made = _computed(opened, prompts, seeds, kernel) if prompts else opened.calibration
+    made = opened.calibration
+    if prompts:
+        _, compared = resolve(made)
+        if kernel is not None:
+            compared = replace(compared, kernel=kernel)
+        with interruptible("nothing is written"), counted("calibrate") as told:
+            numbers = range(1, seeds + 1)
+            made = computed(opened, prompts, numbers, similarity=compared, progress=told)
     if made is None:
         raise ValueError(
             f"--statistics: the model {model.model!r} has no threshold to join them to; "
             "--hold-out FILE computes one"
         )
-    if known is not None and statistics:
+    if known and statistics:
         source = "; ".join(filter(None, [made.source, f"statistics of {statistics.name}"]))
         made = replace(made, statistics=known, source=source)
     made.save(folder)
@@ -96,17 +99,3 @@ def _notes(place: Path, force: bool) -> Path:
         if (folder / name).is_file() and not force:
             raise ValueError(f"--model has a calibration, {folder / name}; --force overwrites it")
     return folder
-
-
-def _computed(
-    model: DiffusionModel, prompts: list[str], seeds: int, kernel: int | None
-) -> Calibration:
-    """Threshold and statistics of hold-out prompts, under a bar."""
-    from nemo_kit.calibration import resolve
-    from nemo_kit.localization import calibrate
-
-    _, compared = resolve(model.calibration)
-    if kernel is not None:
-        compared = replace(compared, kernel=kernel)
-    with counted("calibrate") as told:
-        return calibrate(model, prompts, range(1, seeds + 1), similarity=compared, progress=told)

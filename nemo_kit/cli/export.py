@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -11,20 +10,18 @@ from typer import Option
 from nemo_kit.cli import options
 
 if TYPE_CHECKING:
-    from nemo_kit.mitigation import Mitigation
+    from nemo_kit.mitigation import NeMo
 
 
 # fmt: off
 def export(
     *,
     out: Annotated[Path, Option(metavar="FOLDER", help="Folder to write; must not exist yet.")],
-    neurons: Annotated[list[str] | None, Option(metavar="FILE|TEXT", help="What to switch off: a "
+    neurons: Annotated[list[str], Option(metavar="FILE|TEXT", help="What to switch off: a "
         "file that localize --out or --json wrote, a result CSV of the released code, a JSON file, "
-        'or text such as {"1": [12, 40]} (layer: neurons). May be repeated.')] = None,
+        'or text such as {"1": [12, 40]} (layer: neurons). May be repeated.')],
     factor: Annotated[float, Option(metavar="X", help="Scale the neurons by this; 0 switches them "
         "off.")] = 0.0,
-    wanda: Annotated[bool, Option("--wanda", help="Instead of neurons: prune the feed-forward "
-        "weights that the prompts of --prompts, taken together, use most.")] = False,
     prompts: Annotated[list[Path] | None, Option(**options.FILE, help="File with the prompts it is "
         "made for; by default those that the neurons' files name. May be repeated.")] = None,
     control: Annotated[list[Path] | None, Option(**options.FILE, help="File with prompts that are "
@@ -46,29 +43,36 @@ def export(
     export that was ended goes on where it stopped.
     """
     from nemo_kit import lab
+    from nemo_kit.figures import report as pages
     from nemo_kit.mitigation import export as write
     from nemo_kit.models.families import INDEX
     from nemo_kit.models.parts import read_json
 
     own = model.model in lab.TABLES
-    way, named = _mitigation(neurons, factor, wanda, options.read(prompts))
+    way, named = _mitigation(neurons, factor, options.read(prompts))
     if report and not own and not control:
         raise ValueError(f"the report of {model.model} needs --control FILE, or give --no-report")
     if report and not named:
         raise ValueError("the report needs the prompts: give --prompts FILE, or --no-report")
     if training_images and not prompts:
         raise ValueError("--training-images needs --prompts FILE with a column image or Index")
-    finish = None
+    values: dict[str, Any] = {}
     if report:
         given = {"control_files": options.paths(control), "prompt_files": options.paths(prompts)}
         given["training_images"] = training_images and str(training_images)
-        finish = _reporter(model, options.settings_of(settings), given)
+        values = _values(model, options.settings_of(settings), given)
     if not out.exists():
         options.writable(out.resolve().parent, "--out")
     loaded = model.open()
+
+    def measure(folder: Path) -> None:
+        title = f"What was removed from {loaded.name}"
+        here = values | {"revision": loaded.revision, "after": str(folder.resolve())}
+        pages.run("removal", title, folder / "removal.html", here)
+
     kept = f"{out} is not written; the report's pictures so far are in runs/store"
     with options.interruptible(kept):
-        folder = write(loaded, way, out, named, finish and finish(loaded))
+        folder = write(loaded, way, out, named, measure if report else None)
     print(f"wrote {folder}" + (f", report: {folder / 'removal.html'}" if report else ""))
     index = read_json(folder / INDEX)
     if lacking := [part for part in loaded.parts() if part not in loaded.parts_in(index)]:
@@ -76,20 +80,12 @@ def export(
         print(f"in diffusers: {loaded.pipelines[0]}.from_pretrained({str(folder)!r}, {without})")
 
 
-def _mitigation(
-    neurons: Sequence[str] | None, factor: float, wanda: bool, texts: list[str]
-) -> tuple[Mitigation, list[str]]:
+def _mitigation(neurons: list[str], factor: float, texts: list[str]) -> tuple[NeMo, list[str]]:
     """What to write into the weights, and the prompts it is for."""
-    from nemo_kit.mitigation import NeMo, WandaPruning
+    from nemo_kit.mitigation import NeMo
     from nemo_kit.neuron_files import read_neurons
 
-    if wanda == bool(neurons):
-        raise ValueError("export needs either --neurons FILE or TEXT, or --wanda with --prompts")
-    if wanda:
-        if not texts:
-            raise ValueError("--wanda needs --prompts FILE: it prunes what these prompts use")
-        return WandaPruning(), texts
-    sets = read_neurons(neurons or ())
+    sets = read_neurons(neurons)
     for_all = sets.pop("", None)
     names = texts or list(sets)
     if for_all is None:
@@ -99,13 +95,8 @@ def _mitigation(
     return NeMo(for_all, factor), names
 
 
-def _reporter(
-    model: options.Model, texts: dict[str, str], given: dict[str, Any]
-) -> Callable[[Any], Callable[[Path], None]]:
-    """What, for the model once opened, measures the folder and puts the report into it.
-
-    Raises before anything is written for parameters that the notebook refuses.
-    """
+def _values(model: options.Model, texts: dict[str, str], given: dict[str, Any]) -> dict[str, Any]:
+    """The report's parameters; raises before anything is written for those that it refuses."""
     from nemo_kit import lab, metrics
     from nemo_kit.figures import report
     from nemo_kit.provenance import root
@@ -117,12 +108,4 @@ def _reporter(
     values = report.parameters("removal", texts, common | opened)
     if values["sscd"]:
         metrics.sscd(values["sscd"], sha256=values["sscd_sha256"])  # a wrong file is told at once
-
-    def finish(loaded: Any) -> Callable[[Path], None]:
-        title = f"What was removed from {loaded.name}"
-        here = values | {"revision": loaded.revision}
-        return lambda folder: report.run(
-            "removal", title, folder / "removal.html", here | {"after": str(folder.resolve())}
-        )
-
-    return finish
+    return values

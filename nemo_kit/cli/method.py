@@ -9,6 +9,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING, Annotated, Any
 
 from typer import Option
@@ -20,7 +21,6 @@ from nemo_kit.cli.options import (
     Prompts,
     Shown,
     Statistics,
-    bar,
     end,
     interruptible,
 )
@@ -83,18 +83,6 @@ class Place(Kept):
         gpus = default_dtype(torch.device("cuda"))
         return model.open("cpu", gpus if model.dtype == "auto" else None)
 
-    def sweep(self, sweeper: Any, model: Any, device: str, *given: Any, **options: Any) -> Any:
-        """Rows of all prompts, from the store or computed now, here or by other processes."""
-        from nemo_kit.store import ModelRef
-
-        if self.elsewhere:
-            model = ModelRef.of(model, "cuda" if self.on_gpus(device) else None)
-        with self.running():
-            return sweeper(
-                model, *given, store=self.store, workers=self.workers, executor=self.scheduler,
-                retry_failed=self.retry_failed, **options,
-            )  # fmt: skip
-
 
 def detect(*, prompts: Prompts, model: Model, method: Method, place: Place, shown: Shown) -> None:
     """Tell which prompts a model memorizes, from one prediction a seed.
@@ -103,7 +91,6 @@ def detect(*, prompts: Prompts, model: Model, method: Method, place: Place, show
     prompt pulls every seed to the same picture. With neither prompts nor a file, and the model
     lab, the lab's own prompts are taken.
     """
-    write = shown.writer()
 
     def options(chosen: Any) -> dict[str, Any]:
         return {"settings": chosen.detection, "similarity": chosen.similarity}
@@ -111,7 +98,7 @@ def detect(*, prompts: Prompts, model: Model, method: Method, place: Place, show
     frame = _rows("detect", prompts, model, method, place, shown, options)
     frame = frame.drop(columns=["pairwise"], errors="ignore")
     shown.show(frame, ["flagged", "score", "prompt"])
-    write(frame)
+    shown.write(frame)
     end(frame)
 
 
@@ -139,11 +126,14 @@ def localize(
     """
     from nemo_kit.calibration import ActivationStatistics
     from nemo_kit.localization.search import find_search
+    from nemo_kit.neuron_files import write_released
+    from nemo_kit.prompts import prompt_rows
 
     if not prompts.prompt and not prompts.prompts:
         raise ValueError("localize needs a PROMPT, or --prompts FILE")
     find_search(search)
-    write = _released_writer(shown, prompts) if released else shown.writer()
+    if released and (shown.out is None or shown.out.suffix != ".csv"):
+        raise ValueError(f"--released needs --out FILE.csv, got {shown.out}")
     known = statistics and ActivationStatistics.load(statistics)
 
     def options(chosen: Any) -> dict[str, Any]:
@@ -154,7 +144,10 @@ def localize(
              for name in ("initial", "refined")}  # fmt: skip
     frame = frame.assign(**texts)
     shown.show(frame, ["flagged", "score", "n_initial", "n_refined", "refined", "prompt"])
-    write(frame)
+    if released:
+        write_released(shown.out, frame, prompt_rows(prompts.prompts) if prompts.prompts else None)
+    else:
+        shown.write(frame)
     end(frame)
 
 
@@ -168,22 +161,41 @@ def _rows(
     options: Callable[[Any], dict[str, Any]],
 ) -> pd.DataFrame:
     """A row a prompt: worked on here and shown, or through the store."""
-    from nemo_kit.store import detect_all, localize_all
-    from nemo_kit.store.method import Detect, Localize
+    from nemo_kit.store import ModelRef, detect_all, localize_all
+    from nemo_kit.store import method as work
 
-    work, sweeper = {"detect": (Detect, detect_all), "localize": (Localize, localize_all)}[command]
+    shown.check()
     place.check(prompts, method, model)
-    texts = prompts.texts(model.model)
+    texts, seeds = prompts.texts(model.model), range(1, method.seeds + 1)
     loaded = place.open(model)
     chosen = method.prepare(loaded, place.store)
     _tell_false_alarms(loaded.calibration, chosen, method.threshold)
     given = options(chosen) | {"threshold": method.threshold}
-    seeds = range(1, method.seeds + 1)
     if prompts.here:
-        return _one_by_one(command, work(loaded, list(seeds), given), texts, shown.as_json)
-    return place.sweep(
-        sweeper, loaded, model.device, texts, seeds, progress=not shown.as_json, **given
-    )
+        one = {"detect": work.detected, "localize": work.localized}[command]
+        return _one_by_one(command, partial(one, loaded, seeds=[*seeds], **given), texts, shown)
+    if place.on_gpus(model.device):
+        loaded = ModelRef.of(loaded, "cuda")
+    every = {"detect": detect_all, "localize": localize_all}[command]
+    with place.running():
+        return every(
+            loaded, texts, seeds, store=place.store, workers=place.workers,
+            executor=place.scheduler, retry_failed=place.retry_failed,
+            progress=not shown.as_json, **given,
+        )  # fmt: skip
+
+
+def _one_by_one(command: str, work: Any, texts: list[str], shown: Shown) -> pd.DataFrame:
+    """Without a store: a prompt that fails ends the command, and Ctrl-C keeps nothing."""
+    import pandas as pd
+    from tqdm import tqdm
+
+    hidden = shown.as_json or len(texts) < 2
+    kept = "nothing is kept of prompts on the command line; those of --prompts FILE would be"
+    with interruptible(kept), tqdm(texts, command, unit="prompt", disable=hidden) as told:
+        rows = [work(text) for text in told]
+    frames = [pd.DataFrame([row]) if isinstance(row, dict) else row for row in rows]
+    return pd.concat(frames, ignore_index=True)
 
 
 def _tell_false_alarms(own: Calibration | None, chosen: Any, threshold: float | None) -> None:
@@ -196,38 +208,3 @@ def _tell_false_alarms(own: Calibration | None, chosen: Any, threshold: float | 
     if share is not None:
         print(f"nemo-kit: flagged is what scores above {limit:.3f}; of prompts that are not "
               f"memorized {share:.0%} are expected to", file=sys.stderr)  # fmt: skip
-
-
-def _one_by_one(command: str, work: Any, texts: list[str], quiet: bool) -> pd.DataFrame:
-    """Without a store: a prompt that fails ends the command, and Ctrl-C keeps nothing."""
-    import pandas as pd
-
-    rows = []
-    kept = "nothing is kept of prompts on the command line; those of --prompts FILE would be"
-    with interruptible(kept), bar(len(texts), command, quiet) as told:
-        for text in texts:
-            row = work(text)
-            rows.append(pd.DataFrame([row]) if isinstance(row, dict) else row)
-            told.update()
-    return pd.concat(rows, ignore_index=True)
-
-
-def _released_writer(shown: Shown, prompts: Prompts) -> Any:
-    """Writes the released result CSV: a row for each row of the prompt files, then the others."""
-    from nemo_kit.neuron_files import write_released
-    from nemo_kit.prompts import prompt_rows
-
-    if shown.out is None or shown.out.suffix != ".csv":
-        raise ValueError(f"--released needs --out FILE.csv, got {shown.out}")
-    shown.writer()  # for its checks of the folder
-    rows = prompt_rows(prompts.prompts)[["prompt", "url"]] if prompts.prompts else None
-
-    def write(frame: pd.DataFrame) -> None:
-        import pandas as pd
-
-        if rows is None:
-            return write_released(shown.out, frame)
-        others = frame.loc[~frame["prompt"].isin(rows["prompt"]), ["prompt"]].assign(url="")
-        return write_released(shown.out, frame, pd.concat([rows, others], ignore_index=True))
-
-    return write

@@ -290,23 +290,15 @@ class Shown:
         "this .csv or .parquet file.")] = None
     # fmt: on
 
-    def writer(self) -> Callable[[pd.DataFrame], None]:
-        """What writes the table; refuses before any work is done a file that it can't write."""
-        from nemo_kit.files import spreadsheet_safe, write_atomically
-
-        out = self.out
-        if out is None:
-            return lambda frame: None
-        if out.suffix not in {".csv", ".parquet"}:
-            raise ValueError(f"--out must end in .csv or .parquet, got {out}")
-        if not out.resolve().parent.is_dir():
-            raise ValueError(f"--out: there is no folder {out.resolve().parent}")
-        writable(out.resolve().parent, "--out")
-        if out.suffix == ".csv":
-            return lambda frame: write_atomically(
-                out, lambda part: spreadsheet_safe(frame).to_csv(part, index=False)
-            )
-        return lambda frame: write_atomically(out, lambda part: frame.to_parquet(part, index=False))
+    def check(self) -> None:
+        """Refuse before any work is done a file that can't be written."""
+        if self.out is None:
+            return
+        if self.out.suffix not in {".csv", ".parquet"}:
+            raise ValueError(f"--out must end in .csv or .parquet, got {self.out}")
+        if not (folder := self.out.resolve().parent).is_dir():
+            raise ValueError(f"--out: there is no folder {folder}")
+        writable(folder, "--out")
 
     def show(self, frame: pd.DataFrame, columns: list[str]) -> None:
         """Print the named columns as a table, or every row as JSON."""
@@ -317,28 +309,26 @@ class Shown:
         shown = frame[[name for name in columns if name in frame]]
         print(shown.to_string(index=False, float_format="{:.3f}".format, max_colwidth=100))
 
+    def write(self, frame: pd.DataFrame) -> None:
+        """Write the table to the file, if one was named."""
+        from nemo_kit.files import write_table
 
-def bar(total: int, label: str, quiet: bool = False) -> Any:
-    """A progress bar over prompts, where there is more than one."""
-    from tqdm import tqdm
-
-    return tqdm(total=total, desc=label, unit="prompt", disable=quiet or total < 2)
+        if self.out is not None:
+            write_table(self.out, frame)
 
 
 @contextmanager
 def counted(label: str) -> Iterator[Callable[[str, int, int], None]]:
-    """A bar that begins with the first step that is told to it."""
-    shown: list[Any] = []
+    """A bar over prompts that begins with the first step that is told to it."""
+    from tqdm import tqdm
 
-    def tell(_stage: str, done: int, total: int) -> None:
-        shown[:] = shown or [bar(total, label)]
-        shown[0].update(done - shown[0].n)
+    with tqdm(desc=label, unit="prompt", delay=1e-9) as bar:
 
-    try:
+        def tell(_stage: str, done: int, total: int) -> None:
+            bar.total = total
+            bar.update(done - bar.n)
+
         yield tell
-    finally:
-        for one in shown:
-            one.close()
 
 
 def _opened(row: Mapping[str, Any]) -> dict[str, Any]:

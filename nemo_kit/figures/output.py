@@ -11,7 +11,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from nemo_kit.files import spreadsheet_safe, write_atomically, write_json
+from nemo_kit.files import write_atomically, write_json, write_table
 from nemo_kit.notebooks import PLACES, place, read
 from nemo_kit.progress import follow
 from nemo_kit.provenance import describe_model, git_commit, versions
@@ -53,11 +53,10 @@ def save(
     paths = [folder / f"{name}.{kind}" for kind in _formats if fig is not None]
     for path in paths:
         write_atomically(path, lambda part, kind=path.suffix[1:]: _draw(fig, part, kind))
-    paths.append(folder / f"{name}.csv")
-    write_atomically(paths[-1], lambda part: spreadsheet_safe(frame).to_csv(part, index=False))
-    if parquet:
-        paths.append(folder / f"{name}.parquet")
-        write_atomically(paths[-1], lambda part: frame.to_parquet(part, index=False))
+    tables = [folder / f"{name}.{kind}" for kind in ("csv", "parquet")[: 1 + parquet]]
+    for path in tables:
+        write_table(path, frame)
+    paths += tables
     _written.setdefault(folder, {})[name] = [path.name for path in paths]
     return paths
 

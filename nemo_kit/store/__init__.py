@@ -10,4 +10,4 @@ files; whatever is killed, torn or full, the same call goes on where it stopped.
 from nemo_kit.prompts import prompt_rows, prompt_table
 from nemo_kit.store.method import detect_all, generate_all, localize_all
 from nemo_kit.store.runs import Sweep, run, tidy
-from nemo_kit.store.work import Keyed, ModelRef, model_key
+from nemo_kit.store.work import ModelRef, model_key

@@ -59,7 +59,9 @@ def finished(function: Work, todo: Iterable[Task], executor: object, workers: in
         )
     if executor is not None:
         return _elsewhere(function, iter(todo), executor)
-    return _here(function, todo) if workers == 1 else _in_crew(function, iter(todo), workers)
+    if workers > 1:
+        return _in_crew(function, iter(todo), workers)
+    return ((digest, attempt(function, item)) for digest, item in todo)
 
 
 def attempt(function: Work, item: Any) -> Result:
@@ -71,11 +73,6 @@ def attempt(function: Work, item: Any) -> Result:
     except Exception as error:
         return Result(None, f"{type(error).__name__}: {error}")
     return Result.of(rows)
-
-
-def _here(function: Work, todo: Iterable[Task]) -> Done:
-    for digest, item in todo:
-        yield digest, attempt(function, item)
 
 
 def _elsewhere(function: Work, todo: Iterator[Task], executor: object) -> Done:

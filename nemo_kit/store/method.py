@@ -1,20 +1,19 @@
 """The method over many prompts, resumable: detection, localization, pictures.
 
-Scope: thin over `run`; what each worker calls is a small class that holds its settings and the
-model, or a reference to it where the work is done in other processes. Common to all: `executor`,
-`workers`, `retry_failed` and `progress` go to `run`, other options to the method's own function; a
-worker opens the model once, by its id; they raise what `run` raises, and prompts that failed are
-named in a warning and have no row.
+Scope: thin over `run`. Common to all: `executor`, `workers`, `retry_failed` and `progress` go to
+`run`, other options to the method's own function; a worker in another process opens the model once,
+by its id; they raise what `run` raises, and prompts that failed are named in a warning and have no
+row.
 """
 
 from __future__ import annotations
 
 import io
 import json
-from collections.abc import Iterable, Mapping
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pandas as pd
@@ -23,19 +22,17 @@ from PIL import Image
 from nemo_kit.keys import versions
 from nemo_kit.neurons import NeuronSet
 from nemo_kit.store.runs import run, tidy
-from nemo_kit.store.work import Keyed, ModelRef, check_gpus, model_key, opened
+from nemo_kit.store.work import ModelRef, check_gpus
 
 if TYPE_CHECKING:
     from nemo_kit.mitigation import Mitigation
     from nemo_kit.models import DiffusionModel
 
-    AnyModel = DiffusionModel | ModelRef | Keyed
-
 RUNNING = ("executor", "workers", "retry_failed", "progress", "version")  # options of `run`
 
 
 def detect_all(
-    model: AnyModel,
+    model: DiffusionModel | ModelRef,
     prompts: Iterable[str],
     seeds: Iterable[int] = range(1, 11),
     *,
@@ -47,11 +44,12 @@ def detect_all(
     One more column, ``settings``, is the JSON of the detection and similarity settings.
     ``options``: of ``run`` and ``detect``.
     """
-    return Detect(model, list(seeds), options).over(prompts, store)
+    rooms = ("localization.detection",)
+    return _sweep("detect", detected, rooms, model, prompts, seeds, store, options, 2000)
 
 
 def localize_all(
-    model: AnyModel,
+    model: DiffusionModel | ModelRef,
     prompts: Iterable[str],
     seeds: Iterable[int] = range(1, 11),
     *,
@@ -63,13 +61,17 @@ def localize_all(
     The columns ``initial`` and ``refined`` hold a ``NeuronSet``. ``options``: of ``run`` and
     ``localize``.
     """
-    frame = Localize(model, list(seeds), options).over(prompts, store)
+    from nemo_kit.localization.search import find_search
+
+    mode = find_search(options.get("search", "speculative")).__module__.partition(".")[2]
+    rooms = (*(f"localization.{name}" for name in ("detection", "candidates", "nemo")), mode)
+    frame = _sweep("localize", localized, rooms, model, prompts, seeds, store, options)
     sets = {name: frame[name].map(NeuronSet.from_json) for name in ("initial", "refined")}
     return frame.assign(**sets)
 
 
 def generate_all(
-    model: AnyModel,
+    model: DiffusionModel | ModelRef,
     prompts: Iterable[str],
     seeds: Iterable[int],
     neurons: NeuronSet | Mapping[str, NeuronSet] | None = None,
@@ -84,125 +86,87 @@ def generate_all(
     undisturbed). ``options``: of ``run`` and ``generate``. A mitigation from outside the package
     counts with its source, ``version`` where that can't be had.
     """
-    items = [
-        {"prompt": text, "neurons": _of(neurons, text), **_given(_of(mitigation, text))}
-        for text in prompts
-    ]
-    frame = Generate(model, list(seeds), options).over(items, store)
-    return frame.assign(image=[_image(png) for png in frame["image"]])
+    rooms, items = ("generation",), []
+    for text in prompts:
+        items.append({"prompt": text, "neurons": _of(neurons, text)})
+        if (own := _of(mitigation, text)) is not None:  # without, images have one key
+            items[-1]["mitigation"] = own
+    frame = _sweep("generate", generated, rooms, model, items, seeds, store, options)
+    return frame.assign(image=[np.array(Image.open(io.BytesIO(png))) for png in frame["image"]])
 
 
 @dataclass(frozen=True, eq=False)
-class PerPrompt:
-    """What a worker does with one prompt: a model (or where to find it), seeds, options."""
+class Work:
+    """A function of the method with all it takes but the item; other processes can be sent it."""
 
-    model: AnyModel
+    function: Callable[..., Any]
+    model: ModelRef
     seeds: list[int]
     options: dict[str, Any]
 
-    name: ClassVar[str]
-    batch: ClassVar[int] = 8  # prompts to a shard
-    rooms: ClassVar[tuple[str, ...]]  # where what it does is written
-
-    def key(self) -> dict[str, Any]:
-        """What its results depend on besides the prompt."""
-        known = isinstance(self.model, (ModelRef, Keyed))
-        model = self.model.key if known else model_key(self.model)
-        code = versions(*self.rooms)
-        return {"seeds": self.seeds, "options": self.options, "code": code, **model}
-
-    def over(self, items: Iterable[Any], store: str | Path) -> pd.DataFrame:
-        """Rows of all items, through the store; raises ValueError where workers lack GPUs."""
-        running = {name: self.options[name] for name in RUNNING if name in self.options}
-        own = {name: value for name, value in self.options.items() if name not in running}
-        where = running.get("executor"), running.get("workers", 1)
-        work = replace(self, model=_for_workers(self.model, *where), options=own)
-        kept = run(work, items, store, work.key(), name=self.name, batch=self.batch, **running)
-        return tidy(kept, 4)
+    def __call__(self, item: Any) -> Any:
+        """What the function gives for a prompt, or for a prompt with what is its own."""
+        with self.model.borrow() as model:
+            return self.function(model, item, self.seeds, **self.options)
 
 
-class Detect(PerPrompt):
-    """``detect`` as the work on one prompt."""
+def _sweep(
+    name: str,
+    function: Callable[..., Any],
+    rooms: Iterable[str],
+    model: DiffusionModel | ModelRef,
+    items: Iterable[Any],
+    seeds: Iterable[int],
+    store: str | Path,
+    options: dict[str, Any],
+    batch: int = 8,
+) -> pd.DataFrame:
+    """Rows of all items, through the store; raises ValueError where workers lack GPUs.
 
-    name, batch, rooms = "detect", 2000, ("localization.detection",)
-
-    def __call__(self, prompt: str) -> pd.DataFrame:
-        """One row, as ``detect`` gives it, with its settings."""
-        from nemo_kit.calibration import resolve
-        from nemo_kit.localization import detect
-
-        with opened(self.model) as model:
-            frame = detect(model, [prompt], self.seeds, **self.options)
-            kinds = ("settings", "similarity")
-            chosen = resolve(model.calibration, *(self.options.get(kind) for kind in kinds))
-        names = ("detection", "similarity")
-        made = {name: asdict(one) for name, one in zip(names, chosen, strict=True)}
-        return frame.assign(settings=json.dumps(made))
-
-
-class Localize(PerPrompt):
-    """``localize`` as the work on one prompt."""
-
-    name = "localize"
-
-    @property
-    def rooms(self) -> tuple[str, ...]:
-        """Where Algorithms 1 to 4 and the search mode are written."""
-        from nemo_kit.localization.search import find_search
-
-        mode = find_search(self.options.get("search", "speculative")).__module__
-        own = (f"localization.{name}" for name in ("detection", "candidates", "nemo"))
-        return (*own, mode.partition(".")[2])
-
-    def __call__(self, prompt: str) -> dict[str, Any]:
-        """One row, as ``Localization.to_row`` gives it."""
-        from nemo_kit.localization import localize
-
-        with opened(self.model) as model:
-            return localize(model, prompt, seeds=self.seeds, **self.options).to_row()
+    Parameters: `rooms`, where what the function does is written; `batch`, prompts to a shard.
+    """
+    running = {name: options.pop(name) for name in RUNNING if name in options}
+    work = Work(function, ModelRef.of(model), list(seeds), options)
+    if running.get("executor") is None:
+        check_gpus(work.model.device, running.get("workers", 1))
+    key = {"seeds": work.seeds, "options": options, "code": versions(*rooms), **work.model.key}
+    return tidy(run(work, items, store, key, name=name, batch=batch, **running), 4)
 
 
-class Generate(PerPrompt):
-    """``generate`` as the work on one prompt; a mitigation's key names its own version."""
+def detected(model: DiffusionModel, prompt: str, seeds: list[int], **options: Any) -> pd.DataFrame:
+    """One row, as ``detect`` gives it, with its settings."""
+    from nemo_kit.calibration import resolve
+    from nemo_kit.localization import detect
 
-    name, rooms = "generate", ("generation",)
-
-    def __call__(self, item: Mapping[str, Any]) -> list[dict[str, Any]]:
-        """One row a seed; the image as PNG, which is a third of its size and exact."""
-        from nemo_kit.generation import generate
-
-        given = {k: item[k] for k in ("neurons", "mitigation") if item.get(k) is not None}
-        with opened(self.model) as model:
-            images = generate(model, item["prompt"], self.seeds, **given, **self.options)
-        pairs = zip(self.seeds, images, strict=True)
-        return [{"prompt": item["prompt"], "seed": s, "image": _png(image)} for s, image in pairs]
+    frame = detect(model, [prompt], seeds, **options)
+    given = (options.get(kind) for kind in ("settings", "similarity"))
+    chosen = zip(("detection", "similarity"), resolve(model.calibration, *given), strict=True)
+    return frame.assign(settings=json.dumps({name: asdict(one) for name, one in chosen}))
 
 
-def _for_workers(model: AnyModel, executor: object, workers: int) -> AnyModel:
-    """The model itself for this process, a reference for others."""
-    if executor is None and workers == 1:
-        return model
-    if not isinstance(model, ModelRef):
-        model = ModelRef.of(model.model if isinstance(model, Keyed) else model)
-    if executor is None:
-        check_gpus(model.device, workers)
-    return model
+def localized(
+    model: DiffusionModel, prompt: str, seeds: list[int], **options: Any
+) -> dict[str, Any]:
+    """One row, as ``Localization.to_row`` gives it."""
+    from nemo_kit.localization import localize
+
+    return localize(model, prompt, seeds=seeds, **options).to_row()
+
+
+def generated(
+    model: DiffusionModel, item: Mapping[str, Any], seeds: list[int], **options: Any
+) -> list[dict[str, Any]]:
+    """One row a seed; the image as PNG, which is a third of its size and exact."""
+    from nemo_kit.generation import generate
+
+    own = {"neurons": item["neurons"], "mitigation": item.get("mitigation")}
+    images = generate(model, item["prompt"], seeds, **own, **options)
+    rows = []
+    for seed, image in zip(seeds, images, strict=True):
+        Image.fromarray(image).save(buffer := io.BytesIO(), "PNG")
+        rows.append({"prompt": item["prompt"], "seed": seed, "image": buffer.getvalue()})
+    return rows
 
 
 def _of(given: Any, prompt: str) -> Any:
     return given.get(prompt) if isinstance(given, Mapping) else given
-
-
-def _given(mitigation: Mitigation | None) -> dict[str, Any]:
-    """Nothing where there is none, so that undisturbed images have one key."""
-    return {} if mitigation is None else {"mitigation": mitigation}
-
-
-def _png(image: Any) -> bytes:
-    buffer = io.BytesIO()
-    Image.fromarray(image).save(buffer, "PNG")
-    return buffer.getvalue()
-
-
-def _image(png: bytes) -> Any:
-    return np.array(Image.open(io.BytesIO(png)))

@@ -146,10 +146,8 @@ class _Gathered:
         whole = shard.whole()
         places = np.array([self._left.pop(item, -1) for item, _ in whole.items], int)
         each = np.repeat(places, [count for _, count in whole.items])
-        if (each < 0).any():
+        if whole.table is not None:
             self._parts.append((each[each >= 0], whole.table.filter(each >= 0)))
-        elif whole.items:
-            self._parts.append((each, whole.table))
 
     def lacks(self, digest: str, again: bool) -> bool:
         """Whether an item is to be worked on; `again`, also where it failed before."""

@@ -41,17 +41,13 @@ class Result:
     def of(cls, rows: Rows) -> Self:
         """Rows as a table; rows that no shard can hold are a failure of the item."""
         try:
-            table = pa.Table.from_pandas(_frame(rows), preserve_index=False)
+            if not isinstance(rows, pd.DataFrame):
+                rows = pd.DataFrame([rows] if isinstance(rows, Mapping) else list(rows))
+            table = pa.Table.from_pandas(rows, preserve_index=False)
             pq.write_table(table.schema.empty_table(), pa.BufferOutputStream())
         except Exception as error:  # pyarrow's, which have no one base class
             return cls(None, f"{type(error).__name__}: its rows can't be stored: {error}")
         return cls(table)
-
-
-def _frame(rows: Rows) -> pd.DataFrame:
-    if isinstance(rows, pd.DataFrame):
-        return rows.reset_index(drop=True)
-    return pd.DataFrame([rows] if isinstance(rows, Mapping) else list(rows))
 
 
 @dataclass
@@ -178,9 +174,8 @@ class Batch:
         self._begin()
 
     def _begin(self) -> None:
-        self.shard = Shard(self.folder.path / f"{token_hex(10)}.parquet", table=pa.table({}))
-        self._more: list[pa.Table] = []  # rows that are not part of it yet
-        self._schema, self._changed = pa.schema([]), False
+        path = self.folder.path / f"{token_hex(10)}.parquet"
+        self.shard, self._changed = Shard(path, table=pa.table({})), False
 
     def join(self, small: Iterable[Shard]) -> None:
         """Take what other shards hold; their files go once this one is written."""
@@ -207,49 +202,38 @@ class Batch:
 
     def close(self) -> None:
         """Write what isn't written yet, and begin another shard."""
-        self._write()
+        if self._changed:
+            self._write()
         shard = self.shard
         self._begin()
         self.full(shard)
 
     def _take(self, table: pa.Table) -> bool:
-        schema = _together(self._schema, table.schema)
-        if schema is not None:
-            self._schema = schema
-            self._more.append(table)
-        return schema is not None
+        both = _together(self.shard.table, table)
+        self.shard.table = self.shard.table if both is None else both
+        return both is not None
 
     def _write(self) -> None:
-        whole = pa.concat_tables([self.shard.table, *self._more], promote_options="permissive")
-        self.shard.table, self._more = whole.combine_chunks(), []
-        if not self._changed:
-            return
-        try:
-            with self.seldom.timed():
-                self.folder.write(self.shard)
-        except OSError:
-            self._changed = False  # not tried again where the run ends
-            raise
-        self._changed = False
+        self.shard.table = self.shard.table.combine_chunks()
+        self._changed = False  # one that can't be written is not tried again where the run ends
+        with self.seldom.timed():
+            self.folder.write(self.shard)
         for path in self._joined:
             path.unlink(missing_ok=True)
         self._joined = []
 
 
-def _together(one: pa.Schema, other: pa.Schema) -> pa.Schema | None:
-    """That of both, where no value changes its type by it; None where they need a shard each."""
-    if not (one.names and other.names):
-        return one if one.names else other
+def _together(one: pa.Table, other: pa.Table) -> pa.Table | None:
+    """Both in one, where no value changes its type by it; None where they need a shard each."""
     try:
-        both = pa.unify_schemas([one, other], promote_options="permissive")
+        both = pa.concat_tables([one, other], promote_options="permissive")
     except pa.ArrowException:
         return None
-    kept = all(
-        set(own.names) == set(both.names)
-        and all(_same(part.type, both.field(part.name).type) for part in own)
-        for own in (one, other)
-    )
-    return both if kept else None
+    for own in (one.schema, other.schema):
+        same = (_same(part.type, both.schema.field(part.name).type) for part in own)
+        if own.names and (set(own.names) != set(both.column_names) or not all(same)):
+            return None
+    return both
 
 
 def _same(own: pa.DataType, made: pa.DataType) -> bool:

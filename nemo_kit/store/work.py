@@ -1,7 +1,7 @@
 """The model that work needs, where it is done: by id and revision, opened once a process.
 
-Scope: `ModelRef` and `Keyed`, what stands for a model; `model_key`, what results depend on of it;
-one process a GPU. No weights are ever sent.
+Scope: `ModelRef`, what stands for a model here and elsewhere; `model_key`, what results depend on
+of it; one process a GPU. No weights are ever sent.
 """
 
 from __future__ import annotations
@@ -22,47 +22,62 @@ from nemo_kit.keys import FORMS, value_digest, versions
 from nemo_kit.models.hub import EMBEDDED
 
 if TYPE_CHECKING:
+    import torch
+
     from nemo_kit.calibration import Calibration
     from nemo_kit.models import DiffusionModel
+
+_LOCK = threading.RLock()
+_OPENED: dict[str, Any] = {}
+_CLAIMS: list[Any] = []
 
 
 @dataclass(frozen=True, eq=False)
 class ModelRef:
-    """A model by id and revision, with what a process needs to open the very same.
+    """A model with its key: the one that is open here, and what a process needs to open the same.
 
-    `name`, `revision`, `device`, `dtype`, `lora`, `config` go to `models.load`; `calibration` and
-    `guidance` are set on what it gives; `key` is `model_key` of the model meant, which the opened
-    one must agree with. Use `ModelRef.of(model)`.
+    `ModelRef.of(model)` computes the key once for many calls, in which the model stays as it is: an
+    edit after that is not seen, and results would be kept as those of the model before. Of a
+    reference that is sent elsewhere, `name`, `revision`, `device`, `dtype`, `lora`, `config` go to
+    `models.load`; `calibration` and `guidance` are set on what it gives; `key` is `model_key` of
+    the model meant, which the opened one must agree with.
     """
 
     name: str
     revision: str | None
     device: str
-    dtype: str
+    dtype: torch.dtype
     calibration: Calibration | None
     guidance: float
     key: dict[str, Any]
     lora: str | None = None
     config: str | None = None
+    model: DiffusionModel | None = None
 
     @classmethod
-    def of(cls, model: DiffusionModel, device: str | None = None) -> ModelRef:
-        """The reference to a model that is open here.
+    def of(cls, model: DiffusionModel | ModelRef, device: str | None = None) -> ModelRef:
+        """The reference to a model that is open here; a reference stays itself.
 
         Parameters: `device`, where workers put it if not where it is now: a machine without a GPU
         opens the model with `load(…, "cpu", torch.float16)` and gives "cuda" here.
         """
+        if isinstance(model, ModelRef):
+            return model
         return cls(
             name=absolute(model.name),
             revision=model.revision,
             device=device or ("offload" if model.offloaded else model.device.type),
-            dtype=str(model.dtype).removeprefix("torch."),
+            dtype=model.dtype,
             calibration=model.calibration,
             guidance=model.guidance,
             key=model_key(model),
             lora=model.lora and model.lora.text,
             config=model.config and absolute(model.config),
+            model=None if device else model,
         )
+
+    def __getstate__(self) -> dict[str, Any]:
+        return vars(self) | {"model": None}
 
     @contextmanager
     def borrow(self) -> Iterator[DiffusionModel]:
@@ -71,22 +86,18 @@ class ModelRef:
         Raises MachineError where it can't be opened, or what opens is not the model meant.
         """
         with _LOCK:
-            wanted = value_digest(self.key)
-            if wanted not in _OPENED:
-                _OPENED.clear()  # one model a process
-                _OPENED[wanted] = self._open()
-            yield _OPENED[wanted]
+            yield self.model or self._open()
 
     def _open(self) -> DiffusionModel:
-        import torch
-
         from nemo_kit import models
 
+        if (wanted := value_digest(self.key)) in _OPENED:
+            return _OPENED[wanted]
+        _OPENED.clear()  # one model a process
         try:
             place = free_gpu() if self.device == "cuda" else self.device
-            kind = getattr(torch, self.dtype)
             model = models.load(
-                self.name, place, kind, self.revision, lora=self.lora, config=self.config
+                self.name, place, self.dtype, self.revision, lora=self.lora, config=self.config
             )
         except Exception as error:
             raise MachineError(f"a worker can't open the model {self.name!r}: {error}") from error
@@ -98,6 +109,7 @@ class ModelRef:
                 f"in {', '.join(differing)}. Was it changed in memory, or does the worker have "
                 "another version? Save it to a folder, or work in this process (workers=1)"
             )
+        _OPENED[wanted] = model
         return model
 
 
@@ -105,38 +117,6 @@ def absolute(name: str) -> str:
     """A model's folder or file as an absolute path, for a process elsewhere; other names as are."""
     there = name not in EMBEDDED and Path(name).exists()
     return str(Path(name).resolve()) if there else name
-
-
-@dataclass(frozen=True, eq=False)
-class Keyed:
-    """A model that is open here with its `model_key`, computed once for many calls.
-
-    Use `Keyed.of(model)` around a loop in which the model stays as it is: an edit of the model
-    after that is not seen, and results would be kept as those of the model before.
-    """
-
-    model: DiffusionModel
-    key: dict[str, Any]
-
-    @classmethod
-    def of(cls, model: DiffusionModel) -> Keyed:
-        """The model with its key as it is now."""
-        return cls(model, model_key(model))
-
-
-_LOCK = threading.RLock()
-_OPENED: dict[str, Any] = {}
-_CLAIMS: list[Any] = []
-
-
-@contextmanager
-def opened(model: DiffusionModel | ModelRef | Keyed) -> Iterator[DiffusionModel]:
-    """The model itself, or the one that the reference names."""
-    if isinstance(model, ModelRef):
-        with model.borrow() as found:
-            yield found
-    else:
-        yield model.model if isinstance(model, Keyed) else model
 
 
 def check_gpus(device: str, workers: int) -> None:

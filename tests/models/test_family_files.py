@@ -162,7 +162,7 @@ def test_a_lora_counts_in_keys_and_has_its_own_calibration(
     key = model_key(model)
     assert key["lora"] == model.lora.sha256
     assert key["weights"] != model_key(base)["weights"]
-    with ModelRef.of(model).borrow() as opened:
+    with ModelRef.of(model, "cpu").borrow() as opened:
         assert model_key(opened) == key
     monkeypatch.chdir(tmp_path)
     words = ["detect", "a red cup", "--model", str(place), "--seeds", "3", "--lora", str(file)]

@@ -108,7 +108,7 @@ def test_a_lora_has_its_own_key_and_reaches_the_workers(
     assert key["lora"] == Lora.of(file).sha256
     assert key["weights"] != model_key(toy_model)["weights"]
     assert model_key(load(str(toy_folder), "cpu", lora=file))["weights"] != key["weights"]
-    with ModelRef.of(model).borrow() as opened:
+    with ModelRef.of(model, "cpu").borrow() as opened:
         assert model_key(opened) == key
 
 
