@@ -106,7 +106,7 @@ def read_all(folder: Path) -> dict[str, Notebook]:
     books = {path.stem: read(path) for path in drawing}
     if not books:
         raise FileNotFoundError(f"no notebook that draws figures is in {folder}: run in a clone, "
-                                "or name their folder with --notebooks")  # fmt: skip
+                                "or where a folder notebooks is")  # fmt: skip
     names = [row.name.casefold() for book in books.values() for row in book.figures]
     if twice := [name for name in names if names.count(name) > 1]:
         raise ValueError(f"figures.save is called twice with the name {twice[0]!r} in {folder}")

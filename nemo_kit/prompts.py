@@ -8,7 +8,7 @@ Webster (arXiv 2305.08694), whose labels are MV, RV, TV and N.
 
 import re
 import warnings
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -81,40 +81,30 @@ def prompt_rows(files: Sequence[str | Path]) -> pd.DataFrame:
 
 
 def _read(path: Path) -> pd.DataFrame:
-    read = _READERS.get(path.suffix.lower())
-    if read is None:
-        raise ValueError(f"a prompt file must end in {', '.join(_READERS)}; got {path}")
-    columns = read(path)
+    columns = _columns(path)
     if not columns or not len(next(iter(columns.values()))):
         raise ValueError(f"{path} holds no prompt")
     return _checked(path, _named(path, columns))
 
 
-def _lines(path: Path) -> dict[str, list[Any]]:
-    lines = read_text(path).replace("\r\n", "\n").split("\n")
-    return {"prompt": [line.strip(" \t") for line in lines if line.strip()]}
-
-
-def _csv(path: Path) -> dict[str, list[Any]]:
-    frame = read_csv(path, "\t" if path.suffix.lower() == ".tsv" else ",;\t")
-    return {name: list(frame[name]) for name in frame if name}  # an index has no name
-
-
-def _json(path: Path) -> dict[str, list[Any]]:
-    """A list, or lines, of objects with a column each, or of prompts alone."""
-    rows = [row if isinstance(row, dict) else {"prompt": row} for row in read_json(path)]
-    names = dict.fromkeys(name for row in rows for name in row)
-    return {name: [row.get(name) for row in rows] for name in names}
-
-
-_READERS: dict[str, Callable[[Path], dict[str, list[Any]]]] = {
-    ".csv": _csv,
-    ".tsv": _csv,
-    ".json": _json,
-    ".jsonl": _json,
-    ".parquet": read_parquet,
-    ".txt": _lines,
-}
+def _columns(path: Path) -> dict[str, list[Any]]:
+    """What a file holds, by name of the column."""
+    match path.suffix.lower():
+        case ".csv" | ".tsv" as ending:
+            frame = read_csv(path, "\t" if ending == ".tsv" else ",;\t")
+            return {name: list(frame[name]) for name in frame if name}  # an index has no name
+        case ".json" | ".jsonl":  # objects with a column each, or prompts alone
+            rows = [row if isinstance(row, dict) else {"prompt": row} for row in read_json(path)]
+            names = dict.fromkeys(name for row in rows for name in row)
+            return {name: [row.get(name) for row in rows] for name in names}
+        case ".parquet":
+            return read_parquet(path)
+        case ".txt":
+            lines = read_text(path).replace("\r\n", "\n").split("\n")
+            return {"prompt": [line.strip(" \t") for line in lines if line.strip()]}
+    raise ValueError(
+        f"a prompt file must end in .csv, .tsv, .json, .jsonl, .parquet, .txt; got {path}"
+    )
 
 
 def _named(path: Path, columns: Mapping[str, list[Any]]) -> dict[str, list[Any]]:

@@ -176,7 +176,7 @@ def test_notebooks_without_parameters_and_figures_are_no_business_of_the_runner(
     tmp_path: Path,
 ) -> None:
     notebook(tmp_path, "1", name="explorer", parameters=None)
-    with pytest.raises(FileNotFoundError, match=r"no notebook .* is in .*--notebooks"):
+    with pytest.raises(FileNotFoundError, match=r"no notebook .* is in .*: run in a clone"):
         figures.read_all(tmp_path)
     assert list(figures.read_all(notebook(tmp_path))) == [NAME]
     notebook(tmp_path, DRAW, name="x", parameters=None)

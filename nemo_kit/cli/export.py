@@ -98,14 +98,19 @@ def _mitigation(neurons: list[str], factor: float, texts: list[str]) -> tuple[Ne
 def _values(model: options.Model, texts: dict[str, str], given: dict[str, Any]) -> dict[str, Any]:
     """The report's parameters; raises before anything is written for those that it refuses."""
     from nemo_kit import lab, metrics
-    from nemo_kit.figures import report
+    from nemo_kit.checks import check_choice
+    from nemo_kit.figures.report import notebook
+    from nemo_kit.notebooks import read
     from nemo_kit.provenance import root
 
-    opened = model.parameters()
-    common = given | {"before": opened.pop("model"), "store": str(root() / "runs" / "store")}
+    given = given | model.parameters() | {"store": str(root() / "runs" / "store")}
+    given["before"] = given.pop("model")
     if model.model not in lab.TABLES:
         texts = {"clip": metrics.PAPER_CLIP} | texts
-    values = report.parameters("removal", texts, common | opened)
+    book = read(notebook("removal"))
+    for name in texts:
+        check_choice("NAME of --set", name, sorted(book.kinds.keys() - given.keys() - {"after"}))
+    values = book.values(settings=texts, **given)
     if values["sscd"]:
         metrics.sscd(values["sscd"], sha256=values["sscd_sha256"])  # a wrong file is told at once
     return values

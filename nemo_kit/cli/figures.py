@@ -28,8 +28,6 @@ def figures(
     settings: options.Settings = None,
     out: Annotated[Path | None, Option(metavar="FOLDER", help="Output folder; by default "
         "figures/MODEL, with -quick or -paper.")] = None,
-    notebooks: Annotated[Path | None, Option(metavar="FOLDER", help="Folder of the notebooks, "
-        "outside a clone.")] = None,
     limit: Annotated[float | None, Option(metavar="MINUTES", min=0.01, help="Minutes after which a "
         "notebook is ended; by default what the preset says, or 30.")] = None,
     retry_failed: Annotated[bool, Option("--retry-failed", help="Try again the prompts that failed "
@@ -63,7 +61,7 @@ def figures(
     texts, files = options.settings_of(settings), options.paths(prompts)
     for kind in also or ():
         check_choice("--also", kind, runner.FORMATS)
-    books = read_all(folder := notebooks or runner.root() / "notebooks")
+    books = read_all(folder := runner.root() / "notebooks")
     rows = select(books, only or ())
     out = out or runner.output_folder(preset, model.model, model.lora)
     plan = partial(

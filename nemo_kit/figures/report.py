@@ -9,11 +9,9 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
-from nemo_kit.checks import check_choice
 from nemo_kit.figures import gallery
 from nemo_kit.files import write_atomically
 from nemo_kit.keys import PACKAGE
-from nemo_kit.notebooks import read
 
 PLACES = (Path(__file__).parent, PACKAGE.parent / "notebooks")  # in a wheel, in a clone
 
@@ -24,14 +22,6 @@ def notebook(name: str) -> Path:
         if (path := place / f"{name}.ipynb").is_file():
             return path
     raise FileNotFoundError(f"the report needs the notebook {name}.ipynb of a clone of nemo_kit")
-
-
-def parameters(name: str, settings: Mapping[str, str], given: dict[str, Any]) -> dict[str, Any]:
-    """All parameters of a report, those of ``settings`` as text; ValueError for refused ones."""
-    book = read(notebook(name))
-    for one in settings:
-        check_choice("NAME of --set", one, sorted(book.kinds.keys() - given.keys() - {"after"}))
-    return book.values(settings=settings, **given)
 
 
 def run(name: str, title: str, page: Path, values: Mapping[str, Any]) -> None:

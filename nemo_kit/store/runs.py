@@ -7,7 +7,7 @@ runs that share a store share the work.
 
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import closing, contextmanager
+from contextlib import closing, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -78,15 +78,17 @@ def run(
     gathered = _Gathered(wanted, Folder(Path(store), name, whole, version))
     gathered.look()
     todo = [one for one in wanted if gathered.lacks(one, again)]
+    if not todo:
+        return gathered.sweep(0)
     label = f"{name}, {len(wanted) - len(todo)} found" if len(todo) < len(wanted) else name
     computed = 0
     with (
-        _turn(gathered.folder, todo, batch) as (order, small),
+        _first(gathered.folder.path) as first,
         closing(Batch(gathered.folder, batch, gathered.take)) as shard,
-        closing(finished(function, gathered.left(order, again), executor, workers)) as done,
-        Bar(desc=label, unit="prompt", total=len(todo), disable=not (progress and todo)) as bar,
+        closing(finished(function, gathered.left(todo, again, first), executor, workers)) as done,
+        Bar(desc=label, unit="prompt", total=len(todo), disable=not progress) as bar,
     ):
-        shard.join(small)
+        shard.join(gathered.folder.small(batch) if first else ())
         for digest, result in done:
             shard.add(digest, result)
             computed += 1
@@ -96,25 +98,14 @@ def run(
 
 
 @contextmanager
-def _turn(
-    folder: Folder, todo: list[str], batch: int
-) -> Iterator[tuple[list[str], Iterable[Shard]]]:
-    """The order to work in, and shards to join.
-
-    Where another run is at work on this folder, backwards: they meet half way. It joins shards.
-    """
-    if not todo:
-        yield [], []
-        return
-    folder.path.mkdir(parents=True, exist_ok=True)
-    lock = FileLock(folder.path / ".first.lock")
-    try:
+def _first(folder: Path) -> Iterator[bool]:
+    """Whether this run is the first at work on a folder: it joins shards, others go backwards."""
+    folder.mkdir(parents=True, exist_ok=True)
+    lock = FileLock(folder / ".first.lock")
+    with suppress(Timeout, OSError, NotImplementedError):  # taken, or a file system without locks
         lock.acquire(timeout=0)
-    except (Timeout, OSError, NotImplementedError):  # taken, or a file system without locks
-        yield todo[::-1], []
-        return
     try:
-        yield todo, folder.small(batch)
+        yield lock.is_locked
     finally:
         lock.release()
 
@@ -153,9 +144,12 @@ class _Gathered:
         """Whether an item is to be worked on; `again`, also where it failed before."""
         return digest in self._left and (again or digest not in self._errors)
 
-    def left(self, order: Iterable[str], again: bool) -> Iterator[tuple[str, Any]]:
-        """Digests and items to work on, without those that another run has done meanwhile."""
-        for digest in order:
+    def left(self, todo: list[str], again: bool, first: bool) -> Iterator[tuple[str, Any]]:
+        """Digests and items to work on, without those that another run has done meanwhile.
+
+        Parameters: `first`, else they come backwards, so that two runs meet half way.
+        """
+        for digest in todo if first else reversed(todo):
             if self._seldom.due():
                 self.look()
             if self.lacks(digest, again):
