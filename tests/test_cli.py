@@ -740,13 +740,12 @@ def test_workers_on_gpus_get_the_number_type_that_a_gpu_would(
     monkeypatch: pytest.MonkeyPatch, given: Any, opened: Any
 ) -> None:
     """Their model is opened on the CPU, where "auto" is another type."""
-    from nemo_kit.cli.method import Place
-    from nemo_kit.cli.options import Model
+    from nemo_kit.cli.method import Asked
 
     asked = []
     monkeypatch.setattr("nemo_kit.models.load", lambda *words, **_: asked.append(words))
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
-    Place(workers=2).open(Model("a/b", "c", device="cuda", dtype=given))
+    Asked("a/b", "c", workers=2, device="cuda", dtype=given).open_here()
     assert asked == [("a/b", "cpu", opened, "c")]
 
 

@@ -8,27 +8,18 @@ from typing import Annotated
 
 from typer import Option
 
-from nemo_kit.cli.options import (
-    FILE,
-    PlainModel,
-    Seeds,
-    Statistics,
-    counted,
-    interruptible,
-    read,
-    writable,
-)
+from nemo_kit.cli import options
 
 
 # fmt: off
 def calibrate(
     *,
-    model: PlainModel,
-    statistics: Statistics = None,
-    hold_out: Annotated[list[Path] | None, Option(**FILE, help="File with prompts that the "
+    model: options.PlainModel,
+    statistics: options.Statistics = None,
+    hold_out: Annotated[list[Path] | None, Option(**options.FILE, help="File with prompts that the "
         "model does not memorize, to compute threshold and statistics from. May be "
         "repeated.")] = None,
-    seeds: Seeds = 10,
+    seeds: options.Seeds = 10,
     kernel: Annotated[int | None, Option(metavar="N", help="Width of the similarity's window, odd; "
         "by default the model's, else 11, as for latents of 64×64. Smaller latents need less, 5 "
         "for 32×32. Goes with --hold-out.")] = None,
@@ -58,7 +49,7 @@ def calibrate(
         raise ValueError("--kernel goes with --hold-out FILE: without, no threshold is computed")
     if kernel is not None:
         SimilaritySettings(kernel=kernel)  # a wrong one is told before any work
-    known, prompts = statistics and ActivationStatistics.load(statistics), read(hold_out)
+    known, prompts = statistics and ActivationStatistics.load(statistics), options.read(hold_out)
     if place := on_this_machine(model.model, model.revision):
         _notes(place, force)
     opened = model.open()
@@ -68,13 +59,13 @@ def calibrate(
     folder = _notes(place, force)
     if known is not None:  # of another model: told before any work
         known.check({layer.index: layer.width for layer in opened.searched})
-    writable(folder, "--model")
+    options.writable(folder, "--model")
     made = opened.calibration
     if prompts:
         _, compared = resolve(made)
         if kernel is not None:
             compared = replace(compared, kernel=kernel)
-        with interruptible("nothing is written"), counted("calibrate") as told:
+        with options.interruptible("nothing is written"), options.counted("calibrate") as told:
             numbers = range(1, seeds + 1)
             made = computed(opened, prompts, numbers, similarity=compared, progress=told)
     if made is None:

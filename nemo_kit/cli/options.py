@@ -1,17 +1,16 @@
 """Options that several commands share, in groups, and small parts of the commands.
 
 Scope: a group is a dataclass whose fields are options; `grouped` gives a command those of its
-groups. What opens a model, reads prompts, chooses a threshold, and shows rows is here once.
+groups. What opens a model, reads prompts and says what is kept is here once.
 Whatever needs torch is imported inside the function that uses it, so that ``--help`` is quick.
 """
 
 from __future__ import annotations
 
 import inspect
-import json
 import sys
 import warnings
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, fields, is_dataclass
 from functools import wraps
@@ -115,7 +114,6 @@ FILE: dict[str, Any] = {"exists": True, "dir_okay": False, "resolve_path": True,
 Files = Annotated[list[Path] | None, Option(**FILE, help="File with prompts: .csv, .tsv, "
     ".json, .jsonl or .parquet with a column 'prompt' or 'caption' (the lists of the field are "
     "such), or .txt with one a line. May be repeated.")]
-Preset = Literal["default", "released", "paper"]
 Seeds = Annotated[int, Option(metavar="N", min=2, max=10_000, help="How many seeds to compare: 1 "
     "to this number, at least 2.")]
 Statistics = Annotated[Path | None, Option(**FILE, help="Activation statistics, for a "
@@ -128,70 +126,6 @@ Images = Annotated[Path | None, Option(exists=True, file_okay=False, resolve_pat
     "or 'Index' of the prompt file says. Missing ones are counted and left out.")]
 
 
-@dataclass(frozen=True)
-class Prompts:
-    """Prompts of the command line, and files of them."""
-
-    prompt: Annotated[list[str] | None, typer.Argument(metavar="[PROMPT]...",
-        help="Prompts to look at.")] = None
-    prompts: Files = None
-    # fmt: on
-
-    @property
-    def here(self) -> bool:
-        """Whether they are of the command line alone: worked on and shown, and not kept."""
-        return bool(self.prompt) and not self.prompts
-
-    def texts(self, model: str) -> list[str]:
-        """All of them, each once; the lab's own where there are none."""
-        from nemo_kit import lab
-
-        if not (self.prompt or self.prompts) and model not in lab.TABLES:
-            raise ValueError("a PROMPT is needed, or --prompts FILE")
-        found = [*(self.prompt or ()), *read(self.prompts)]
-        if any(not text.strip() for text in found):
-            raise ValueError("a PROMPT must not be empty")
-        if not found:
-            found = list(lab.prompts(model=model)["prompt"])
-        return list(dict.fromkeys(found))
-
-
-# fmt: off
-@dataclass(frozen=True)
-class Method:
-    """How detection decides."""
-
-    seeds: Seeds = 10
-    threshold: Annotated[float | None, Option(metavar="X", help="Score above which a prompt is "
-        "flagged; by default the one that came with the model.")] = None
-    settings: Annotated[Preset, Option(help='"released" follows the released code in all ten '
-        'points where it differs from the paper, "paper" the text; recorded in the '
-        "results.")] = "default"
-    hold_out: Annotated[Path | None, Option(**FILE, help="File with prompts that the model "
-        "does not memorize, to compute the threshold of --settings from, in place of the model's "
-        "own if it has one.")] = None
-    # fmt: on
-
-    def __post_init__(self) -> None:
-        if self.hold_out and self.threshold is not None:
-            raise ValueError(
-                "--hold-out computes the threshold that --threshold gives: one of them, got both"
-            )
-
-    def prepare(self, model: Any, store: Path) -> Any:
-        """The settings; the model then has the threshold that belongs to them."""
-        from nemo_kit.presets import calibration_for, preset
-
-        chosen = preset(self.settings, model)
-        if self.threshold is None:
-            held = read(self.hold_out and [self.hold_out])
-            numbers = range(1, self.seeds + 1)
-            with counted("threshold") as told:
-                model.calibration = calibration_for(model, chosen, held, numbers, store, told)
-        return chosen
-
-
-# fmt: off
 @dataclass(frozen=True)
 class Kept:
     """Where results are kept, and what is done with failures of before."""
@@ -280,43 +214,6 @@ def writable(folder: Path, option: str) -> None:
         ) from error
 
 
-# fmt: off
-@dataclass(frozen=True)
-class Shown:
-    """How rows are shown, and where they are written."""
-
-    as_json: Annotated[bool, Option("--json", help="Print JSON, one object a prompt.")] = False
-    out: Annotated[Path | None, Option(dir_okay=False, metavar="FILE", help="Write the table to "
-        "this .csv or .parquet file.")] = None
-    # fmt: on
-
-    def check(self) -> None:
-        """Refuse before any work is done a file that can't be written."""
-        if self.out is None:
-            return
-        if self.out.suffix not in {".csv", ".parquet"}:
-            raise ValueError(f"--out must end in .csv or .parquet, got {self.out}")
-        if not (folder := self.out.resolve().parent).is_dir():
-            raise ValueError(f"--out: there is no folder {folder}")
-        writable(folder, "--out")
-
-    def show(self, frame: pd.DataFrame, columns: list[str]) -> None:
-        """Print the named columns as a table, or every row as JSON."""
-        if self.as_json:
-            for row in json.loads(frame.to_json(orient="records")):
-                print(json.dumps(_opened(row), ensure_ascii=False))
-            return
-        shown = frame[[name for name in columns if name in frame]]
-        print(shown.to_string(index=False, float_format="{:.3f}".format, max_colwidth=100))
-
-    def write(self, frame: pd.DataFrame) -> None:
-        """Write the table to the file, if one was named."""
-        from nemo_kit.files import write_table
-
-        if self.out is not None:
-            write_table(self.out, frame)
-
-
 @contextmanager
 def counted(label: str) -> Iterator[Callable[[str, int, int], None]]:
     """A bar over prompts that begins with the first step that is told to it."""
@@ -329,9 +226,3 @@ def counted(label: str) -> Iterator[Callable[[str, int, int], None]]:
             bar.update(done - bar.n)
 
         yield tell
-
-
-def _opened(row: Mapping[str, Any]) -> dict[str, Any]:
-    """Columns that hold JSON text as JSON."""
-    nested = {"initial", "refined", "settings", "kept_seeds"}
-    return {k: json.loads(v) if k in nested and isinstance(v, str) else v for k, v in row.items()}
