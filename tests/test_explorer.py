@@ -538,6 +538,14 @@ def test_the_code_of_a_model_without_calibration_runs_too(
     assert names["whole"].score[0] == pytest.approx(session.case.look.score, abs=1e-6)
 
 
+def test_a_setting_that_is_accepted_takes_an_error_away(session: Session) -> None:
+    chosen(session)
+    session.fail(ValueError("seeds must be numbers"))
+    assert session.error == "seeds must be numbers"
+    session.seeds = "5, 9"
+    assert session.error == ""
+
+
 def test_without_a_prompt_there_is_nothing_to_draw(session: Session) -> None:
     with pytest.raises(ValueError, match="choose a prompt first"):
         session.generate()
@@ -619,6 +627,19 @@ def test_pictures_of_a_cell_are_shown_and_measured(session: Session) -> None:
     assert not session.stale
 
 
+def test_pictures_of_a_cell_are_not_told_to_be_of_the_selection(session: Session) -> None:
+    chosen(session).selection = everything(session)
+    session.pictures = np.stack([SEEN["image 1"], SEEN["image 2"]])
+    case = replace(session.wait(LONG).cases[0], look=replace(session.case.look, flagged=True))
+    low = replace(case, left=replace(case.left, same_seed=0.0))
+    badges, _ = present.verdict(session, low)
+    assert badges[-1] == ("off", "below τ with the selection")  # these copy, those may not
+    frame = keep.frame(session.cases, None)
+    assert list(frame["intervention"]) == ["none", "none", "set in a cell", "set in a cell"]
+    assert set(frame["neurons"]) == {"{}"}
+    assert frame["score_left"].isna().all()
+
+
 def test_false_alarms_are_what_is_expected_above_tau(session: Session) -> None:
     model = session.probe.model
     own = replace(model.calibration, mean=0.5, std=0.1, threshold=0.6)
@@ -642,7 +663,9 @@ def test_what_is_shown_is_saved_with_its_data(session: Session, tmp_path: Any) -
     assert list(frame["prompt"]) == ["cat 0"] * 4 + ["Öl 3"] * 4
     assert list(frame["intervention"]) == ["none", "none", "1 neuron off", "1 neuron off"] * 2
     assert frame["same_seed"].isna().tolist() == [True, True, False, False] * 2
-    assert set(frame["neurons"]) == {ONE.to_json()}
+    assert list(frame["neurons"]) == ["{}", "{}", *[ONE.to_json()] * 2] * 2
+    assert list(frame["factor"]) == [1, 1, 0, 0] * 2
+    assert frame["score_left"].isna().tolist() == [True, True, False, False] * 2
     first = session.pictures.measured
     assert np.allclose(frame["copy"][:4], [*first["copy_before"], *first["copy_after"]])
     drawn = keep.figure(session.cases, None)
@@ -893,6 +916,7 @@ def test_closing_lets_go_of_everything(shown: Any) -> None:
     shown.session.close()
     with pytest.raises(RuntimeError, match="closed"):
         shown.session.prompt = "Öl 1"
+    assert "closed" in shown.session._repr_mimebundle_()["text/plain"]
 
 
 def test_bad_arguments_are_refused(toy_model: DiffusionModel) -> None:

@@ -48,7 +48,7 @@ def explore(
     `nemo_kit.metrics` (the lab model has its own).
     Raises TypeError for anything but a loaded model, ValueError for bad prompts, seeds and frames.
     """
-    if isinstance(model, str) or not hasattr(model, "value_layers"):
+    if not hasattr(model, "value_layers"):
         raise TypeError(
             f'model must be a loaded one, as in explore(load("lab")), got {model!r:.60}'
         )

@@ -10,26 +10,29 @@ from matplotlib.figure import Figure
 from nemo_kit.explorer.probe import Case, Probe
 from nemo_kit.explorer.values import View
 from nemo_kit.models import DTYPES, default_dtype
+from nemo_kit.neurons import NeuronSet
 from nemo_kit.plots import picture_rows
 
 
 def frame(cases: list[Case], threshold: float | None) -> pd.DataFrame:
     """A row for each prompt, seed and intervention shown: settings, scores, nearest training image.
 
-    Returns `prompt`, `seed`, `intervention` ("none" or what was done), `neurons` (JSON), `factor`,
-    `steps`, `guidance`, `score`, `score_left` (same seed, NaN where nothing is selected),
-    `threshold`, and where training images are known `nearest` (its prompt), `copy` (cosine to it)
-    and `same_seed` (cosine of the picture with to that without).
+    Returns `prompt`, `seed`, `intervention` ("none" or what was done), `neurons` (JSON) and
+    `factor` of those scaled, `steps`, `guidance`, `score`, `score_left` (same seed, NaN where
+    nothing is scaled), `threshold`, and where training images are known `nearest` (its prompt),
+    `copy` (cosine to it) and `same_seed` (cosine of the picture with to that without).
     """
     parts = []
     for case in cases:
         shots, view = case.pictures, case.pictures.view
         for end, how, also in (("before", "none", ()), ("after", shots.how, ["same_seed"])):
+            scaled = case.left is not None and end == "after" and not shots.given
             part = pd.DataFrame({
                 "prompt": view.prompt, "seed": shots.measured["seed"], "intervention": how,
-                "neurons": view.neurons.to_json(), "factor": view.factor, "steps": view.steps,
+                "neurons": (view.neurons if scaled else NeuronSet()).to_json(),
+                "factor": view.factor if scaled else 1.0, "steps": view.steps,
                 "guidance": view.guidance, "score": case.look.score,
-                "score_left": case.left.same_seed if case.left else float("nan"),
+                "score_left": case.left.same_seed if scaled else float("nan"),
                 "threshold": threshold,
             })  # fmt: skip
             ends = {f"nearest_{end}": "nearest", f"copy_{end}": "copy"}
@@ -48,7 +51,8 @@ def figure(cases: list[Case], threshold: float | None) -> Figure:
     for case in cases:
         rows += [[case.pictures.before], [case.pictures.after]]
         labels += ["all on", case.pictures.how]
-        left = f", left of it {case.left.same_seed:.2f}" if case.left else ""
+        scaled = case.left is not None and not case.pictures.given
+        left = f", left of it {case.left.same_seed:.2f}" if scaled else ""
         captions += [f"score {case.look.score:.2f}{limit}{left}: {case.look.prompt}", ""]
     drawn = picture_rows(rows, labels=labels, captions=captions)
     plt.close(drawn)

@@ -67,31 +67,27 @@ def score(session: Session, known: pd.DataFrame | None) -> str:
 
 
 def _chart(case: Case, known: pd.DataFrame | None) -> tuple[Callable[[float], float], list[tuple]]:
-    """Where on the chart a score stands, in the units of its drawing, and what is drawn behind."""
-    low = min(0.0, case.look.score, case.left.same_seed if case.left else 0.0) - 0.02
-
-    def x(value: float) -> float:
-        return round((value - low) / (1.02 - low) * _WIDE, 1)
-
-    return x, [] if known is None else _densities(known, np.linspace(low, 1.02, 200), x)
-
-
-def _densities(
-    known: pd.DataFrame, grid: np.ndarray, x: Callable[[float], float]
-) -> list[tuple[str, str, str]]:
-    """Name, colour and outline of the density of each group that varies, all on one scale."""
+    """Where on the chart a score stands, in the units of its drawing; and name, colour and outline
+    of the density of each group that varies, all on one scale."""
     from scipy.stats import gaussian_kde
 
-    groups = {name: known["score"][known["group"] == name] for name in PALETTE}
-    heights = {n: gaussian_kde(own)(grid) for n, own in groups.items() if own.nunique() > 1}
+    low, high = min(0.0, case.look.score, case.left.same_seed if case.left else 0.0) - 0.02, 1.02
+
+    def x(value: float) -> float:
+        return round((value - low) / (high - low) * _WIDE, 1)
+
+    grid, heights = np.linspace(low, high, 200), {}
+    for name in () if known is None else PALETTE:
+        own = known["score"][known["group"] == name]
+        if own.nunique() > 1:
+            heights[name] = gaussian_kde(own)(grid)
     most = max((values.max() for values in heights.values()), default=1.0)
-    found = []
+    densities = []
     for name, values in heights.items():
-        ys = [_HIGH, *_HIGH * (1 - values / most), _HIGH]
-        xs = [grid[0], *grid, grid[-1]]
-        outline = " ".join(f"{x(at)},{y:.1f}" for at, y in zip(xs, ys, strict=True))
-        found.append((name, PALETTE[name], outline))
-    return found
+        places = zip(np.pad(grid, 1, "edge"), np.pad(values / most, 1), strict=True)
+        outline = " ".join(f"{x(at)},{_HIGH * (1 - height):.1f}" for at, height in places)
+        densities.append((name, PALETTE[name], outline))
+    return x, densities
 
 
 def verdict(session: Session, case: Case) -> tuple[list[tuple[str, str]], list[str]]:
@@ -108,9 +104,10 @@ def verdict(session: Session, case: Case) -> tuple[list[tuple[str, str]], list[s
     copied = shots and copies(shots)
     if flagged and case.left and case.left.same_seed <= limit:
         below = "below τ with the selection"
-        if copied and copied[1]:
-            below += f", but {copied[1]} of {len(shots.after)} pictures copy"
-        badges.append(("yes" if copied and copied[1] else "off", below))
+        if copied and copied[1] and not shots.given:
+            badges.append(("yes", f"{below}, but {copied[1]} of {len(shots.after)} pictures copy"))
+        else:
+            badges.append(("off", below))
     remarks = []
     if copied and flagged and not copied[0]:
         nearest = shots.measured["copy_before"].max()

@@ -29,6 +29,7 @@ from nemo_kit.models.base import DiffusionModel
 from nemo_kit.neurons import NeuronSet
 from nemo_kit.similarity import pairwise, similarity
 
+GIVEN = "set in a cell"
 _REMEMBERED = 24  # results of each kind
 
 
@@ -83,6 +84,11 @@ class Pictures:
     noise_after: np.ndarray
     measured: pd.DataFrame
     how: str
+
+    @property
+    def given(self) -> bool:
+        """Whether the disturbed ones are of the user's making, whatever is selected."""
+        return self.how == GIVEN
 
 
 @dataclass(frozen=True)
@@ -191,7 +197,7 @@ class Probe:
         how = scaled_words(len(view.neurons), view.factor)
         before, noise = after, changed = self.images(replace(view, neurons=NeuronSet(), factor=0.0))
         if given is not None:
-            after, changed, how = given, noise[:0], "set in a cell"
+            after, changed, how = given, noise[:0], GIVEN
         elif view.neurons and view.factor != 1:
             after, changed = self.images(view)
         measured = self.measure(view.seeds, before, after)

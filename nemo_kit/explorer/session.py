@@ -33,6 +33,7 @@ FALLBACK = (
     "The explorer needs Jupyter widgets, which this page does not show. Open the notebook in "
     "JupyterLab 4 or Notebook 7 with ipywidgets 8 (pip install ipywidgets), and run the cell again."
 )
+CLOSED = "the explorer is closed; call explore(model) again"
 _EVERY = 0.1  # seconds between two reports of progress of one stage
 # one thread for all: explorers may share a model, whose hooks serve one job at a time
 _THREAD = ThreadPoolExecutor(1, thread_name_prefix="explorer")
@@ -99,6 +100,8 @@ class Session(HasTraits):
 
     def _repr_mimebundle_(self, **kwargs: Any) -> Any:
         """As any widget; where a page can't show widgets, a text that says so."""
+        if self.closed:
+            return {"text/plain": CLOSED}
         bundle = self.widget._repr_mimebundle_(**kwargs)
         return bundle | {"text/plain": FALLBACK} if isinstance(bundle, dict) else bundle
 
@@ -175,6 +178,7 @@ class Session(HasTraits):
         with self.turn:
             if self._quiet:
                 return
+            self.last_error = None
             if change.name == "prompt":
                 self.case = self.facts = self.localization = None
                 self.note = ""
@@ -375,7 +379,7 @@ class Session(HasTraits):
         if not self.prompt:
             raise ValueError("choose a prompt first")
         if self.closed:
-            raise RuntimeError("the explorer is closed; call explore(model) again")
+            raise RuntimeError(CLOSED)
         self._stop.set()
         self._stop = threading.Event()
         self.last_error, self.progress = None, Progress(job)

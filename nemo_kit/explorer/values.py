@@ -80,7 +80,7 @@ def read_seeds(given: str | Iterable[int]) -> tuple[int, ...]:
     text = isinstance(given, str)
     seeds = _numbers("seeds", given, _MOST_SEEDS) if text else check_seeds(given)
     if not 1 <= len(seeds) <= _MOST_SEEDS:
-        raise ValueError(f"seeds must be 1 to {_MOST_SEEDS} numbers, got {len(seeds)}")
+        raise ValueError(f"seeds must be 1 to {_MOST_SEEDS} numbers, got {given!r:.40}")
     return tuple(check_seeds(seeds, distinct=True))
 
 

@@ -268,8 +268,12 @@ class Explorer(widgets.VBox):
         self.at.redo.disabled = session.place == len(session.past) - 1
         look = session.case and session.case.look
         self._draw(self.told.map, (look, chosen, session.focus), lambda: present.z_chart(session))
-        if look is not None:
-            self._name_chips(session.probe.extremes(look, CHIPS), "z" if look.z else "activation")
+        for layer, row in session.probe.extremes(look, CHIPS).items() if look else ():
+            for chip, (neuron, z) in zip(self.chips[layer], row, strict=False):
+                chip.neuron, chip.disabled = (layer, neuron), False
+                chip.description = f"#{neuron}  {z:+.1f}"
+                word = "z" if look.z else "activation"
+                chip.tooltip = f"layer {layer}, neuron {neuron}, {word} = {z:.2f}"
         for chip in chain(*self.chips.values()):
             chip.value = chip.neuron in chosen
         for layer, name in self.layers.items():
@@ -279,13 +283,6 @@ class Explorer(widgets.VBox):
                 f"{count} of {width} neurons of layer {layer} are selected: press for "
                 + ("none" if count else "all of them")
             )
-
-    def _name_chips(self, extremes: dict[int, list[tuple[int, float]]], word: str) -> None:
-        for layer, row in extremes.items():
-            for chip, (neuron, z) in zip(self.chips[layer], row, strict=False):
-                chip.neuron, chip.disabled = (layer, neuron), False
-                chip.description = f"#{neuron}  {z:+.1f}"
-                chip.tooltip = f"layer {layer}, neuron {neuron}, {word} = {z:.2f}"
 
     def _show_results(self) -> None:
         session, told, cases = self.session, self.told, self.session.cases
