@@ -15,7 +15,7 @@ import numpy as np
 import pandas as pd
 
 from nemo_kit import metrics
-from nemo_kit.checks import check_seeds, check_seeds_apart
+from nemo_kit.checks import check_columns, check_seeds, check_seeds_apart
 from nemo_kit.metrics import Clip, Median, Seen
 from nemo_kit.metrics.measures import LABELS
 from nemo_kit.mitigation import Mitigation, NeMo
@@ -23,6 +23,8 @@ from nemo_kit.models.base import DiffusionModel
 from nemo_kit.neurons import NeuronSet
 from nemo_kit.store import ModelRef, generate_all
 from nemo_kit.store.runs import UNDEFINED
+
+_OWN = ("setting", "repeat", "images", "threshold", "seed_median", "mitigation_protocol")  # columns
 
 
 def study(
@@ -53,17 +55,22 @@ def study(
     `detection_seeds`, which `seeds` must not meet; `training`, prompt -> training image, uint8
     [H, W, 3]; `look`, the copy descriptor (an `Embedder` or any function of pictures), and `clip`,
     by default the embedded model's; `median`, over seeds; `options`, of `generate_all`.
-    Raises ValueError for shared seeds, no setting, one that no prompt has or has pictures under,
-    or an unknown measure; TypeError for another setting or descriptor; and what `generate_all`
-    raises.
+    Raises ValueError for shared seeds, rows with columns of the study's own, no setting, one that
+    no prompt has or has pictures under, or an unknown measure; TypeError for another setting or
+    descriptor; and what `generate_all` raises.
     Source: paper, section 4.
     """
     used = list(detection_seeds)
     numbers = check_seeds_apart(seeds, used) if used else check_seeds(seeds, distinct=True)
     if not isinstance(settings, Mapping) or not settings:
         raise ValueError(f"settings must map names to interventions, got {settings!r:.60}")
+    check_columns("rows", rows, "prompt")
+    asked = metrics.chosen(measures)
+    own = {*_OWN, *LABELS, *(one.name for one in asked)}
+    if both := [name for name in rows if name in own]:
+        raise ValueError(f"rows must lack the columns that a study adds, got {', '.join(both)}")
     keyed = ModelRef.of(model)
-    prompts, known, asked = list(rows["prompt"]), training or {}, metrics.chosen(measures)
+    prompts, known = list(rows["prompt"]), training or {}
     descriptor = metrics.lab_descriptor() if look is None else metrics.as_embedder(look)
     networks = descriptor, clip or metrics.load_clip()
     ways = [

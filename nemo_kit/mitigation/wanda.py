@@ -6,16 +6,18 @@ is that of Sun et al., "A Simple and Effective Pruning Approach for Large Langua
 """
 
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from nemo_kit.checks import UnsupportedError, check_number, check_seeds, check_texts, check_whole
-from nemo_kit.hooks import Hook, hooked
+from nemo_kit.hooks import hooked
 from nemo_kit.mitigation.base import Mitigation
 from nemo_kit.models.base import DiffusionModel
 from nemo_kit.sampling import Run, denoise
@@ -73,9 +75,11 @@ class WandaPruning(Mitigation):
             del known[gone]  # masks are as large as the weights
         for group in set(rows) - set(known):
             known[group] = self.masks(run.model, group)
-        names = feed_forward_layers(run.model.denoiser)
-        masks = {name: [known[row][name] for row in rows] for name in names}
-        with hooked(run.model.denoiser, {name: _pruner(one) for name, one in masks.items()}):
+        hooks = {
+            name: partial(_pruned, rows, {row: known[row][name] for row in rows})
+            for name in feed_forward_layers(run.model.denoiser)
+        }
+        with hooked(run.model.denoiser, hooks):
             yield run
 
     def masks(self, model: DiffusionModel, prompts: Sequence[str]) -> dict[str, Tensor]:
@@ -100,14 +104,16 @@ class WandaPruning(Mitigation):
     def _input_norms(self, model: DiffusionModel, prompts: Sequence[str]) -> dict[str, Tensor]:
         """Norm of each input of each layer at each step, over all rows: name -> [steps, in]."""
         layers = feed_forward_layers(model.denoiser)
-        squares: dict[str, Tensor | float] = dict.fromkeys(layers, 0.0)
+        squares: dict[str, Any] = dict.fromkeys(layers, 0.0)
         for prompt in prompts:
             run = Run.of(model, prompt, self.seeds, self.trajectory, self.guidance)
             seen: dict[str, list[Tensor]] = {name: [] for name in layers}
-            with hooked(model.denoiser, {name: _observer(one) for name, one in seen.items()}):
+            with hooked(
+                model.denoiser, {name: partial(_observe, one) for name, one in seen.items()}
+            ):
                 denoise(run, last=self.steps)
             squares = {name: squares[name] + torch.stack(one) for name, one in seen.items()}
-        return {name: found.sqrt() for name, found in squares.items()}  # type: ignore[union-attr]
+        return {name: found.sqrt() for name, found in squares.items()}
 
 
 def wanda_mask(weight: Tensor, target: Tensor, base: Tensor, share: float) -> Tensor:
@@ -151,26 +157,19 @@ def unit_squares(rows: Tensor) -> Tensor:
     return F.normalize(rows.float().flatten(0, -2), dim=1).square().sum(dim=0)
 
 
-def _observer(squares: list[Tensor]) -> Hook:
-    def observe(_module: nn.Module, inputs: tuple, _output: Tensor) -> None:
-        squares.append(unit_squares(inputs[0].detach()))  # the GEGLU's output, both halves
-
-    return observe
+def _observe(squares: list[Tensor], _module: nn.Module, inputs: tuple, _output: Tensor) -> None:
+    squares.append(unit_squares(inputs[0].detach()))  # the GEGLU's output, both halves
 
 
-def _pruner(masks: list[Tensor]) -> Hook:
-    """Computes a layer's output anew, each row with weights of its own; masks may be shared."""
-    places: dict[int, list[int]] = {}
-    for place, mask in enumerate(masks):
-        places.setdefault(id(mask), []).append(place)
-
-    def prune(module: nn.Module, inputs: tuple, output: Tensor) -> Tensor:
-        if len(output) != len(masks):
-            raise ValueError(f"the batch must have {len(masks)} samples, got {len(output)}")
-        result = torch.empty_like(output)
-        for where in places.values():
-            weight = module.weight.masked_fill(masks[where[0]], 0)
-            result[where] = F.linear(inputs[0][where], weight, module.bias)
-        return result
-
-    return prune
+def _pruned(
+    rows: list[tuple[str, ...]], masks: Mapping[tuple[str, ...], Tensor],
+    module: nn.Module, inputs: tuple, output: Tensor,
+) -> Tensor:  # fmt: skip
+    """A layer's output computed anew, each sample's with the weights that its group keeps."""
+    if len(output) != len(rows):
+        raise ValueError(f"the batch must have {len(rows)} samples, got {len(output)}")
+    result = torch.empty_like(output)
+    for group, mask in masks.items():
+        where = [place for place, row in enumerate(rows) if row == group]
+        result[where] = F.linear(inputs[0][where], module.weight.masked_fill(mask, 0), module.bias)
+    return result

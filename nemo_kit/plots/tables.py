@@ -90,18 +90,15 @@ def results(frame: pd.DataFrame, note: str = "", rules: Sequence[str] = ()) -> F
         check_choice("group", group, PALETTE)
     frame = frame if "origin" in frame else frame.assign(origin="")
     heads = {group: _head(group, rows) for group, rows in frame.groupby("group")}
-    told = frame["origin"].map(lambda origin: f", {origin}" if origin else "")
-    rows = frame["setting"] + told
+    rows = frame["setting"] + frame["origin"].map(lambda origin: f", {origin}" if origin else "")
     last = dict(zip(frame["setting"], rows, strict=True))  # of a setting's rows
-    rules = [last[name] for name in rules if name in last]
-    frame = frame.assign(setting=rows)
-    texts = frame.assign(text=[_cell(row) for row in frame.itertuples()])
+    texts = frame.assign(setting=rows, text=[_cell(row) for row in frame.itertuples()])
     wide = texts.pivot(index="setting", columns=["group", "measure"], values="text")
     order = ["neurons", *MEASURES, *sorted(set(frame["measure"]) - {"neurons", *MEASURES})]
     columns = [(g, m) for g in PALETTE for m in order if (g, m) in wide.columns]
-    wide = wide.reindex(frame["setting"].unique())[columns].fillna("–")
+    wide = wide.reindex(rows.unique())[columns].fillna("–")
     wide.columns = pd.MultiIndex.from_tuples((heads[g], _heading(m)) for g, m in columns)
-    return table(wide, note, rules)
+    return table(wide, note, [last[name] for name in rules if name in last])
 
 
 def _head(group: str, rows: pd.DataFrame) -> str:
