@@ -47,18 +47,17 @@ class Clip:
         Raises ValueError for wrong shapes or dtypes, or another number of prompts than images.
         Source: paper, section 4, A_CLIP. Which CLIP gave the number must be said beside it.
         """
-        texts = [prompts] * len(images) if isinstance(prompts, str) else list(prompts)
-        if len(texts) != len(images):
+        texts = [prompts] if isinstance(prompts, str) else list(prompts)
+        if len(texts) != len(images) and not isinstance(prompts, str):
             raise ValueError(
                 "prompts must be one text or one for each image, "
                 f"got {len(texts)} for {len(images)}"
             )
         seen, model = self.embedder(images), self.model
-        order = {prompt: place for place, prompt in enumerate(dict.fromkeys(texts))}
-        tokens = self.tokenizer(list(order), padding=True, truncation=True, return_tensors="pt")
+        tokens = self.tokenizer(texts, padding=True, truncation=True, return_tensors="pt")
         with torch.inference_mode():
             words = model.text_projection(model.text_model(**tokens.to(model.device)).pooler_output)
-        return np.sum(seen * unit(array(words))[[order[text] for text in texts]], axis=1)
+        return np.sum(seen * unit(array(words)), axis=1)
 
     def _look(self, images: np.ndarray) -> np.ndarray:
         pixels = self.preprocess(images).to(self.model.device, self.model.dtype)

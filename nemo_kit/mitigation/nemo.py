@@ -68,7 +68,7 @@ class NeMo(Mitigation):
         places = neurons.check({index: layer.width for index, layer in layers.items()}).layers
         return {
             layers[index].name: torch.ones(layers[index].width, 1).index_fill(
-                0, torch.tensor(own), self.factor
+                0, torch.tensor(own), float(self.factor)
             )
             for index, own in places.items()
         }

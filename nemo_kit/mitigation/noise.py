@@ -71,34 +71,32 @@ class NoiseOptimisation(Mitigation):
     @contextmanager
     def apply(self, run: Run) -> Iterator[Run]:
         """Find each sample's noise, then leave the model alone."""
-        size = SAMPLES_AT_ONCE
-        parts = [self._found(run, slice(i, i + size)) for i in range(0, len(run.noise), size)]
-        yield replace(run, noise=torch.cat(parts))
+        parts = torch.arange(len(run.noise)).split(SAMPLES_AT_ONCE)
+        yield replace(run, noise=torch.cat([self._found(run, part.tolist()) for part in parts]))
 
-    def _found(self, run: Run, part: slice) -> Tensor:
-        """[n, C, H, W]: the first accepted noise of each sample, or its best."""
-        best = run.noise[part].clone()
-        least = torch.full((len(best),), torch.inf, device=best.device)
-        places = list(range(len(best)))  # of those without an accepted one
+    def _found(self, run: Run, places: list[int]) -> Tensor:
+        """[n, C, H, W]: the first accepted noise of each of these samples, or its best."""
+        best = {place: (run.noise[place], torch.inf) for place in places}  # and its loss
+        left, size = list(places), relative_size(run.model)
+        first = _SD_ACCEPTED * size if self.accept is None else self.accept
         for candidate in range(self.candidates * (self.rounds if self.form == "code" else 1)):
-            if not places:
+            accept = first + candidate // self.candidates * _SD_RISE * size
+            start = torch.stack([_candidate(run, place, candidate) for place in left])
+            found = self._optimised(run, start, run.embeddings[left], accept)
+            for place, noise, loss in zip(list(left), *found, strict=True):
+                if loss <= accept:
+                    left.remove(place)
+                if loss <= accept or loss < best[place][1]:
+                    best[place] = noise, loss
+            if not left:
                 break
-            accept = self._accepted(run.model, candidate // self.candidates)
-            start = torch.stack([_candidate(run, part.start + i, candidate) for i in places])
-            noise, loss = self._optimised(run, part.start, places, start, accept)
-            for place, one, value in zip(list(places), noise, loss, strict=True):
-                if value <= accept:
-                    places.remove(place)
-                if value <= accept or value < least[place]:
-                    best[place], least[place] = one, value
-        return best
+        return torch.stack([noise for noise, _ in best.values()])
 
     @torch.enable_grad()
     def _optimised(
-        self, run: Run, first: int, places: list[int], start: Tensor, accept: float
+        self, run: Run, start: Tensor, text: Tensor, accept: float
     ) -> tuple[Tensor, Tensor]:
         """Noise of the lowest loss on each sample's way, [n, C, H, W], and that loss, [n]."""
-        text = run.embeddings[[first + place for place in places]]
         x, origin = (start.clone().requires_grad_() for _ in range(2))
         ahead = self._ahead(run, origin, text) if self.form == "code" else None
         optimizer = torch.optim.Adam([x], lr=self.rate)
@@ -131,11 +129,6 @@ class NoiseOptimisation(Mitigation):
                 ahead = self._ahead(run, x, text)
         gap = first_gap(run, x + ahead, text)
         return norms(gap) + self._weight(run.model) * x.flatten(1).norm(dim=1)
-
-    def _accepted(self, model: DiffusionModel, round_: int = 0) -> float:
-        size = relative_size(model)
-        first = _SD_ACCEPTED * size if self.accept is None else self.accept
-        return first + round_ * _SD_RISE * size
 
     def _weight(self, model: DiffusionModel) -> float:
         width = getattr(model.denoiser.config, "cross_attention_dim", None)
