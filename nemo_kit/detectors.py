@@ -27,7 +27,7 @@ from nemo_kit.checks import HALF_PRECISION, check_number, check_seeds, check_tex
 from nemo_kit.hooks import capture
 from nemo_kit.layers import Projection
 from nemo_kit.localization.detection import score_pairs
-from nemo_kit.mitigation.attention import kept_tokens, plain_keys
+from nemo_kit.mitigation.attention import check_attention, kept_tokens
 from nemo_kit.mitigation.gap import norms, predicted_gap, relative_size
 from nemo_kit.models.base import DiffusionModel
 from nemo_kit.registry import Registered, check_takes, find
@@ -345,7 +345,8 @@ def _product(
 
 def _queries_and_keys(model: DiffusionModel) -> list[Projection]:
     """Each layer's key projection under its number, its query projection under minus that."""
-    keys = list(plain_keys(model))
+    check_attention(model)
+    keys = list(model.key_layers)
     return keys + [replace(k, index=-k.index, name=k.name[: -len("to_k")] + "to_q") for k in keys]
 
 

@@ -6,7 +6,7 @@ through Cross Attention", ECCV 2024 (arXiv 2403.11052), and their attention proc
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -14,7 +14,6 @@ from torch import Tensor, nn
 
 from nemo_kit.checks import UnsupportedError, check_number
 from nemo_kit.hooks import InterventionError, hooked
-from nemo_kit.layers import Projection
 from nemo_kit.mitigation.base import Mitigation
 from nemo_kit.models.base import DiffusionModel
 from nemo_kit.sampling import Run
@@ -46,6 +45,7 @@ class AttentionScaling(Mitigation):
     @contextmanager
     def apply(self, run: Run) -> Iterator[Run]:
         """Scale each layer's key of the first token, and so its logit, which is linear in it."""
+        check_attention(run.model)
         factors = run.rows([self.factor] * len(run.prompts), 1.0)
         gains = torch.ones(len(factors), run.embeddings.shape[1], 1, device=run.model.device)
         gains[:, 0, 0] = torch.tensor(factors)
@@ -53,7 +53,7 @@ class AttentionScaling(Mitigation):
         def scale(_module: nn.Module, _inputs: tuple, output: Tensor) -> Tensor:
             return output * gains.to(output)
 
-        keys = [layer.name for layer in plain_keys(run.model)]
+        keys = [layer.name for layer in run.model.key_layers]
         with hooked(run.model.denoiser, dict.fromkeys(keys, scale)):
             yield run
 
@@ -76,8 +76,7 @@ class AttentionMaskingAndScaling(AttentionScaling):
     @contextmanager
     def apply(self, run: Run) -> Iterator[Run]:
         """Mask and scale each sample."""
-        keep = _kept(run) * (1 if run.empty is None else 2)
-        with super().apply(run), _masked(run, keep):
+        with super().apply(run), _masked(replace(run, halves="both")):
             yield run
 
 
@@ -98,15 +97,8 @@ class AttentionMasking(Mitigation):
     @contextmanager
     def apply(self, run: Run) -> Iterator[Run]:
         """Mask each sample behind its own prompt."""
-        every = torch.ones(run.embeddings.shape[1], dtype=torch.bool)
-        with _masked(run, run.rows(_kept(run), every)):
+        with _masked(run):
             yield run
-
-
-def _kept(run: Run) -> list[Tensor]:
-    """`kept_tokens` of each sample's text."""
-    _check_attention(run.model)
-    return [kept_tokens(run.model, text, run.embeddings.shape[1]) for text in run.texts]
 
 
 def kept_tokens(model: DiffusionModel, text: str, tokens: int) -> Tensor:
@@ -115,21 +107,8 @@ def kept_tokens(model: DiffusionModel, text: str, tokens: int) -> Tensor:
     return torch.arange(tokens) < length
 
 
-def plain_keys(model: DiffusionModel) -> tuple[Projection, ...]:
-    """The key projections, which attention takes as they are.
-
-    Raises ValueError where queries or keys are normalized (logits are not what they give then), and
-    where there is no cross-attention to CLIP's tokens.
-    """
-    _check_attention(model)
-    for layer in model.key_layers:
-        attention = model.denoiser.get_submodule(layer.name.rsplit(".", 1)[0])
-        if getattr(attention, "norm_k", None) or getattr(attention, "norm_q", None):
-            raise ValueError(f"model: {layer.name} is normalized, so its logits can't be had")
-    return model.key_layers
-
-
-def _check_attention(model: DiffusionModel) -> None:
+def check_attention(model: DiffusionModel) -> None:
+    """Raise UnsupportedError where a model has no cross-attention to CLIP's tokens."""
     if not model.clip_attention:
         raise UnsupportedError(
             "model: what acts on or reads the attention to single tokens of CLIP (BOS first, "
@@ -138,12 +117,15 @@ def _check_attention(model: DiffusionModel) -> None:
 
 
 @contextmanager
-def _masked(run: Run, keep: list[Tensor]) -> Iterator[None]:
-    """Tokens that a sample doesn't keep, bool [tokens] each, have no cross-attention weight.
+def _masked(run: Run) -> Iterator[None]:
+    """No token behind a sample's text has a cross-attention weight, in the halves of the run.
 
     Raises InterventionError where an attention processor is not diffusers', which heed masks.
     """
-    kept = torch.stack(keep)[:, None]  # [batch, 1, tokens]
+    check_attention(run.model)
+    tokens = run.embeddings.shape[1]
+    own = [kept_tokens(run.model, text, tokens) for text in run.texts]
+    kept = torch.stack(run.rows(own, torch.ones(tokens, dtype=torch.bool)))[:, None]
 
     def mask(_module: nn.Module, inputs: tuple, named: dict[str, Any]) -> tuple[tuple, dict]:
         return inputs, {**named, "attention_mask": (1 - kept.to(inputs[0])) * _NEVER}
