@@ -67,8 +67,8 @@ def study(
     check_columns("rows", rows, "prompt")
     asked = metrics.chosen(measures)
     own = {*_OWN, *LABELS, *(one.name for one in asked)}
-    if both := [name for name in rows if name in own]:
-        raise ValueError(f"rows must lack the columns that a study adds, got {', '.join(both)}")
+    if taken := [name for name in rows if name in own]:
+        raise ValueError(f"rows must lack the columns that a study adds, got {', '.join(taken)}")
     keyed = ModelRef.of(model)
     prompts, known = list(rows["prompt"]), training or {}
     descriptor = metrics.lab_descriptor() if look is None else metrics.as_embedder(look)
