@@ -73,9 +73,10 @@ def check_seeds(seeds: object, least: int = 1, distinct: bool = False) -> list[i
 def check_seeds_apart(evaluation: Iterable[int], detection: Iterable[int]) -> list[int]:
     """The evaluation seeds, none of which detection used: neurons suit the noise of theirs.
 
-    Raises ValueError, with the seeds, where some are in both, and as `check_seeds`.
+    Raises ValueError, with the seeds, where some are in both, and as `check_seeds` where two are
+    the same.
     """
-    used, seeds = check_seeds(detection), check_seeds(evaluation)
+    used, seeds = check_seeds(detection, least=0), check_seeds(evaluation, distinct=True)
     if both := sorted(set(seeds) & set(used)):
         shown = ", ".join(map(str, both[:5])) + (", …" if len(both) > 5 else "")
         raise ValueError(

@@ -15,7 +15,7 @@ import numpy as np
 import pandas as pd
 
 from nemo_kit import metrics
-from nemo_kit.checks import check_columns, check_seeds, check_seeds_apart
+from nemo_kit.checks import check_columns, check_seeds_apart
 from nemo_kit.metrics import Clip, Median, Seen
 from nemo_kit.metrics.measures import LABELS
 from nemo_kit.mitigation import Mitigation, NeMo
@@ -60,8 +60,7 @@ def study(
     descriptor; and what `generate_all` raises.
     Source: paper, section 4.
     """
-    used = list(detection_seeds)
-    numbers = check_seeds_apart(seeds, used) if used else check_seeds(seeds, distinct=True)
+    numbers = check_seeds_apart(seeds, detection_seeds)
     if not isinstance(settings, Mapping) or not settings:
         raise ValueError(f"settings must map names to interventions, got {settings!r:.60}")
     check_columns("rows", rows, "prompt")

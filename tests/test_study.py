@@ -162,6 +162,7 @@ def test_a_prompt_whose_pictures_failed_has_no_row(
         ({"measures": ["nothing"]}, ValueError, "measures must be one of orig"),
         ({"detection_seeds": [2]}, ValueError, "2 is in both; start the pictures above 2"),
         ({"seeds": [1, 1]}, ValueError, "seeds must differ"),
+        ({"seeds": [9, 9], "detection_seeds": [2]}, ValueError, "seeds must differ"),
         ({"rows": ROWS.assign(gen=1, threshold=2)}, ValueError, "study adds, got gen, threshold"),
         ({"rows": ROWS[["group"]]}, ValueError, "rows lacks prompt; it has group"),
         ({"look": "SSCD"}, TypeError, "embedder must be a function of pictures, got str"),

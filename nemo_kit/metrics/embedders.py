@@ -144,21 +144,16 @@ def inception(path: str | Path, sha256: str | None = None, device: str = "cpu") 
     Source: Heusel et al. 2017; Parmar et al., CVPR 2022 (clean-fid).
     """
 
-    def prepare(images: np.ndarray) -> Any:
-        return torch.from_numpy(_in_float(images, 299))
+    def resized(channel: np.ndarray) -> np.ndarray:
+        whole = Image.fromarray(channel.astype(np.float32))
+        return np.asarray(whole.resize((299, 299), Image.Resampling.BICUBIC)).clip(0, 255)
+
+    def prepare(images: np.ndarray) -> torch.Tensor:
+        channels = [[resized(image[..., c]) for c in range(3)] for image in images]
+        return torch.from_numpy(np.stack(channels))
 
     words = "299 square, bicubic by Pillow in float"
     return _scripted(path, sha256, device, words, prepare, "Inception")
-
-
-def _in_float(images: np.ndarray, side: int) -> np.ndarray:
-    """Pictures resized by bicubic interpolation, unrounded: float32 [N, 3, side, side], 0 … 255."""
-
-    def resized(channel: np.ndarray) -> np.ndarray:
-        whole = Image.fromarray(channel.astype(np.float32))
-        return np.asarray(whole.resize((side, side), Image.Resampling.BICUBIC)).clip(0, 255)
-
-    return np.stack([[resized(image[..., c]) for c in range(3)] for image in images])
 
 
 def _scripted(

@@ -82,11 +82,12 @@ def show(axes: Axes, images: np.ndarray, columns: int | None = None) -> None:
     """
     images = np.asarray(images)
     if images.ndim == 4:
-        places = range(0, len(images), columns or len(images))
-        rows = [row_of(images[place : place + (columns or len(images))]) for place in places]
-        blank = [np.full((len(r), rows[0].shape[1] - r.shape[1], 3), 255, np.uint8) for r in rows]
-        whole = [np.concatenate([r, b], axis=1) for r, b in zip(rows, blank, strict=True)]
-        images = row_of(np.stack(whole).transpose(0, 2, 1, 3)).transpose(1, 0, 2)
+        count, *size = images.shape
+        columns = min(columns or count, count)
+        white = np.full((-count % columns, *size), 255, np.uint8)
+        rows = np.concatenate([images, white]).reshape(-1, columns, *size)
+        whole = np.stack([row_of(row) for row in rows])
+        images = row_of(whole.transpose(0, 2, 1, 3)).transpose(1, 0, 2)
     axes.imshow(images)
     axes.set(xticks=[], yticks=[])
     for spine in axes.spines.values():
