@@ -22,6 +22,7 @@ from nemo_kit.localization import (
     DetectionSettings,
     Localization,
     LocalizationSettings,
+    Score,
     calibrate,
     detect,
     detection,
@@ -30,9 +31,9 @@ from nemo_kit.localization import (
     refine,
     select_initial,
 )
-from nemo_kit.localization.attribution import first_order_effects
 from nemo_kit.localization.candidates import text_activations
 from nemo_kit.localization.differences import Differences
+from nemo_kit.memory import BatchSize
 from nemo_kit.models import DiffusionModel
 from nemo_kit.neuron_files import read_released, write_released
 from nemo_kit.neurons import NeuronSet
@@ -286,6 +287,10 @@ def test_half_precision_is_an_option(toy_model: DiffusionModel) -> None:
     assert half == pytest.approx(plain, abs=0.05)
 
 
+def scored(*drawn: Any) -> Score:
+    return Score(*drawn, TOY_SIMILARITY, BatchSize(8))
+
+
 def test_effects_are_slopes(toy_model: DiffusionModel) -> None:
     """Against a difference quotient: one neuron's gate opened a little, all others shut."""
     neurons = NeuronSet({1: range(8), 7: [0, 3]})
@@ -293,7 +298,7 @@ def test_effects_are_slopes(toy_model: DiffusionModel) -> None:
     noise, text = toy_model.noise([1]), toy_model.embed("a red cup")
     unblocked = draw(noise, text)
     before = toy_model.samples_evaluated
-    found = first_order_effects(draw, noise, text, unblocked, neurons, TOY_SIMILARITY)
+    found = scored(draw, noise, text, unblocked).effects(neurons, 1)
     assert toy_model.samples_evaluated == before + 3  # a backward pass counts as two samples
     assert set(found) == set(neurons)
 
@@ -315,9 +320,9 @@ def test_effects_of_several_seeds_are_the_mean_of_each(toy_model: DiffusionModel
     draw = Differences(toy_model, DetectionSettings())
     noise, text = toy_model.noise([1, 2, 3]), toy_model.embed("a red cup")
     unblocked = draw(noise, text.expand(3, -1, -1))
-    together = first_order_effects(draw, noise, text, unblocked, neurons, TOY_SIMILARITY)
+    together = scored(draw, noise, text, unblocked).effects(neurons, 3)
     each = [
-        first_order_effects(draw, n[None], text, u[None], neurons, TOY_SIMILARITY)
+        scored(draw, n[None], text, u[None]).effects(neurons, 1)
         for n, u in zip(noise, unblocked, strict=True)
     ]
     mean = {neuron: sum(one[neuron] for one in each) / 3 for neuron in neurons}

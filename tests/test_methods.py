@@ -135,7 +135,7 @@ def test_slopes_are_derivatives(toy_model: DiffusionModel, image: np.ndarray) ->
         memory = Memory(toy_model, PROMPT, [1, 2], kind, image)
         gates = torch.full((2, memory.neurons), 0.5)
         before = toy_model.samples_evaluated
-        _, slopes = memory.slopes(gates, [0, 1])
+        slopes = memory.slopes(gates, [0, 1])
         assert toy_model.samples_evaluated - before == 6, "a backward pass counts as two"
         place = int(slopes[0].abs().argmax())
         step = torch.zeros_like(gates)

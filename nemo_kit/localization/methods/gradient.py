@@ -33,5 +33,5 @@ def gradient(
         raise ValueError("loss must be gap or image at open gates, where the score has no slope")
     kept, _ = rounds(budget, list(seeds), loss, 1)
     memory = Memory(model, prompt, kept, loss, image)
-    _, slopes = memory.slopes(torch.ones(len(kept), memory.neurons), list(range(len(kept))))
+    slopes = memory.slopes(torch.ones(len(kept), memory.neurons), list(range(len(kept))))
     return by_layer(slopes.mean(dim=0), model.searched)

@@ -34,5 +34,5 @@ def integrated(
     memory = Memory(model, prompt, kept, loss, image)
     heights = (torch.arange(steps) + 0.5) / steps
     gates = heights.repeat_interleave(len(kept))[:, None].expand(-1, memory.neurons)
-    _, slopes = memory.slopes(gates, list(range(len(kept))) * steps)
+    slopes = memory.slopes(gates, list(range(len(kept))) * steps)
     return by_layer(slopes.mean(dim=0), model.searched)

@@ -19,8 +19,8 @@ from torch import Tensor
 from nemo_kit.calibration import resolve
 from nemo_kit.checks import check_choice
 from nemo_kit.hooks import gate_neurons
-from nemo_kit.localization.attribution import SAMPLES, objective
 from nemo_kit.localization.methods.base import by_layer
+from nemo_kit.localization.scoring import SAMPLES, objective
 from nemo_kit.memory import BatchSize
 from nemo_kit.mitigation.audit import image_latents
 from nemo_kit.mitigation.gap import norms
@@ -107,20 +107,18 @@ class Memory:
             return (prediction - self.empty[places]).flatten(1).norm(dim=1) / self.open[places]
         return -_error(prediction, self.noise[places]) / self.open[places]
 
-    def slopes(self, gates: Tensor, places: list[int]) -> tuple[Tensor, Tensor]:
-        """Values [n] and their derivatives by each sample's own gates [n, neurons], on the CPU."""
+    def slopes(self, gates: Tensor, places: list[int]) -> Tensor:
+        """The values' derivatives by each sample's own gates: [n, neurons], on the CPU."""
 
-        def derived(part: slice) -> tuple[Tensor, Tensor]:
+        def derived(part: slice) -> Tensor:
             before = self.model.samples_evaluated
             own = gates[part].detach().clone().requires_grad_()
             with torch.enable_grad():
-                values = self(own, places[part])
-                (slope,) = torch.autograd.grad(values.sum(), own)
+                (slope,) = torch.autograd.grad(self(own, places[part]).sum(), own)
             self.model.samples_evaluated += (SAMPLES - 1) * (self.model.samples_evaluated - before)
-            return values.detach().cpu(), slope.cpu()
+            return slope.cpu()
 
-        values, slopes = zip(*self.batch.run(derived, len(places)), strict=True)
-        return torch.cat(values), torch.cat(slopes)
+        return torch.cat(self.batch.run(derived, len(places)))
 
     def learn(
         self,
@@ -144,7 +142,7 @@ class Memory:
         for _ in range(steps):
             with torch.enable_grad():
                 shut, cost = closed(parameters), price(parameters)
-                _, slopes = self.slopes(1 - shut, places)
+                slopes = self.slopes(1 - shut, places)
                 first = slopes.mean(dim=0) if first is None else first
                 adam.zero_grad()
                 # memory's part comes as its derivative by the gates, mean over seeds
