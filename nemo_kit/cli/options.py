@@ -219,7 +219,7 @@ def counted(label: str) -> Iterator[Callable[[str, int, int], None]]:
     """A bar over prompts that begins with the first step that is told to it."""
     from tqdm import tqdm
 
-    with tqdm(desc=label, unit="prompt", delay=1e-9) as bar:
+    with tqdm(desc=label, unit="prompt", delay=1e-3) as bar:  # less is lost in rounding
 
         def tell(_stage: str, done: int, total: int) -> None:
             bar.total = total
