@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from time import process_time
 from types import SimpleNamespace
 from typing import Any
 
@@ -108,6 +109,19 @@ def test_random_neurons_never_hit_found_ones(toy_model: DiffusionModel) -> None:
     assert way.chosen(toy_model, "a") == RandomNeurons(neurons, found=barred, seed=19).chosen(
         toy_model, "a"
     )
+
+
+def test_many_prompts_are_drawn_for_in_no_time() -> None:
+    """What must not be drawn is gathered once, neuron by neuron."""
+    sets = {str(n): NeuronSet({1: [n, n + 1], 2: range(n, n + 9)}) for n in range(600)}
+    way, widths = RandomNeurons(sets), {1: 2000, 2: 2000}
+    layers = [SimpleNamespace(index=n, width=width) for n, width in widths.items()]
+    model: Any = SimpleNamespace(searched=layers, value_layers=layers)
+    started = process_time()
+    drawn = [way.chosen(model, prompt) for prompt in sets]
+    assert process_time() - started < 5
+    assert way.barred.counts() == {1: 601, 2: 608}
+    assert not any(one & way.barred for one in drawn)
 
 
 def test_random_neurons_need_room(toy_model: DiffusionModel) -> None:

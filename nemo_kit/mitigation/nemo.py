@@ -6,8 +6,7 @@ Source: "Finding NeMo" (arXiv 2406.02366), section 4 and tables 1 and 4.
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from functools import reduce
-from operator import or_
+from functools import cached_property
 
 import torch
 from torch import Tensor
@@ -106,18 +105,22 @@ class RandomNeurons(NeMo):
     def chosen(self, model: DiffusionModel, prompt: str) -> NeuronSet:
         """The neurons drawn for a prompt."""
         like = set_of(self.neurons, prompt)
-        barred = union(self.neurons) | union(self.found)
         places = {layer.index for layer in model.searched} | set(like.layers)
         widths = {one.index: one.width for one in model.value_layers if one.index in places}
         seed = draw_seed(self.seed, prompt)
-        return random_neurons(like, widths, barred, seed, overflow=self.overflow)
+        return random_neurons(like, widths, self.barred, seed, overflow=self.overflow)
+
+    @cached_property
+    def barred(self) -> NeuronSet:
+        """What was found for any prompt, and is never drawn."""
+        return union(self.neurons) | union(self.found)
 
 
 def union(neurons: Neurons) -> NeuronSet:
     """All neurons of one set, or of all prompts' sets."""
     if isinstance(neurons, NeuronSet):
         return neurons
-    return reduce(or_, neurons.values(), NeuronSet())
+    return NeuronSet.of(neuron for one in neurons.values() for neuron in one)
 
 
 def set_of(neurons: Neurons, prompt: str) -> NeuronSet:
