@@ -7,6 +7,7 @@ import re
 from collections.abc import Sequence
 from typing import Any
 
+import numpy as np
 import pandas as pd
 from matplotlib import pyplot as plt
 from matplotlib.figure import Figure
@@ -37,22 +38,18 @@ def table(
     figure, axes = plt.subplots(figsize=(width, height))
     axes.set(xlim=(0, width), ylim=(height, 0))
     axes.axis("off")
-    heads = list(dict.fromkeys(cells.columns.get_level_values(0)))
+    part, heads = pd.factorize(cells.columns.get_level_values(0))  # of each column
     names = 0.1 + 0.061 * max(map(len, map(str, cells.index)))
-    step = (width - min(names, 0.4 * width) - 0.12 * (len(heads) - 1)) / len(cells.columns)
-    ends = [
-        width
-        - step * (len(cells.columns) - 1 - place)
-        - 0.12 * (len(heads) - 1 - heads.index(head))
-        for place, (head, _) in enumerate(cells.columns)
-    ]
-    for head in heads:
-        own = [end for end, (name, _) in zip(ends, cells.columns, strict=True) if name == head]
+    step = (width - min(names, 0.4 * width) - 0.12 * (len(heads) - 1)) / len(part)
+    ends = width - step * np.arange(len(part))[::-1] - 0.12 * (len(heads) - 1 - part)
+    for place, head in enumerate(heads):
+        own = ends[part == place]
         left = own[0] - step + 0.12
         axes.text((left + own[-1]) / 2, 0.17, head, ha="center", va="center", weight="bold")
         axes.plot([left, own[-1]], [0.29, 0.29], color="black", linewidth=0.5)
+    right = {"ha": "right", "va": "center"}
     for end, (_, name) in zip(ends, cells.columns, strict=True):
-        axes.text(end, 0.43, name, ha="right", va="center", fontsize=7)
+        axes.text(end, 0.43, name, fontsize=7, **right)
     size, small = (7, 5.5) if len(ends) < 9 else (6.5, 5)
     for place, (name, row) in enumerate(cells.iterrows()):
         y = HEAD + ROW * (place + 0.5)
@@ -61,10 +58,8 @@ def table(
             axes.axhline(y + ROW / 2, color="#999999", linewidth=0.5)
         for x, text in zip(ends, row, strict=True):
             first, _, second = str(text).partition("\n")
-            axes.text(x, y - 0.055 * bool(second), first, ha="right", va="center", fontsize=size)
-            axes.text(
-                x, y + 0.065, second, ha="right", va="center", fontsize=small, color="#555555"
-            )
+            axes.text(x, y - 0.055 * bool(second), first, fontsize=size, **right)
+            axes.text(x, y + 0.065, second, fontsize=small, color="#555555", **right)
     for y, line in ((0.05, 1.0), (HEAD - 0.04, 0.6), (HEAD + ROW * len(cells) + 0.02, 1.0)):
         axes.axhline(y, color="black", linewidth=line)
     axes.text(0, height - 0.02, note, va="bottom", fontsize=6.5, color="#444444")
