@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from nemo_kit.localization.search import SEARCHES, refine, select_initial, unnecessary
-from nemo_kit.localization.search.halving import doubled, halved
+from nemo_kit.localization.search.halving import bisected
 from nemo_kit.localization.search.speculative import Chain
 from nemo_kit.localization.search.steps import layer_parts, neuron_parts
 from nemo_kit.localization.verdicts import Verdicts
@@ -223,18 +223,14 @@ def test_long_chains_cost_few_samples() -> None:
 
 
 @given(st.integers(1, 40), st.integers(0, 40))
-def test_doubling_brackets_the_first_that_holds(count: int, first: int) -> None:
+def test_doubling_and_halving_find_the_first_that_holds(count: int, first: int) -> None:
     looked: list[int] = []
 
     def holds(places: Sequence[int]) -> int:
         looked.extend(places)
         return next((i for i, place in enumerate(places) if place >= first), len(places))
 
-    low, high = doubled(count, holds)
-    assert low < high <= count
-    assert low < first or first >= count
-    assert high >= min(first, count)
-    assert halved(low, high, holds) == min(first, count)
+    assert bisected(count, holds) == min(first, count)
     assert len(looked) <= 3 * count.bit_length() + 2
 
 

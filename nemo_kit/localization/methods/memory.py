@@ -70,20 +70,16 @@ class Memory:
             self.timesteps = middles.long().to(model.device)
             clean = image_latents(model, image).expand_as(noise)
             self.inputs = model.scheduler.add_noise(clean, noise, self.timesteps)
-        with torch.no_grad():
-            self._begin()
-
-    def _begin(self) -> None:
-        """What the ungated prediction gives, which values are relative to."""
-        prediction = self._all(self.text)
-        if self.kind == "score":
-            self.open = noise_differences(prediction, self.noise)
-        elif self.kind == "gap":
-            self.empty = self._all(self.model.embed(""))
+        prediction = self._all(self.text)  # without gates: what values are relative to
+        if kind == "score":
+            self.open = noise_differences(prediction, noise)
+        elif kind == "gap":
+            self.empty = self._all(model.embed(""))
             self.open = norms(prediction - self.empty)
         else:
-            self.open = _error(prediction, self.noise)
+            self.open = _error(prediction, noise)
 
+    @torch.no_grad()
     def _all(self, text: Tensor) -> Tensor:
         places = list(range(len(self.seeds)))
         return torch.cat(self.batch.run(lambda p: self._predict(places[p], text), len(places)))

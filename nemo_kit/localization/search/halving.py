@@ -25,34 +25,20 @@ VERSION = 1  # raised where results change (see nemo_kit.keys)
 def bisected(count: int, first: First) -> int:
     """The first place that holds, or `count`: by doubling, then halving.
 
-    It is the first of all only where each place behind one that holds does, too.
-    """
-    return halved(*doubled(count, first), first)
-
-
-def doubled(count: int, first: First) -> tuple[int, int]:
-    """Look at places 0, 1, 3, 7, … and the last, two at once, for the first that holds.
-
-    Returns (last place that does not hold or −1, first that holds or `count`).
+    Looks at places 0, 1, 3, 7, … and the last, two at once, then half-way between the last that
+    does not hold and the first that does. It is the first of all only where each place behind one
+    that holds does, too.
     Parameters: `first`, called with places, returns how many of them don't hold before one does.
     """
     places = [2**i - 1 for i in range(count.bit_length()) if 2**i - 1 < count - 1] + [count - 1]
-    low = -1
+    low, high = -1, count
     for start in range(0, len(places), 2):
         pair = places[start : start + 2]
         found = first(pair)
         low = pair[found - 1] if found else low
         if found < len(pair):
-            return low, pair[found]
-    return low, count
-
-
-def halved(low: int, high: int, first: First) -> int:
-    """Look half-way between a place that does not hold and one that does, until they meet.
-
-    Returns the first place that holds, `high` where none between does.
-    Parameters: `low`, `high`, `first`, as `doubled` returns and takes them.
-    """
+            high = pair[found]
+            break
     while high - low > 1:
         middle = (low + high) // 2
         low, high = (low, middle) if first([middle]) == 0 else (middle, high)
