@@ -7,7 +7,7 @@ Scope: texts, seeds, numbers, choices; used by every room above. What no input c
 import difflib
 import math
 import operator
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 ROUNDING = 1e-6  # of a quantity's size: what float32 arithmetic leaves where nothing is said
@@ -129,6 +129,11 @@ def alike(wrong: str, names: Iterable[str]) -> str:
     holding = [name for name in known if wrong and wrong.casefold() in name]
     found = holding or difflib.get_close_matches(wrong.casefold(), known, 3, 0.6)
     return f"; did you mean {', '.join(known[name] for name in found[:4])}?" if found else ""
+
+
+def listed(names: Sequence[str]) -> str:
+    """The first three of some names, and how many more there are."""
+    return ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
 
 
 def fits(value: Any, kind: str) -> bool:

@@ -21,7 +21,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from nemo_kit.checks import MachineError, check_number
+from nemo_kit.checks import MachineError, check_number, listed
 from nemo_kit.layers import Projection
 from nemo_kit.neurons import NeuronSet
 
@@ -249,9 +249,8 @@ def intervened() -> bool:
 
 
 def _idle(names: Sequence[str], what: str) -> InterventionError:
-    more = f" and {len(names) - 3} more" if len(names) > 3 else ""
     return InterventionError(
-        f"{', '.join(names[:3])}{more} {what}: a layer that is hooked must run once in each call "
+        f"{listed(names)} {what}: a layer that is hooked must run once in each call "
         "of the denoiser; likely causes: fused projections (unfuse_qkv_projections()), a compiled "
         "module, a replaced attention processor (set_default_attn_processor()), a replaced denoiser"
     )

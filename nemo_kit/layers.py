@@ -1,7 +1,7 @@
 """Finds the cross-attention key and value projections of a denoiser, once, by their names.
 
 Scope: U-Nets in the shape of Stable Diffusion 1.x and 2.x (down, mid, up; `attn2` reads the
-text). Everything else takes what is found here.
+text), and transformers by the names of their blocks. Everything else takes what is found here.
 Source: "Finding NeMo" (arXiv 2406.02366), section 2: value layers 1 to 16 of SD v1.4 in the order
 in which the denoiser runs them, of which NeMo searches down and mid (1 to 7).
 """
@@ -44,39 +44,38 @@ class Projection:
         return f"{self.kind} {self.index} ({self.block.replace('.', ' ')})"
 
 
-def value_layers(denoiser: nn.Module) -> tuple[Projection, ...]:
+def value_layers(denoiser: nn.Module, *blocks: str) -> tuple[Projection, ...]:
     """The value projections in forward order, numbered from 1.
 
     Returns 16 of them for SD 1.x and 2.x, and for the embedded model.
-    Raises ValueError where the denoiser has none, or some that can't be placed.
+    Parameters: `blocks`, of a transformer: modules in the order in which it runs them, with {} for
+    the block's number: "transformer_blocks.{}.attn2.to_v"; without any it is a U-Net.
+    Raises ValueError where the denoiser has none, or some that can't be placed or are no linear
+    layers.
     Source: section 2 of the paper.
     """
-    return _of_unet(denoiser, "value", "to_v")
+    return _of_blocks(denoiser, "value", blocks) if blocks else _of_unet(denoiser, "value", "to_v")
 
 
-def key_layers(denoiser: nn.Module) -> tuple[Projection, ...]:
+def key_layers(denoiser: nn.Module, *blocks: str) -> tuple[Projection, ...]:
     """The key projections in forward order, numbered from 1; otherwise as `value_layers`.
 
     Source: figures 16 and 17 of the paper, which zero whole key and value layers.
     """
-    return _of_unet(denoiser, "key", "to_k")
+    keys = [name.replace("to_v", "to_k").replace("add_v", "add_k") for name in blocks]
+    return _of_blocks(denoiser, "key", keys) if keys else _of_unet(denoiser, "key", "to_k")
 
 
 def searched(layers: Iterable[Projection]) -> tuple[Projection, ...]:
-    """Those of the down and mid blocks: the ones NeMo searches (1 to 7 in SD v1.4).
+    """Those that NeMo searches: of a U-Net in down and mid blocks (1 to 7 in SD v1.4).
 
+    Of a transformer all, but those of single blocks, where text and image share their weights.
     Source: section 2 of the paper.
     """
-    return tuple(layer for layer in layers if not layer.block.startswith("up"))
+    return tuple(layer for layer in layers if not layer.block.startswith(("up", "single")))
 
 
-def block_layers(denoiser: nn.Module, kind: Kind, *names: str) -> tuple[Projection, ...]:
-    """Projections of a transformer's blocks, in a row, numbered from 1; each block is its number.
-
-    Parameters: `names`, modules with {} for the block's number: "transformer_blocks.{}.attn2.to_v",
-    in the order in which the denoiser runs them.
-    Raises ValueError where there is none of a name, or what is not a linear layer.
-    """
+def _of_blocks(denoiser: nn.Module, kind: Kind, names: Iterable[str]) -> tuple[Projection, ...]:
     found = []
     for name in names:
         root = name.partition(".{}")[0]

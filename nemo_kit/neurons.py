@@ -9,14 +9,13 @@ Source: "Finding NeMo" (arXiv 2406.02366), section 2 and appendix.
 from __future__ import annotations
 
 import json
-import operator
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from nemo_kit.checks import is_whole
+from nemo_kit.checks import check_whole
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -32,7 +31,8 @@ class NeuronSet:
 
     Parameters: `layers`, a mapping from layer (an integer from 1) to neuron indices (integers
     from 0); double indices count once, empty layers are dropped.
-    Raises TypeError where a layer or an index is no integer, ValueError where it is too small.
+    Raises TypeError for what is no such mapping, ValueError where a layer or an index is no integer
+    or too small.
     Source: section 2 (neurons); layers 1 to 7 are the searched ones of SD v1.4.
     """
 
@@ -41,10 +41,21 @@ class NeuronSet:
 
     def __init__(self, layers: Mapping[int, Iterable[int]] | None = None) -> None:
         clean = {}
-        for layer, indices in sorted(_checked_mapping(layers).items()):
-            unique = tuple(sorted({_integer(i, "neuron index", 0) for i in indices}))
-            if unique:
-                clean[layer] = unique
+        layers = {} if layers is None else layers
+        if not isinstance(layers, Mapping):
+            got = type(layers).__name__
+            raise TypeError(f"layers must map a layer to neuron indices, got {got}")
+        for layer, indices in layers.items():
+            if isinstance(indices, str) or not isinstance(indices, Iterable):
+                told = f"layers[{layer!r}] must be a list of neuron indices"
+                raise TypeError(f"{told}, got {indices!r}")
+            check_whole("layer", layer, 1)
+            found = list(indices)
+            for index in found:
+                check_whole("neuron index", index, 0)
+            if found:
+                clean[int(layer)] = tuple(sorted(set(map(int, found))))
+        clean = dict(sorted(clean.items()))
         object.__setattr__(self, "_layers", clean)
 
     @classmethod
@@ -163,27 +174,9 @@ class NeuronSet:
 def _combine(one: NeuronSet, other: object, how: Any) -> Any:
     if not isinstance(other, NeuronSet):
         return NotImplemented
-    return NeuronSet.of(how(set(one), set(other)))
-
-
-def _checked_mapping(layers: object) -> dict[int, Iterable[int]]:
-    if layers is None:
-        return {}
-    if not isinstance(layers, Mapping):
-        raise TypeError(f"layers must map a layer to neuron indices, got {type(layers).__name__}")
-    for layer, indices in layers.items():
-        if isinstance(indices, str) or not isinstance(indices, Iterable):
-            raise TypeError(f"layers[{layer!r}] must be a list of neuron indices, got {indices!r}")
-    return {_integer(layer, "layer", 1): indices for layer, indices in layers.items()}
-
-
-def _integer(value: object, what: str, least: int) -> int:
-    if not is_whole(value):
-        raise TypeError(f"{what} must be an integer, got {value!r}")
-    number = operator.index(value)  # type: ignore[arg-type]
-    if number < least:
-        raise ValueError(f"{what} must be at least {least}, got {number}")
-    return number
+    layers = one._layers.keys() | other._layers.keys()
+    pick = [(k, set(one._layers.get(k, ())), set(other._layers.get(k, ()))) for k in layers]
+    return NeuronSet({layer: how(a, b) for layer, a, b in pick})
 
 
 def frequency(sets: Iterable[NeuronSet]) -> pd.DataFrame:
@@ -226,15 +219,10 @@ def random_neurons(
             )
         drawn[layer] = rng.choice(free, size=min(count, len(free)), replace=False).tolist()
     chosen = NeuronSet(drawn)
-    return chosen | _elsewhere(len(like) - len(chosen), widths, barred | chosen, rng)
-
-
-def _elsewhere(
-    count: int, widths: Mapping[int, int], barred: NeuronSet, rng: np.random.Generator
-) -> NeuronSet:
-    """So many neurons of any layer that are not barred."""
-    every = NeuronSet({layer: range(width) for layer, width in widths.items()}) if count else barred
-    free = list(every - barred)
-    if len(free) < count:
-        raise ValueError(f"exclude leaves {len(free)} more neurons, but {count} are needed")
-    return NeuronSet.of(free[place] for place in rng.permutation(len(free))[:count])
+    if lacking := len(like) - len(chosen):
+        every = NeuronSet({layer: range(width) for layer, width in widths.items()})
+        free = list(every - barred - chosen)
+        if len(free) < lacking:
+            raise ValueError(f"exclude leaves {len(free)} more neurons, but {lacking} are needed")
+        chosen |= NeuronSet.of(free[place] for place in rng.permutation(len(free))[:lacking])
+    return chosen

@@ -87,15 +87,9 @@ def planting(model: str = "lab") -> pd.DataFrame:
     ``logic`` is "any" (each neuron alone is enough for the copy: all must be off) or "all" (each is
     needed: one off is enough); ``strength`` is the |z| that its neurons were planted with.
     """
-    rows = _known(model).query("planted != ''")
-    return pd.DataFrame(
-        {
-            "prompt": rows["prompt"],
-            "neurons": rows["planted"].map(NeuronSet.from_text),
-            "logic": rows["logic"],
-            "strength": rows["strength"].astype(float),
-        }
-    ).reset_index(drop=True)
+    rows = _known(model).query("planted != ''").reset_index(drop=True)
+    rows["neurons"] = rows["planted"].map(NeuronSet.from_text)
+    return rows[["prompt", "neurons", "logic", "strength"]].astype({"strength": float})
 
 
 def origins(prompts: Iterable[str], model: str = "lab") -> list[str]:

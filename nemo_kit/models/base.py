@@ -6,6 +6,7 @@ Source: "Finding NeMo" (arXiv 2406.02366), section 2 (the model's parts) and 4 (
 """
 
 import re
+import warnings
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Mapping, Sequence
 from inspect import signature
@@ -19,7 +20,7 @@ from torch import Tensor, nn
 from nemo_kit.calibration import Calibration
 from nemo_kit.checks import HALF_PRECISION, check_choice, check_seeds, check_texts
 from nemo_kit.hooks import calling, capture
-from nemo_kit.layers import Projection, block_layers, key_layers, searched, value_layers
+from nemo_kit.layers import Projection, key_layers, searched, value_layers
 from nemo_kit.memory import BatchSize
 from nemo_kit.models import schedulers
 from nemo_kit.models.lora import Lora
@@ -47,13 +48,13 @@ class DiffusionModel(ABC):
 
     pipelines: ClassVar[tuple[str, ...]]
     # part -> setting -> what the part reads or gives where that is set, and no model here does
-    foreign: ClassVar[Mapping[str, Mapping[str, str]]]
+    foreign: ClassVar[Mapping[str, Mapping[str, str]]] = {"vae": STANDARDIZED}
     optional: ClassVar[frozenset[str]] = frozenset()  # parts that a folder may lack
     denoising: ClassVar[str] = "transformer"  # the part that denoises
     # setting of that part -> "part.setting" of another, or some joined by " + ", that it equals
     fits: ClassVar[Mapping[str, str]] = {}
     packed: ClassVar[int] = 1  # channels of its input for each of a latent
-    # its value projections: see `layers.block_layers`; without any it is a U-Net
+    # its value projections: see `layers.value_layers`; without any it is a U-Net
     blocks: ClassVar[tuple[str, ...]] = ()
     flow: ClassVar[bool] = False  # whether it is trained on a rectified flow, not as DDIM runs it
     usual_guidance: ClassVar[float] = 7.0  # of the paper; else of the family's own pipeline
@@ -92,7 +93,9 @@ class DiffusionModel(ABC):
         self.device, self.dtype = device, dtype
         self.calibration = calibration
         self.samples_evaluated = 0
-        self.value_layers, self.key_layers, self._searched = self.find_layers(self.denoiser)
+        self.value_layers = value_layers(self.denoiser, *self.blocks)
+        self.key_layers = key_layers(self.denoiser, *self.blocks)
+        self._searched = searched(self.value_layers)
         if "searched" in self.settings:
             self.searched = self.value_layers[: self.settings["searched"]]
         self.offloaded: dict[str, Tensor] = {}  # the denoiser's weights, where it doesn't hold them
@@ -165,7 +168,7 @@ class DiffusionModel(ABC):
         pairs = {"in_channels": (own.in_channels, cls.packed * latents)}
         for name, others in cls.fits.items():
             settings = [other.split(".") for other in others.split(" + ")]
-            if all(parts[part] for part, _ in settings):
+            if all(parts[part] is not None for part, _ in settings):
                 there = sum(getattr(parts[part].config, setting) for part, setting in settings)
                 pairs[name] = getattr(own, name), there
         check_pairs(cls.denoising, pairs)
@@ -177,22 +180,6 @@ class DiffusionModel(ABC):
                     f"{name}: {words} tokens, its text encoder knows {known}: is it another "
                     "model's?"
                 )
-
-    @classmethod
-    def find_layers(cls, denoiser: nn.Module) -> tuple[tuple[Projection, ...], ...]:
-        """All value projections, all key projections, and the value projections that are searched.
-
-        Those in `blocks`, of which the first name's are searched; of a U-Net those of `attn2`, of
-        which the ones in down and mid blocks are, as in the paper.
-        Raises ValueError where the denoiser has none, or some that can't be placed.
-        """
-        if not cls.blocks:
-            found = value_layers(denoiser)
-            return found, key_layers(denoiser), searched(found)
-        keys = [n.replace("to_v", "to_k").replace("add_v", "add_k") for n in cls.blocks]
-        values = block_layers(denoiser, "value", *cls.blocks)
-        first = block_layers(denoiser, "value", cls.blocks[0])
-        return values, block_layers(denoiser, "key", *keys), first
 
     @property
     def searched(self) -> tuple[Projection, ...]:
@@ -223,6 +210,46 @@ class DiffusionModel(ABC):
 
     @abstractmethod
     def _embed(self, texts: list[str]) -> Tensor: ...
+
+    def _tokens(self, which: str, texts: list[str], length: int | None = None) -> Any:
+        """The tokens of a tokenizer ("", "_2", …), padded or cut to a length, by default its own.
+
+        Returns `input_ids` and `attention_mask`, [N, length] each; cutting is warned of.
+        """
+        tokenizer = self.tokenizers[f"tokenizer{which}"]
+        length = tokenizer.model_max_length if length is None else length
+        if any(len(ids) > length for ids in tokenizer(texts, verbose=False).input_ids):
+            told = f"prompts of more than the text encoder's {length} tokens are cut to them"
+            warnings.warn(told, RuntimeWarning, stacklevel=2)  # one text: shown once, not a prompt
+        options = {"padding": "max_length", "max_length": length, "truncation": True}
+        return tokenizer(texts, return_tensors="pt", **options).to(self.device)
+
+    def _clips(self, texts: list[str]) -> tuple[Tensor, list[Tensor]]:
+        """Both CLIPs' states before their last layers, side by side; the pooled output of each."""
+        states, pooled = [], []
+        for which in ("", "_2"):
+            encoder = self.text_encoder[f"text_encoder{which}"]
+            found = encoder(self._tokens(which, texts).input_ids, output_hidden_states=True)
+            states.append(found.hidden_states[-2])
+            pooled.append(found.text_embeds if "text_embeds" in found else found.pooler_output)
+        return torch.cat(states, dim=-1), pooled
+
+    def _encoded(
+        self, which: str, texts: list[str], length: int, masked: bool = True
+    ) -> tuple[Tensor, Tensor]:
+        """An encoder's last states, [N, length, dim], and the tokens' mask, bool [N, length].
+
+        Parameters: `masked`, whether padding is hidden from the encoder itself.
+        """
+        tokens = self._tokens(which, texts, length)
+        encoder, mask = self.text_encoder[f"text_encoder{which}"], tokens.attention_mask
+        home = next(encoder.parameters()).device
+        encoder.to(self.device)  # while it runs
+        try:
+            found = encoder(tokens.input_ids, attention_mask=mask if masked else None)[0]
+        finally:
+            encoder.to(home)
+        return found, mask.bool()
 
     @property
     def latent_shape(self) -> tuple[int, int, int]:

@@ -20,9 +20,8 @@ import torch
 from torch import Tensor
 
 from nemo_kit.layers import Projection
-from nemo_kit.models.base import STANDARDIZED, DiffusionModel
+from nemo_kit.models.base import DiffusionModel
 from nemo_kit.models.conditioning import Conditioning
-from nemo_kit.models.texts import encoded, tokenized
 
 VERSION = 1  # raised where results change (see nemo_kit.keys)
 DISTILLED = 3.5  # the guidance that "dev" is told
@@ -36,7 +35,6 @@ class Flux(DiffusionModel):
     """
 
     pipelines = ("FluxPipeline", "FluxImg2ImgPipeline")
-    foreign: ClassVar[Mapping[str, Mapping[str, str]]] = {"vae": STANDARDIZED}
     fits: ClassVar[Mapping[str, str]] = {
         "pooled_projection_dim": "text_encoder.hidden_size",
         "joint_attention_dim": "text_encoder_2.d_model",
@@ -81,9 +79,8 @@ class Flux(DiffusionModel):
 
     def _embed(self, texts: list[str]) -> Tensor:
         """T5's last states, and CLIP's pooled output."""
-        states, _ = encoded(self, "_2", texts, self._length, masked=False)
-        length = self.tokenizer.model_max_length
-        ids = tokenized(self.tokenizer, texts, length).input_ids.to(self.device)
+        states, _ = self._encoded("_2", texts, self._length, masked=False)
+        ids = self._tokens("", texts).input_ids
         pooled = self.text_encoder["text_encoder"](ids).pooler_output
         return Conditioning.of(states, pooled=pooled)
 

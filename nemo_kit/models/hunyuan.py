@@ -12,9 +12,8 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
-from nemo_kit.models.base import STANDARDIZED, DiffusionModel
+from nemo_kit.models.base import DiffusionModel
 from nemo_kit.models.conditioning import Conditioning
-from nemo_kit.models.texts import encoded
 
 VERSION = 1  # raised where results change (see nemo_kit.keys)
 
@@ -23,7 +22,6 @@ class HunyuanDiT(DiffusionModel):
     """HunyuanDiT 1.x, run as DDIM; the learned variance is split off."""
 
     pipelines = ("HunyuanDiTPipeline",)
-    foreign: ClassVar[Mapping[str, Mapping[str, str]]] = {"vae": STANDARDIZED}
     fits: ClassVar[Mapping[str, str]] = {
         "cross_attention_dim": "text_encoder.hidden_size",
         "cross_attention_dim_t5": "text_encoder_2.d_model",
@@ -37,8 +35,8 @@ class HunyuanDiT(DiffusionModel):
     def _embed(self, texts: list[str]) -> Tensor:
         """BERT's last states; beside them T5's, and which tokens of each are no padding."""
         config = self.denoiser.config
-        bert, attended = encoded(self, "", texts, config.text_len)
-        t5, t5_attended = encoded(self, "_2", texts, config.text_len_t5)
+        bert, attended = self._encoded("", texts, config.text_len)
+        t5, t5_attended = self._encoded("_2", texts, config.text_len_t5)
         return Conditioning.of(bert, attended=attended, t5=t5, t5_attended=t5_attended)
 
     def _value_inputs(self, embeddings: Tensor) -> Tensor:

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any, Self
 
 from nemo_kit.files import file_digest
-from nemo_kit.models.parts import check_whole, readable
+from nemo_kit.models.parts import check_whole, readable, shapes_in
 
 _SIDE = r"(lora_{}|lora_{}(\.\w+)?|(\.|_)lora\.{}|lora_linear_layer\.{})\.weight$"
 _DOWN = re.compile(_SIDE.format("down", "A", "down", "down"))
@@ -86,13 +86,10 @@ def fuse(pipeline: Any, lora: Lora) -> None:
 
 def _outputs_in(lora: Lora) -> int:
     """On how many outputs of layers the file acts, whether they are joined in it or not."""
-    from safetensors import safe_open
-
-    with safe_open(lora.path, "pt") as opened:
-        keys = list(opened.keys())
-        ups = [opened.get_slice(key).get_shape()[0] for key in keys if _UP.search(key)]
-    downs = [key for key in keys if _DOWN.search(key)]
-    foreign = [k for k in keys if not (_DOWN.search(k) or _UP.search(k) or k.endswith(".alpha"))]
+    shapes = shapes_in(Path(lora.path))
+    ups = [shape[0] for key, shape in shapes.items() if _UP.search(key)]
+    downs = [key for key in shapes if _DOWN.search(key)]
+    foreign = [k for k in shapes if not (_DOWN.search(k) or _UP.search(k) or k.endswith(".alpha"))]
     if foreign or not downs or len(downs) != len(ups):
         told = f"{len(downs)} down and {len(ups)} up weights"
         told = f"it holds {min(foreign)}" if foreign else told

@@ -6,14 +6,14 @@ import sys
 from collections.abc import Collection, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import replace
-from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from nemo_kit.calibration import CALIBRATION_FILE, Calibration, published
-from nemo_kit.checks import check_choice, check_whole
+from nemo_kit.checks import check_choice, check_number, check_whole
+from nemo_kit.keys import PACKAGE
 from nemo_kit.models import hub, single_file
 from nemo_kit.models.base import DiffusionModel
 from nemo_kit.models.families import INDEX, family_of
@@ -74,8 +74,9 @@ def load(
         with opening(name):
             _tell_size(name, found, family, kind, place)
         parts = open_parts(family, name, found, place, kind, extra, config)
+        _move(parts, place, kind, kept)
         model = family(
-            _cast(parts, place, kind, kept),
+            parts,
             name=name,
             device=place,
             dtype=kind,
@@ -108,7 +109,7 @@ def open_parts(
             parts = single_file.open_file(found, _settings(found, config))
         family.check(parts)
     if lora:
-        parts = _cast(parts, device, dtype)
+        _move(parts, device, dtype)
         fuse(family.pipeline(parts), lora)
     return parts
 
@@ -165,10 +166,7 @@ def resolve(name: str, parameter: str = "name") -> str | Path:
     if not isinstance(name, str) or not name:
         raise ValueError(f"{allowed}; got {name!r}")
     if name in hub.EMBEDDED:
-        folder = Path(str(files("nemo_kit"))) / "lab" / hub.EMBEDDED[name]
-        if not (folder / INDEX).is_file():
-            raise ValueError(f"name: the embedded model is missing from {folder}; run `make lab`")
-        return folder
+        return PACKAGE / "lab" / hub.EMBEDDED[name]
     path = Path(name)
     if path.is_dir():
         if not (path / INDEX).is_file():
@@ -215,7 +213,7 @@ def _dtype(dtype: torch.dtype | str | None, place: torch.device, half: torch.dty
     dtype = "auto" if dtype is None else dtype
     check_choice("dtype", dtype, DTYPES)
     if dtype == "auto":
-        return half if place.type == "cuda" else default_dtype(place)
+        return half if place.type == "cuda" else torch.float32
     return getattr(torch, dtype)  # type: ignore[call-overload]
 
 
@@ -241,22 +239,18 @@ def quiet() -> Iterator[None]:
         yield
 
 
-def _cast(
-    parts: Mapping[str, Any],
-    device: torch.device,
-    dtype: torch.dtype,
-    kept: Collection[str] = (),
-) -> dict[str, Any]:
-    """Modules on the device (those `kept` on the CPU) and in the number type; others as they are.
+def _move(
+    parts: Mapping[str, Any], device: torch.device, dtype: torch.dtype, kept: Collection[str] = ()
+) -> None:
+    """Modules to the device (those `kept` to the CPU) and into the number type.
 
     A module that keeps some weights in float32 (T5's overflow in float16) was read so, and stays.
     """
-    placed = dict(parts)
     for name, part in parts.items():
         if isinstance(part, torch.nn.Module):
             part.to("cpu" if name in kept else device)
-            placed[name] = part if getattr(part, "_keep_in_fp32_modules", None) else part.to(dtype)
-    return placed
+            if not getattr(part, "_keep_in_fp32_modules", None):
+                part.to(dtype)
 
 
 def on_this_machine(name: str, revision: str | None = None) -> Path | None:
@@ -284,11 +278,9 @@ def settings_in(path: Path, family: type[DiffusionModel]) -> dict[str, Any]:
     file = hub.notes_folder(path) / GENERATION_FILE
     told = read_json(file) if file.is_file() else {}
     allowed = {"guidance", "searched", *family.adjustable}
-    try:
-        guidance = float(told.pop("guidance", family.usual_guidance))
-    except (TypeError, ValueError) as error:
-        raise ValueError(f'{file} must hold {{"guidance": number}}: {error!r}') from error
+    guidance = told.pop("guidance", family.usual_guidance)
+    check_number(f"{file}: guidance", guidance, 0)
     for name, value in told.items():
         check_choice(f"{file}: a setting", name, sorted(allowed))
         check_whole(f"{file}: {name}", value, name == "searched")
-    return {"guidance": guidance, "settings": told}
+    return {"guidance": float(guidance), "settings": told}

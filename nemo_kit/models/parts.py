@@ -17,6 +17,8 @@ from typing import Any
 
 import torch
 
+from nemo_kit.checks import listed
+
 _WEIGHTS = re.compile(
     r"(?P<stem>diffusion_pytorch_model|pytorch_model|model)(?:\.(?P<variant>\w+))?"
     r"(?:-\d+-of-\d+)?(?:\.(?P<old>\w+))?\.(?P<kind>safetensors|bin)"
@@ -87,17 +89,22 @@ def files_of(folder: Path, part: str) -> list[Path]:
 
 def bytes_of(folder: Path, part: str, dtype: torch.dtype) -> int:
     """What a part's weights take in that number type; of pickles, the size of their files."""
-    from safetensors import safe_open
-
     size = 0
     for file in files_of(folder, part):
-        if file.suffix == ".bin":
+        if file.suffix == ".safetensors":
+            size += sum(map(math.prod, shapes_in(file).values())) * dtype.itemsize
+        elif file.suffix == ".bin":
             size += file.stat().st_size
-        elif file.suffix == ".safetensors":
-            with safe_open(file, "pt") as opened:
-                shapes = [opened.get_slice(key).get_shape() for key in opened.keys()]  # noqa: SIM118
-            size += sum(map(math.prod, shapes)) * dtype.itemsize
     return size
+
+
+def shapes_in(file: Path) -> dict[str, list[int]]:
+    """Name -> shape of the tensors of a safetensors file; ValueError where it is not whole."""
+    from safetensors import safe_open
+
+    check_whole(file)
+    with safe_open(file, "pt") as opened:
+        return {key: opened.get_slice(key).get_shape() for key in opened.keys()}  # noqa: SIM118
 
 
 def check_whole(file: Path) -> None:
@@ -198,15 +205,9 @@ def check_complete(part: str, module: Any, info: Mapping[str, Any], source: Path
         "unexpected": info.get("unexpected_keys", ()),
         "of another shape than config.json says": mismatched,
     }
-    told = [f"{_listed(names)} {fault}" for fault, names in faults.items() if names]
+    told = [f"{listed(sorted(names))} {fault}" for fault, names in faults.items() if names]
     if told:
         raise ValueError(f"{part}: {'; '.join(told)} in {source}")
-
-
-def _listed(names: Iterable[str]) -> str:
-    ordered = sorted(names)
-    more = f" and {len(ordered) - 3} more" if len(ordered) > 3 else ""
-    return ", ".join(ordered[:3]) + more
 
 
 @contextmanager

@@ -10,9 +10,8 @@ from typing import Any, ClassVar
 
 from torch import Tensor
 
-from nemo_kit.models.base import STANDARDIZED, DiffusionModel
+from nemo_kit.models.base import DiffusionModel
 from nemo_kit.models.conditioning import Conditioning
-from nemo_kit.models.texts import encoded
 
 VERSION = 1  # raised where results change (see nemo_kit.keys)
 
@@ -21,7 +20,6 @@ class PixArtAlpha(DiffusionModel):
     """PixArt-α, run as DDIM; the learned variance is split off."""
 
     pipelines = ("PixArtAlphaPipeline",)
-    foreign: ClassVar[Mapping[str, Mapping[str, str]]] = {"vae": STANDARDIZED}
     fits: ClassVar[Mapping[str, str]] = {"caption_channels": "text_encoder.d_model"}
     blocks = ("transformer_blocks.{}.attn2.to_v",)
     usual_guidance = 4.5
@@ -33,7 +31,7 @@ class PixArtAlpha(DiffusionModel):
         """T5's last states; texts are lowered, as in the pipeline."""
         lowered = [text.lower().strip() for text in texts]
         length = min(self.tokens, self.tokenizer.model_max_length)
-        states, mask = encoded(self, "", lowered, length)
+        states, mask = self._encoded("", lowered, length)
         return Conditioning.of(states, mask=mask)
 
     def _value_inputs(self, embeddings: Tensor) -> Tensor:

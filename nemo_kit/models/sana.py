@@ -14,7 +14,6 @@ from torch import Tensor
 
 from nemo_kit.models.base import DiffusionModel
 from nemo_kit.models.conditioning import Conditioning
-from nemo_kit.models.texts import encoded
 
 VERSION = 1  # raised where results change (see nemo_kit.keys)
 _TOKENS = 300
@@ -68,7 +67,7 @@ class Sana(DiffusionModel):
 
     def _states(self, texts: list[str], before: str) -> Tensor:
         length = before and len(self.tokenizer.encode(before)) - 2
-        states, mask = encoded(self, "", texts, _TOKENS + (length or 0))
+        states, mask = self._encoded("", texts, _TOKENS + (length or 0))
         kept = [0, *range(1 - _TOKENS, 0)]
         return Conditioning.of(states[:, kept].to(self.dtype), mask=mask[:, kept])
 

@@ -39,7 +39,16 @@ def read(config: Mapping[str, Any], named: str | None = None) -> Any:
     the betas are not said.
     """
     for kind in {named, config.get("_class_name")} - {None}:
-        _check_class(str(kind))
+        if kind in _FEW_STEPS:
+            raise ValueError(
+                f"scheduler: {kind} belongs to a consistency model, which draws in few steps and "
+                "not with DDIM and guidance; not supported"
+            )
+        if kind not in SAME_PROCESS:
+            raise ValueError(
+                f"scheduler: {kind} is not known to be of Stable Diffusion's noise process (flow "
+                f"matching and EDM are others); supported are {', '.join(sorted(SAME_PROCESS))}"
+            )
     _check_process(config)
     from diffusers import DDIMScheduler
 
@@ -49,19 +58,6 @@ def read(config: Mapping[str, Any], named: str | None = None) -> Any:
         return DDIMScheduler(**(_LEFT_OUT | given | _FIXED))
     except (NotImplementedError, TypeError, ValueError) as error:
         raise ValueError(f"scheduler: its noise schedule is not one of DDIM's ({error})") from error
-
-
-def _check_class(kind: str) -> None:
-    if kind in _FEW_STEPS:
-        raise ValueError(
-            f"scheduler: {kind} belongs to a consistency model, which draws in few steps and not "
-            "with DDIM and guidance; not supported"
-        )
-    if kind not in SAME_PROCESS:
-        raise ValueError(
-            f"scheduler: {kind} is not known to be of Stable Diffusion's noise process (flow "
-            "matching and EDM are others); supported are " + ", ".join(sorted(SAME_PROCESS))
-        )
 
 
 def _check_process(config: Mapping[str, Any]) -> None:

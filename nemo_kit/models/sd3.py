@@ -18,7 +18,6 @@ from torch.nn import functional as F
 
 from nemo_kit.models.base import DiffusionModel
 from nemo_kit.models.conditioning import Conditioning
-from nemo_kit.models.texts import clips, encoded
 
 VERSION = 1  # raised where results change (see nemo_kit.keys)
 SHARED = "_shared_with"  # in model_index.json: of which embedded model the other parts are
@@ -32,7 +31,6 @@ class StableDiffusion3(DiffusionModel):
     """
 
     pipelines = ("StableDiffusion3Pipeline", "StableDiffusion3Img2ImgPipeline")
-    foreign: ClassVar[Mapping[str, Mapping[str, str]]] = {}
     optional = frozenset({"text_encoder_3", "tokenizer_3"})
     fits: ClassVar[Mapping[str, str]] = {
         "out_channels": "vae.latent_channels",
@@ -74,7 +72,7 @@ class StableDiffusion3(DiffusionModel):
 
     def _embed(self, texts: list[str]) -> Tensor:
         """Both CLIPs' states side by side, filled up to T5's width, then T5's tokens below."""
-        states, pooled = clips(self, texts)
+        states, pooled = self._clips(texts)
         width = self.denoiser.config.joint_attention_dim
         states = F.pad(states, (0, width - states.shape[-1]))
         tokens = torch.cat([states, self._t5(texts, states)], dim=1)
@@ -85,7 +83,7 @@ class StableDiffusion3(DiffusionModel):
         if "text_encoder_3" not in self.text_encoder or not length:
             return like.new_zeros(len(texts), length, like.shape[-1])
         length = min(length, self.tokenizers["tokenizer_3"].model_max_length)
-        return encoded(self, "_3", texts, length, masked=False)[0].to(like)
+        return self._encoded("_3", texts, length, masked=False)[0].to(like)
 
     def _arguments(self, latents: Tensor, timesteps: Tensor, **beside: Tensor) -> dict[str, Any]:
         return {"pooled_projections": beside["pooled"].to(self.dtype)}

@@ -15,7 +15,6 @@ from torch import Tensor
 
 from nemo_kit.models.base import STANDARDIZED, DiffusionModel, check_pairs
 from nemo_kit.models.conditioning import Conditioning
-from nemo_kit.models.texts import clips
 
 VERSION = 1  # raised where results change (see nemo_kit.keys)
 _ZEROS = "force_zeros_for_empty_prompt"  # what the unconditional half is, by model_index.json
@@ -69,7 +68,7 @@ class StableDiffusionXL(DiffusionModel):
 
     def _embed(self, texts: list[str]) -> Tensor:
         """Both CLIPs' states side by side; of the empty prompt zeros, where the model has it so."""
-        states, (_, pooled) = clips(self, texts)
+        states, (_, pooled) = self._clips(texts)
         zeros = self.settings[_ZEROS]
         told = torch.tensor([bool(text) or not zeros for text in texts], device=self.device)
         return Conditioning.of(states * told[:, None, None], pooled=pooled * told[:, None])

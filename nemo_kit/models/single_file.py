@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from nemo_kit.models import schedulers
-from nemo_kit.models.parts import check_complete, check_settings, check_whole, read_json, readable
+from nemo_kit.models.parts import check_complete, check_settings, read_json, readable, shapes_in
 from nemo_kit.models.stable_diffusion import StableDiffusion
 
 _V2 = "model.diffusion_model.input_blocks.2.1.transformer_blocks.0.attn2.to_k.weight"
@@ -29,7 +29,7 @@ _PREDICTIONS = {"epsilon": "epsilon", "eps": "epsilon", "v": "v_prediction",
 
 def check_kind(file: Path) -> None:
     """Raise ValueError for a checkpoint of another family, by its name where it is known."""
-    shapes, _ = _read(file)
+    shapes = shapes_in(file)
     for mark, kind in _OTHERS.items():
         if any(mark in name for name in shapes):
             raise ValueError(
@@ -45,7 +45,7 @@ def default_config(file: Path) -> str:
 
     Raises ValueError for 2.x: two kinds of it have the same tensors and predict different things.
     """
-    shapes, _ = _read(file)
+    shapes = shapes_in(file)
     if shapes.get(_V2, [0])[-1] == 1024:
         raise ValueError(
             f"config: {file} is a Stable Diffusion 2.x, whose file doesn't say what it predicts; "
@@ -64,10 +64,10 @@ def open_file(file: Path, settings: Path) -> dict[str, Any]:
     """
     from diffusers import StableDiffusionPipeline
 
-    shapes, metadata = _read(file)
+    shapes = shapes_in(file)
     config = read_json(settings / "scheduler" / "scheduler_config.json")
     scheduler = schedulers.read(config)
-    _check_prediction(file, scheduler.config.prediction_type, shapes, metadata)
+    _check_prediction(file, scheduler.config.prediction_type, shapes)
     for part, foreign in StableDiffusion.foreign.items():
         kind, told = StableDiffusion.parts()[part], read_json(settings / part / "config.json")
         check_settings(part, told, kind, foreign)
@@ -111,19 +111,12 @@ def _check_tensors(file: Path, settings: Path, shapes: dict[str, list[int]]) -> 
         check_complete(part, torch.nn.Module(), info, file)
 
 
-def _read(file: Path) -> tuple[dict[str, list[int]], dict[str, str]]:
-    """Shapes of a file's tensors, and its metadata."""
+def _check_prediction(file: Path, expected: str, shapes: dict[str, list[int]]) -> None:
+    """Raise ValueError where the file says that it predicts something else."""
     from safetensors import safe_open
 
-    check_whole(file)
     with safe_open(file, "pt") as opened:
-        shapes = {key: opened.get_slice(key).get_shape() for key in opened.keys()}  # noqa: SIM118
-        return shapes, opened.metadata() or {}
-
-
-def _check_prediction(
-    file: Path, expected: str, shapes: dict[str, list[int]], metadata: dict[str, str]
-) -> None:
+        metadata = opened.metadata() or {}
     said = metadata.get("modelspec.prediction_type") or ("v" if "v_pred" in shapes else None)
     if said is not None and _PREDICTIONS.get(said.lower(), said) != expected:
         raise ValueError(

@@ -9,7 +9,6 @@ from typing import Any, ClassVar
 from torch import Tensor
 
 from nemo_kit.models.base import STANDARDIZED, DiffusionModel
-from nemo_kit.models.texts import tokenized
 
 VERSION = 1  # raised where results change (see nemo_kit.keys)
 
@@ -45,9 +44,6 @@ class StableDiffusion(DiffusionModel):
 
     def _embed(self, texts: list[str]) -> Tensor:
         """The output of CLIP's last layer, normed."""
-        config = self.text_encoder.config
-        length = min(self.tokenizer.model_max_length, config.max_position_embeddings)
-        tokens = tokenized(self.tokenizer, texts, length).to(self.device)
-        masked = getattr(config, "use_attention_mask", False)
-        mask = tokens.attention_mask if masked else None
-        return self.text_encoder(tokens.input_ids, attention_mask=mask)[0]
+        places = self.text_encoder.config.max_position_embeddings
+        length = min(self.tokenizer.model_max_length, places)
+        return self.text_encoder(self._tokens("", texts, length).input_ids)[0]
