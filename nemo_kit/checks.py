@@ -109,6 +109,12 @@ def check_number(name: str, value: object, least: float = -math.inf, finite: boo
         raise ValueError(f"{name} must be {kind}{bound}, got {value!r}")
 
 
+def check_finite(what: str, values: Any, error: type[Exception] = ValueError) -> None:
+    """Raise the error unless all numbers of a tensor are finite."""
+    if not values.isfinite().all():
+        raise error(f"{what} became NaN or infinite ({HALF_PRECISION})")
+
+
 def check_columns(name: str, frame: Any, *columns: str) -> None:
     """Raise ValueError unless the frame has these columns."""
     if missing := [column for column in columns if column not in frame]:

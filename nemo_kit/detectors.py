@@ -23,7 +23,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from nemo_kit.calibration import resolve
-from nemo_kit.checks import HALF_PRECISION, check_number, check_seeds, check_text, check_whole
+from nemo_kit.checks import check_finite, check_number, check_seeds, check_text, check_whole
 from nemo_kit.hooks import capture
 from nemo_kit.layers import Projection
 from nemo_kit.localization.detection import score_pairs
@@ -130,10 +130,7 @@ def _number(name: str, found: Any, seeds: int, model: DiffusionModel) -> float:
             f"detector {name!r} must return a number, or one for each of {seeds} seeds; "
             f"got {found!r:.80}"
         )
-    if not torch.isfinite(values).all():
-        raise FloatingPointError(
-            f"{name} became NaN or infinite in {model.dtype} ({HALF_PRECISION})"
-        )
+    check_finite(name, values, FloatingPointError)
     return values.mean().item()
 
 

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from nemo_kit.checks import HALF_PRECISION
+from nemo_kit.checks import check_finite
 from nemo_kit.settings import SimilaritySettings
 
 _PAIRS_AT_ONCE = 512  # bounds memory: five filtered copies of each pair are alive at a time
@@ -33,7 +33,7 @@ def noise_differences(prediction: Tensor, noise: Tensor) -> Tensor:
     """
     _same_shape("prediction", prediction, "noise", noise)
     difference = prediction.float() - noise.float()
-    _finite("prediction − noise", difference)
+    check_finite("prediction − noise", difference)
     low, high = torch.aminmax(difference.flatten(2), dim=2)  # [N, C] each
     span = torch.where(high > low, high - low, 1.0)
     return (difference - low[..., None, None]) / span[..., None, None]
@@ -50,8 +50,8 @@ def similarity(a: Tensor, b: Tensor, settings: SimilaritySettings | None = None)
     """
     settings = settings or SimilaritySettings()
     _same_shape("a", a, "b", b)
-    _finite("a", a)
-    _finite("b", b)
+    check_finite("a", a)
+    check_finite("b", b)
     settings.check(*a.shape[-2:])
     if settings.data_range == "batch":
         return _compare(a.float(), b.float(), settings)
@@ -122,8 +122,3 @@ def _same_shape(name_a: str, a: Tensor, name_b: str, b: Tensor) -> None:
             f"{name_a} and {name_b} must have one shape [N, C, H, W], "
             f"got {list(a.shape)} and {list(b.shape)}"
         )
-
-
-def _finite(name: str, values: Tensor) -> None:
-    if not torch.isfinite(values).all():
-        raise ValueError(f"{name} must be finite, got NaN or infinity ({HALF_PRECISION})")

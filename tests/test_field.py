@@ -178,7 +178,7 @@ REFUSED: dict[str, tuple[Call, type[Exception], str]] = {
     ),
     "layer 0": (lambda m, _: NeuronSet({0: [1]}), ValueError, "layer"),
     "a negative neuron": (lambda m, _: NeuronSet({1: [-1]}), ValueError, "neuron"),
-    "a broken neuron": (lambda m, _: NeuronSet({1: [0.5]}), TypeError, "neuron"),
+    "a broken neuron": (lambda m, _: NeuronSet({1: [0.5]}), ValueError, "neuron"),
     "neurons as a list": (lambda m, _: NeuronSet([1, 2]), TypeError, "layers"),
     "a neuron that is not there": (
         lambda m, _: generate(m, _CAT, [11], NeuronSet({1: [10_000]}), steps=2),
@@ -297,7 +297,7 @@ def _put(folder: Path, name: str, text: str) -> Path:
 
 
 def _copy(model: DiffusionModel, denoiser: torch.nn.Module) -> DiffusionModel:
-    return type(model)(
+    copy = type(model)(
         {
             "unet": denoiser,
             "text_encoder": model.text_encoder,
@@ -308,8 +308,9 @@ def _copy(model: DiffusionModel, denoiser: torch.nn.Module) -> DiffusionModel:
         name="copy",
         device=model.device,
         dtype=model.dtype,
-        calibration=model.calibration,
     )
+    copy.calibration = model.calibration
+    return copy
 
 
 def _twin(model: DiffusionModel) -> torch.nn.Module:

@@ -167,7 +167,7 @@ def test_progress_may_cancel_and_no_hook_stays(
 def test_overflow_is_reported(toy_model: DiffusionModel, monkeypatch: Any) -> None:
     original = toy_model.predict
     monkeypatch.setattr(toy_model, "predict", lambda *a: original(*a) * float("inf"))
-    with pytest.raises(FloatingPointError, match=r"NaN or infinite in torch\.float32"):
+    with pytest.raises(FloatingPointError, match="latents became NaN or infinite"):
         generate(toy_model, "a", [1], NEURONS, steps=2)
     assert count_hooks(toy_model.denoiser) == 0
 

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from nemo_kit.calibration import ActivationStatistics
-from nemo_kit.checks import HALF_PRECISION, check_number, check_whole
+from nemo_kit.checks import check_finite, check_number, check_whole
 from nemo_kit.models.base import DiffusionModel
 from nemo_kit.neurons import NeuronSet
 
@@ -33,7 +33,7 @@ def mean_activations(values: Mapping[int, Tensor], mask: Tensor | None = None) -
             raise ValueError(
                 f"values: layer {layer} must be [N, tokens, width], got {list(value.shape)}"
             )
-        _check_finite("values", layer, value)
+        check_finite(f"values: layer {layer}", value)
     if mask is None:
         return {layer: value.float().abs().mean(dim=1) for layer, value in values.items()}
     shares = (mask / mask.sum(dim=1, keepdim=True)).unsqueeze(1)  # [N, 1, tokens]
@@ -73,7 +73,7 @@ def z_scores(
                 f"activations: layer {layer} has {activation.shape[-1]} neurons, the statistics "
                 f"have {width or 'none'} there; do they belong to this model?"
             )
-        _check_finite("activations", layer, activation)
+        check_finite(f"activations: layer {layer}", activation)
         mean, std = (
             t[layer - 1].to(activation.device) for t in (statistics.means, statistics.stds)
         )
@@ -125,13 +125,8 @@ def candidate_lists(
             )
         if scores.isnan().any():
             raise ValueError(f"z: layer {layer} holds NaN")
-        _check_finite("activations", layer, activation)
+        check_finite(f"activations: layer {layer}", activation)
         outlying = (scores.abs() if two_sided else scores) > theta
         largest = activation.topk(min(k, len(activation))).indices
         found[layer] = [*outlying.nonzero().flatten().tolist(), *largest.tolist()]
     return found
-
-
-def _check_finite(name: str, layer: int, values: Tensor) -> None:
-    if not torch.isfinite(values).all():
-        raise ValueError(f"{name}: layer {layer} holds NaN or infinity ({HALF_PRECISION})")

@@ -10,12 +10,7 @@ from contextlib import contextmanager
 from dataclasses import replace
 from functools import partial
 
-from nemo_kit.calibration import (
-    ActivationStatistics,
-    check_statistics,
-    check_threshold,
-    resolve,
-)
+from nemo_kit.calibration import ActivationStatistics, check_statistics, check_threshold, resolve
 from nemo_kit.checks import check_seeds, check_text
 from nemo_kit.localization.candidates import candidate_lists, text_activations, z_scores
 from nemo_kit.localization.detection import kept, upper

@@ -23,15 +23,7 @@ from nemo_kit.metrics.images import (
     sscd_gen,
     sscd_orig,
 )
-from nemo_kit.metrics.measures import (
-    MEASURES,
-    Measure,
-    Seen,
-    chosen,
-    listed,
-    measure,
-    measured,
-)
+from nemo_kit.metrics.measures import MEASURES, Measure, Seen, chosen, listed, measure, measured
 from nemo_kit.metrics.scores import (
     COPY_THRESHOLD,
     detection_metrics,

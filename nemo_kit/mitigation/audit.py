@@ -18,7 +18,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from nemo_kit.checks import HALF_PRECISION, check_choice, check_text, check_whole
+from nemo_kit.checks import check_choice, check_finite, check_text, check_whole
 from nemo_kit.mitigation.base import Mitigation, checked, normal, numbers
 from nemo_kit.models.base import DiffusionModel
 from nemo_kit.sampling import Run
@@ -90,8 +90,7 @@ def search_embedding(
             noised = model.scheduler.add_noise(clean, noise, times.to(clean.device))
             predicted = model.predict_noise(noised, times, y.expand(batch_size, -1, -1))
             loss = (predicted - noise).square().mean()
-            if not torch.isfinite(loss):
-                raise FloatingPointError(f"the loss became NaN or infinite ({HALF_PRECISION})")
+            check_finite("the loss", loss, FloatingPointError)
             optimizer.zero_grad()
             loss.backward()
             optimizer.step()

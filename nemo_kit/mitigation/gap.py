@@ -5,10 +5,9 @@ Source: Wen et al., ICLR 2024 (arXiv 2407.21720), which measures memorization by
 
 import math
 
-import torch
 from torch import Tensor
 
-from nemo_kit.checks import HALF_PRECISION, ROUNDING
+from nemo_kit.checks import ROUNDING, check_finite
 from nemo_kit.models.base import DiffusionModel
 from nemo_kit.sampling import Run, both_outputs
 
@@ -41,8 +40,7 @@ def norms(gap: Tensor) -> Tensor:
     Raises FloatingPointError where one is not finite, ValueError where none differs from 0.
     """
     found = gap.flatten(1).norm(dim=1)
-    if not torch.isfinite(found).all():
-        raise FloatingPointError(f"the predicted noise became NaN or infinite ({HALF_PRECISION})")
+    check_finite("the predicted noise", found, FloatingPointError)
     if found.max() <= ROUNDING * math.sqrt(gap[0].numel()):
         raise ValueError(
             "prompt: the text makes no difference at all to the predicted noise, so nothing can be "

@@ -18,13 +18,13 @@ import torch
 from torch import Tensor, nn
 
 from nemo_kit.calibration import Calibration
-from nemo_kit.checks import HALF_PRECISION, check_choice, check_seeds, check_texts
+from nemo_kit.checks import check_choice, check_finite, check_seeds, check_texts
 from nemo_kit.hooks import calling, capture
 from nemo_kit.layers import Projection, key_layers, searched, value_layers
 from nemo_kit.memory import BatchSize
 from nemo_kit.models import schedulers
 from nemo_kit.models.lora import Lora
-from nemo_kit.models.parts import files_of, open_part, read_json
+from nemo_kit.models.parts import check_pairs, check_words, files_of, open_part, plain, read_json
 from nemo_kit.settings import Noise
 
 _IMAGES_AT_ONCE = 8
@@ -76,7 +76,6 @@ class DiffusionModel(ABC):
         device: torch.device,
         dtype: torch.dtype,
         revision: str | None = None,
-        calibration: Calibration | None = None,
         guidance: float = 7.0,
         lora: Lora | None = None,
         config: str | None = None,
@@ -91,7 +90,7 @@ class DiffusionModel(ABC):
         self.tokenizers = {part: one for part, one in there.items() if part.startswith("tokenizer")}
         self.tokenizer, self.scheduler = self.tokenizers["tokenizer"], there["scheduler"]
         self.device, self.dtype = device, dtype
-        self.calibration = calibration
+        self.calibration: Calibration | None = None
         self.samples_evaluated = 0
         self.value_layers = value_layers(self.denoiser, *self.blocks)
         self.key_layers = key_layers(self.denoiser, *self.blocks)
@@ -107,11 +106,16 @@ class DiffusionModel(ABC):
         return f"{type(self).__name__}({self.name!r}, {self.device}, {self.dtype}{fused})"
 
     @classmethod
-    def parts(cls) -> dict[str, str]:
-        """What is fetched and opened of such a pipeline, and as which classes: its own say so."""
+    def kind(cls) -> Any:
+        """The class of its pipelines in diffusers."""
         import diffusers
 
-        told = signature(getattr(diffusers, cls.pipelines[0]).__init__).parameters
+        return getattr(diffusers, cls.pipelines[0])
+
+    @classmethod
+    def parts(cls) -> dict[str, str]:
+        """What is fetched and opened of such a pipeline, and as which classes: its own say so."""
+        told = signature(cls.kind().__init__).parameters
         kinds = {name: get_args(one.annotation) or [one.annotation] for name, one in told.items()}
         return {n: plain(kinds[n][0].__name__) for n in kinds if _PART.fullmatch(n)}
 
@@ -142,18 +146,16 @@ class DiffusionModel(ABC):
 
         Parameters: `config`, its scheduler_config.json; `named`, the class by model_index.json.
         """
-        if not cls.flow:
-            return schedulers.read(config, named)
-        from nemo_kit.models import flow
+        if cls.flow:
+            from nemo_kit.models import flow
 
-        return flow.read(config, named)
+            return flow.read(config, named)
+        return schedulers.read(config, named)
 
     @classmethod
     def pipeline(cls, parts: Mapping[str, Any]) -> Any:
         """A diffusers pipeline of these parts."""
-        import diffusers
-
-        kind = getattr(diffusers, cls.pipelines[0])
+        kind = cls.kind()
         given = dict.fromkeys(kind._optional_components) | dict(parts)
         if "requires_safety_checker" in signature(kind.__init__).parameters:
             given["requires_safety_checker"] = False
@@ -172,14 +174,7 @@ class DiffusionModel(ABC):
                 there = sum(getattr(parts[part].config, setting) for part, setting in settings)
                 pairs[name] = getattr(own, name), there
         check_pairs(cls.denoising, pairs)
-        for name in (name for name in parts if name.startswith("tokenizer") and parts[name]):
-            words = len(parts[name])
-            known = parts[name.replace("tokenizer", "text_encoder")].config.vocab_size
-            if words > known:
-                raise ValueError(
-                    f"{name}: {words} tokens, its text encoder knows {known}: is it another "
-                    "model's?"
-                )
+        check_words(parts)
 
     @property
     def searched(self) -> tuple[Projection, ...]:
@@ -381,10 +376,9 @@ class DiffusionModel(ABC):
     def decode(self, latents: Tensor) -> np.ndarray:
         """Images of final latents: uint8 [N, H, W, 3].
 
-        Raises ValueError where a latent is not finite.
+        Raises FloatingPointError where a latent is not finite.
         """
-        if not torch.isfinite(latents).all():
-            raise ValueError(f"latents must be finite, got NaN or infinity ({HALF_PRECISION})")
+        check_finite("latents", latents, FloatingPointError)
         with torch.no_grad():
             images = torch.cat([self._decode(part) for part in latents.split(_IMAGES_AT_ONCE)])
         pixels = ((images / 2 + 0.5).clamp(0, 1) * 255).round().to(torch.uint8)
@@ -450,21 +444,6 @@ class DiffusionModel(ABC):
         """All weights as they are in memory: of the denoiser, the text encoders and the VAE."""
         parts = [dict(part.state_dict()) for part in (self.denoiser, self.text_encoder, self.vae)]
         return [self.offloaded or parts[0], *parts[1:]]
-
-
-def check_pairs(part: str, pairs: Mapping[str, tuple[Any, Any]]) -> None:
-    """Raise ValueError for a setting of a part that is not what the others have: name -> both."""
-    for name, (own, other) in pairs.items():
-        if own != other:
-            raise ValueError(
-                f"{part}: {name} = {own}, the others have {other}: are they parts of one model, "
-                "and of one that draws from text alone?"
-            )
-
-
-def plain(kind: str) -> str:
-    """The class that is opened for one that a pipeline or its index names."""
-    return kind.removesuffix("Fast").replace("PreTrainedModel", "Model")
 
 
 def _drawn(shape: tuple[int, ...], seed: int) -> Tensor:

@@ -3,10 +3,11 @@
 from collections.abc import Mapping
 from typing import Any
 
-from nemo_kit.models.base import DiffusionModel, plain
+from nemo_kit.models.base import DiffusionModel
 from nemo_kit.models.flux import Flux
 from nemo_kit.models.hub import INDEX
 from nemo_kit.models.hunyuan import HunyuanDiT
+from nemo_kit.models.parts import plain
 from nemo_kit.models.pixart import PixArtAlpha, PixArtSigma
 from nemo_kit.models.sana import Sana
 from nemo_kit.models.sd3 import StableDiffusion3

@@ -40,10 +40,7 @@ class Flux(DiffusionModel):
         "joint_attention_dim": "text_encoder_2.d_model",
     }
     packed = 4
-    blocks = (
-        "transformer_blocks.{}.attn.add_v_proj",
-        "single_transformer_blocks.{}.attn.to_v",
-    )
+    blocks = ("transformer_blocks.{}.attn.add_v_proj", "single_transformer_blocks.{}.attn.to_v")
     flow = True
     usual_guidance = 1.0
     adjustable = frozenset({"t5_tokens", "side"})

@@ -50,18 +50,10 @@ class Lora:
     @property
     def text(self) -> str:
         """What `load` takes for it."""
-        return f"{self.path}:{self.scale:g}"
+        return f"{self.path}:{self.scale}"
 
     def __str__(self) -> str:
         return f"{Path(self.path).name} × {self.scale:g}"
-
-
-def check_reads(pipeline: str) -> None:
-    """Raise ValueError for a pipeline's class into which diffusers reads no LoRA."""
-    import diffusers
-
-    if not hasattr(getattr(diffusers, pipeline), "load_lora_weights"):
-        raise ValueError(f"lora: diffusers reads none into a {pipeline}; not supported")
 
 
 def fuse(pipeline: Any, lora: Lora) -> None:

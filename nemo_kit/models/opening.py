@@ -17,7 +17,7 @@ from nemo_kit.keys import PACKAGE
 from nemo_kit.models import hub, single_file
 from nemo_kit.models.base import DiffusionModel
 from nemo_kit.models.families import INDEX, family_of
-from nemo_kit.models.lora import Lora, check_reads, fuse
+from nemo_kit.models.lora import Lora, fuse
 from nemo_kit.models.parts import bytes_of, has_weights, opening, read_json
 from nemo_kit.models.stable_diffusion import StableDiffusion
 
@@ -65,8 +65,9 @@ def load(
     with opening(name):
         family = _family(found)
     kind = _dtype(dtype, place, family.half)
-    if extra:
-        check_reads(family.pipelines[0])
+    if extra and not hasattr(family.kind(), "load_lora_weights"):
+        told = f"lora: diffusers reads none into a {family.pipelines[0]}; not supported"
+        raise ValueError(told)
     if device == OFFLOAD and not family.offloads:
         raise ValueError(f'device: "{OFFLOAD}" is not supported for {family.__name__}')
     kept = {*family.kept_off, *([family.denoising] if device == OFFLOAD else [])}

@@ -137,12 +137,13 @@ def read_json(file: Path) -> dict[str, Any]:
     return content
 
 
+def plain(kind: str) -> str:
+    """The class that is opened for one that a pipeline or its index names."""
+    return kind.removesuffix("Fast").replace("PreTrainedModel", "Model")
+
+
 def open_part(
-    folder: Path,
-    part: str,
-    kind: str,
-    dtype: torch.dtype,
-    foreign: Mapping[str, str],
+    folder: Path, part: str, kind: str, dtype: torch.dtype, foreign: Mapping[str, str]
 ) -> Any:
     """A part of a pipeline from its folder; a model is on the CPU, in that number type.
 
@@ -191,6 +192,28 @@ def check_settings(
         value = config.get(name)
         if value is not None and value is not False:
             raise ValueError(f"{part}: {name} = {value!r:.40} means {what}; not supported")
+
+
+def check_pairs(part: str, pairs: Mapping[str, tuple[Any, Any]]) -> None:
+    """Raise ValueError for a setting of a part that is not what the others have: name -> both."""
+    for name, (own, other) in pairs.items():
+        if own != other:
+            raise ValueError(
+                f"{part}: {name} = {own}, the others have {other}: are they parts of one model, "
+                "and of one that draws from text alone?"
+            )
+
+
+def check_words(parts: Mapping[str, Any]) -> None:
+    """Raise ValueError for a tokenizer with more tokens than its text encoder knows."""
+    for name, tokenizer in parts.items():
+        if name.startswith("tokenizer") and tokenizer is not None:
+            known = parts[name.replace("tokenizer", "text_encoder")].config.vocab_size
+            if len(tokenizer) > known:
+                raise ValueError(
+                    f"{name}: {len(tokenizer)} tokens, its text encoder knows {known}: is it "
+                    "another model's?"
+                )
 
 
 def check_complete(part: str, module: Any, info: Mapping[str, Any], source: Path) -> None:

@@ -13,8 +13,9 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
-from nemo_kit.models.base import STANDARDIZED, DiffusionModel, check_pairs
+from nemo_kit.models.base import STANDARDIZED, DiffusionModel
 from nemo_kit.models.conditioning import Conditioning
+from nemo_kit.models.parts import check_pairs
 
 VERSION = 1  # raised where results change (see nemo_kit.keys)
 _ZEROS = "force_zeros_for_empty_prompt"  # what the unconditional half is, by model_index.json

@@ -103,7 +103,7 @@ def test_a_lora_has_its_own_key_and_reaches_the_workers(
 ) -> None:
     file = tmp_path / "a.safetensors"
     save_file(peft(pairs), file)
-    model = load(str(toy_folder), "cpu", lora=f"{file}:0.5")
+    model = load(str(toy_folder), "cpu", lora=f"{file}:0.123456789")
     key = model_key(model)
     assert key["lora"] == Lora.of(file).sha256
     assert key["weights"] != model_key(toy_model)["weights"]

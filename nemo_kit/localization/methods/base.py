@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from nemo_kit.checks import HALF_PRECISION, check_seeds, check_text, check_whole
+from nemo_kit.checks import check_finite, check_seeds, check_text, check_whole
 from nemo_kit.layers import Projection
 from nemo_kit.models.base import DiffusionModel
 from nemo_kit.neurons import Neuron, NeuronSet
@@ -153,8 +153,7 @@ def _checked(name: str, scores: Any, model: DiffusionModel) -> dict[int, Tensor]
         told = f"method {name!r}: scores of layer {layer}"
         if len(own) != widths[layer]:
             raise ValueError(f"{told} must be {widths[layer]}, one a neuron, got {len(own)}")
-        if not torch.isfinite(own).all():
-            raise FloatingPointError(f"{told} became NaN or infinite ({HALF_PRECISION})")
+        check_finite(told, own, FloatingPointError)
     return clean
 
 
