@@ -48,20 +48,15 @@ class BatchSize:
                 if step == 1 or not out_of_memory(error):
                     raise
                 reason = str(error)
-            self._halve(step, per_item, reason)  # the error, which held tensors, is gone
+            self.size = per_item * (step // 2)
+            told = f"out of memory with {step * per_item} denoiser samples a call; going on with "
+            warnings.warn(
+                f"{told}{self.size} ({' '.join(reason.split()):.100})", RuntimeWarning, stacklevel=2
+            )
+            gc.collect()  # the error, which held tensors, is gone
+            if torch.cuda.is_available():
+                torch.cuda.empty_cache()
         return done
-
-    def _halve(self, step: int, per_item: int, reason: str) -> None:
-        self.size = per_item * (step // 2)
-        warnings.warn(
-            f"out of memory with {step * per_item} denoiser samples a call; going on with "
-            f"{self.size} ({' '.join(reason.split()):.100})",
-            RuntimeWarning,
-            stacklevel=3,
-        )
-        gc.collect()
-        if torch.cuda.is_available():
-            torch.cuda.empty_cache()
 
 
 def out_of_memory(error: BaseException) -> bool:

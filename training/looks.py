@@ -50,7 +50,7 @@ def look(corpus: Corpus, work: Path, shared: Path, name: str, samples: int) -> d
     save_grid(
         [*np.split(ordinary, 3), *_alternating(on, off)], work / "looks" / f"{samples:07d}.png"
     )
-    judge = Classifier.load(shared / "classifier.safetensors")
+    judge = Classifier(shared / "classifier.safetensors")
     wanted, own = np.array(corpus.names)[chosen], np.array([item.concept for item in shown])
     return {
         "recognized": float((judge(ordinary) == wanted).mean()),

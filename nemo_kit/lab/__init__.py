@@ -150,7 +150,7 @@ def classifier() -> Classifier:
     """The judge of recognition: uint8 [N, 64, 64, 3] -> names of concepts [N]."""
     from nemo_kit.lab.recognition import Classifier
 
-    return Classifier.load(DATA / "classifier.safetensors")
+    return Classifier(DATA / "classifier.safetensors")
 
 
 @cache

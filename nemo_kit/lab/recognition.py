@@ -7,7 +7,6 @@ but to judge whether a generated picture shows what its prompt asks for.
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -32,20 +31,15 @@ class Logits(Network):
 class Classifier:
     """uint8 pictures [N, 64, 64, 3] -> the name of what each shows most likely, [N]."""
 
-    def __init__(self, network: Logits, names: Sequence[str]) -> None:
-        self.network, self.names = network.eval(), np.array(names)
+    def __init__(self, file: Path) -> None:
+        """Read weights of any precision, and the names beside them."""
+        with safe_open(file, framework="pt") as opened:
+            self.names = np.array(json.loads(opened.metadata()["names"]))
+            weights = {name: opened.get_tensor(name).float() for name in opened.keys()}  # noqa: SIM118
+        self.network = Logits(len(self.names)).eval()
+        self.network.load_state_dict(weights)
 
     @torch.no_grad()
     def __call__(self, pictures: np.ndarray) -> np.ndarray:
         parts = to_tensor(pictures).split(256)
         return self.names[torch.cat([self.network(part).argmax(1) for part in parts]).numpy()]
-
-    @classmethod
-    def load(cls, file: Path) -> Classifier:
-        """Read weights of any precision, and the names beside them."""
-        with safe_open(file, framework="pt") as opened:
-            names = json.loads(opened.metadata()["names"])
-            weights = {name: opened.get_tensor(name).float() for name in opened.keys()}  # noqa: SIM118
-        network = Logits(len(names))
-        network.load_state_dict(weights)
-        return cls(network, names)

@@ -379,18 +379,12 @@ class DiffusionModel(ABC):
         Raises FloatingPointError where a latent is not finite.
         """
         check_finite("latents", latents, FloatingPointError)
+        shift = getattr(self.vae.config, "shift_factor", None) or 0
+        scaled = latents.to(self.device, self.vae.dtype) / self.vae.config.scaling_factor + shift
         with torch.no_grad():
-            images = torch.cat([self._decode(part) for part in latents.split(_IMAGES_AT_ONCE)])
-        pixels = ((images / 2 + 0.5).clamp(0, 1) * 255).round().to(torch.uint8)
+            found = [self.vae.decode(one).sample.float() for one in scaled.split(_IMAGES_AT_ONCE)]
+        pixels = ((torch.cat(found) / 2 + 0.5).clamp(0, 1) * 255).round().to(torch.uint8)
         return pixels.permute(0, 2, 3, 1).cpu().numpy()
-
-    def _decode(self, latents: Tensor) -> Tensor:
-        """Images [N, 3, H, W], float32, mostly in [-1, 1]."""
-        config = self.vae.config
-        scaled = latents.to(self.device, self.vae.dtype) / config.scaling_factor
-        if shift := getattr(config, "shift_factor", None):
-            scaled = scaled + shift
-        return self.vae.decode(scaled, return_dict=False)[0].float()
 
     def encode(self, pixels: Tensor) -> Tensor:
         """The mean latents of images as the denoiser sees them: [N, C, h, w].

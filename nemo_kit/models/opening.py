@@ -62,8 +62,10 @@ def load(
     extra = None if lora is None else Lora.of(lora)
     if isinstance(found, str):
         found, revision = hub.fetch(found, revision)
-    with opening(name):
-        family = _family(found)
+    with quiet(), opening(name):
+        if found.is_file():
+            single_file.check_kind(found)
+        family = family_of(read_json(found / INDEX)) if found.is_dir() else StableDiffusion
     kind = _dtype(dtype, place, family.half)
     if extra and not hasattr(family.kind(), "load_lora_weights"):
         told = f"lora: diffusers reads none into a {family.pipelines[0]}; not supported"
@@ -87,7 +89,10 @@ def load(
             **settings_in(found, family),
         )
     if device == OFFLOAD:
-        offload(model)
+        from accelerate import cpu_offload
+
+        model.offloaded = dict(model.denoiser.state_dict())
+        cpu_offload(model.denoiser, place, offload_buffers=True, state_dict=model.offloaded)
     if extra is None:  # a fused LoRA's threshold and statistics are others
         model.calibration = calibration_of_files(name, found)
     return model
@@ -107,20 +112,17 @@ def open_parts(
                 raise ValueError("config goes with a .safetensors checkpoint; a folder has its own")
             parts = family.open(found, read_json(found / INDEX), dtype)
         else:
-            parts = single_file.open_file(found, _settings(found, config))
+            place = resolve(config or single_file.default_config(found), "config")
+            if isinstance(place, str):
+                place, _ = hub.fetch(place, weights=False)
+            if not place.is_dir():
+                raise ValueError(f"config must be a diffusers folder or a hub id, got {config!r}")
+            parts = single_file.open_file(found, place)
         family.check(parts)
     if lora:
         _move(parts, device, dtype)
         fuse(family.pipeline(parts), lora)
     return parts
-
-
-def _family(found: Path) -> type[DiffusionModel]:
-    """The family of a folder by its pipeline; a checkpoint's is Stable Diffusion 1 and 2."""
-    if found.is_dir():
-        return family_of(read_json(found / INDEX))
-    single_file.check_kind(found)
-    return StableDiffusion
 
 
 def _tell_size(
@@ -141,24 +143,6 @@ def _tell_size(
         f"({each}) for {place}{off}",
         file=sys.stderr, flush=True,
     )  # fmt: skip
-
-
-def offload(model: DiffusionModel) -> None:
-    """Keep the denoiser's weights in main memory, each layer's on the device while it runs."""
-    from accelerate import cpu_offload
-
-    model.offloaded = dict(model.denoiser.state_dict())
-    cpu_offload(model.denoiser, model.device, offload_buffers=True, state_dict=model.offloaded)
-
-
-def _settings(file: Path, config: str | None) -> Path:
-    """The folder with a checkpoint's settings, from the hub where they are not here."""
-    place = resolve(config or single_file.default_config(file), "config")
-    if isinstance(place, str):
-        place, _ = hub.fetch(place, weights=False)
-    if not place.is_dir():
-        raise ValueError(f"config must be a diffusers folder or a hub id, got {config!r}")
-    return place
 
 
 def resolve(name: str, parameter: str = "name") -> str | Path:

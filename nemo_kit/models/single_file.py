@@ -23,8 +23,6 @@ _OTHERS = {  # what the names of other families' tensors hold
     "double_blocks.": "FLUX", "cross_attn.kv_linear": "PixArt or Sana",
     "attn2.kv_proj": "HunyuanDiT",
 }  # fmt: skip
-_PREDICTIONS = {"epsilon": "epsilon", "eps": "epsilon", "v": "v_prediction",
-                "v_prediction": "v_prediction"}  # fmt: skip
 
 
 def check_kind(file: Path) -> None:
@@ -63,11 +61,17 @@ def open_file(file: Path, settings: Path) -> dict[str, Any]:
     else than the settings do.
     """
     from diffusers import StableDiffusionPipeline
+    from safetensors import safe_open
 
     shapes = shapes_in(file)
+    with safe_open(file, "pt") as opened:
+        metadata = opened.metadata() or {}
     config = read_json(settings / "scheduler" / "scheduler_config.json")
     scheduler = schedulers.read(config)
-    _check_prediction(file, scheduler.config.prediction_type, shapes)
+    expected = scheduler.config.prediction_type
+    said = metadata.get("modelspec.prediction_type") or ("v" if "v_pred" in shapes else None)
+    if said is not None and said[:1].lower() != expected[0]:  # eps, epsilon, v or v_prediction
+        raise ValueError(f"config: {file} says that it predicts {said}, the settings {expected}")
     for part, foreign in StableDiffusion.foreign.items():
         kind, told = StableDiffusion.parts()[part], read_json(settings / part / "config.json")
         check_settings(part, told, kind, foreign)
@@ -109,16 +113,3 @@ def _check_tensors(file: Path, settings: Path, shapes: dict[str, list[int]]) -> 
         wrong = [(n,) for n in wanted.keys() & found.keys() if wanted[n].shape != found[n].shape]
         info = {"missing_keys": wanted.keys() - found.keys(), "mismatched_keys": wrong}
         check_complete(part, torch.nn.Module(), info, file)
-
-
-def _check_prediction(file: Path, expected: str, shapes: dict[str, list[int]]) -> None:
-    """Raise ValueError where the file says that it predicts something else."""
-    from safetensors import safe_open
-
-    with safe_open(file, "pt") as opened:
-        metadata = opened.metadata() or {}
-    said = metadata.get("modelspec.prediction_type") or ("v" if "v_pred" in shapes else None)
-    if said is not None and _PREDICTIONS.get(said.lower(), said) != expected:
-        raise ValueError(
-            f"config: {file} says that it predicts {said}, the settings say {expected}"
-        )
