@@ -48,7 +48,9 @@ FEWER["09_thresholds"] = {"memorized": 2, "deviations": [-1.0, 1.0], "images": 1
 # of these there is more on the smaller models of test_stable_diffusion
 FEWER["05_mitigation"] |= {"repeats": 1, "known": 1}
 FEWER["10_layers"] |= {"images": 1}
-DEAR = ["slimming", "hard concrete", "integrated gradients", "NeMo, sequential"]
+DEAR = ["slimming", "hard concrete", "integrated gradients", "integrated gradients, score",
+        "gradient × activation, image", "NeMo, sequential", "NeMo, bisect", "NeMo, attributed",
+        "patching"]  # fmt: skip
 FEWER["12_who_finds_them"] = {"known": 1, "budget": 20, "budgets": [10], "without": DEAR}
 LARGE = {
     "04_dose_response",

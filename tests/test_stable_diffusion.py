@@ -22,7 +22,7 @@ import toys
 from books import run_cells
 from diffusers import AutoencoderKL, StableDiffusionPipeline, UNet2DConditionModel
 from PIL import Image
-from test_notebooks import TINY
+from test_notebooks import FEWER, TINY
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
 from nemo_kit import calibrate, detect, figures, load
@@ -51,7 +51,8 @@ WORDS = [
     "the sea",
     "tea",
 ]
-LONG = {"05_mitigation", "07_quality", "08_ablation", "09_thresholds", "10_layers"}  # 1.4 alone
+LONG = {"05_mitigation", "07_quality", "08_ablation", "09_thresholds", "10_layers",
+        "12_who_finds_them"}  # 1.4 alone  # fmt: skip
 FEW = {**TINY, "seeds": 3, "images": 2, "steps": 2, "first_seed": 101}
 
 
@@ -179,7 +180,8 @@ def test_a_notebook_draws_its_figures(setup: Setup, name: str) -> None:
     out = setup.model.parent / "figs"
     if name in LONG and len(setup.prompts) == 2:
         pytest.skip("takes long, and runs on the shape of 1.4")
-    few = {key: value for key, value in FEW.items() if key in set(BOOKS[name].kinds) - set(common)}
+    fewer = FEW | (FEWER[name] if name == "12_who_finds_them" else {})
+    few = {key: fewer[key] for key in fewer if key in set(BOOKS[name].kinds) - set(common)}
     [job] = runner.plan(BOOKS, figures.select(BOOKS, [name]), "quick", out, **common, **few)
     assert bool(job.lacks) == (name == "04_dose_response" and len(setup.prompts) == 2)
     if job.lacks:
