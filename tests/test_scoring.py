@@ -132,5 +132,5 @@ def test_nan_is_refused() -> None:
         def __call__(self, noise: Tensor, *given: Any) -> Tensor:
             return super().__call__(noise, *given) * torch.nan
 
-    with pytest.raises(ValueError, match="must be finite, got NaN"):
+    with pytest.raises(ValueError, match="became NaN or infinite"):
         scorer(drawer=Nan())[0](SETS)
