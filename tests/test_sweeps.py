@@ -331,7 +331,7 @@ def test_a_reference_holds_the_place_of_the_model(
                                   again.drop(columns=["pairwise", "kept_seeds"]))  # fmt: skip
     other = detect_all(reference, ["cat 1"], **options)
     assert list(other["prompt"]) == ["cat 1"]
-    assert ModelRef.of(toy_model, "cuda").device == "cuda"
+    assert ModelRef.of(toy_model, "cuda").opening["device"] == "cuda"
 
 
 def test_a_model_changed_in_memory_is_not_mistaken_for_its_folder(
@@ -354,7 +354,9 @@ def test_a_model_that_cannot_be_opened_ends_the_run(
 ) -> None:
     from dataclasses import replace
 
-    gone = replace(ModelRef.of(toy_model, "cpu"), name=str(tmp_path / "gone"), key={"other": 1})
+    known = ModelRef.of(toy_model, "cpu")
+    opening = known.opening | {"name": str(tmp_path / "gone")}
+    gone = replace(known, opening=opening, key={"other": 1})
     with pytest.raises(MachineError, match="a worker can't open the model"):
         detect_all(gone, ["cat 0"], [1, 2], store=tmp_path, progress=False)
 

@@ -128,7 +128,7 @@ def _sweep(
     running = {name: options.pop(name) for name in RUNNING if name in options}
     work = Work(function, ModelRef.of(model), list(seeds), options)
     if running.get("executor") is None:
-        check_gpus(work.model.device, running.get("workers", 1))
+        check_gpus(work.model.opening["device"], running.get("workers", 1))
     key = {"seeds": work.seeds, "options": options, "code": versions(*rooms), **work.model.key}
     return tidy(run(work, items, store, key, name=name, batch=batch, **running), 4)
 

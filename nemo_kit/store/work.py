@@ -22,8 +22,6 @@ from nemo_kit.keys import FORMS, value_digest, versions
 from nemo_kit.models.hub import EMBEDDED
 
 if TYPE_CHECKING:
-    import torch
-
     from nemo_kit.calibration import Calibration
     from nemo_kit.models import DiffusionModel
 
@@ -37,22 +35,16 @@ class ModelRef:
     """A model with its key: the one that is open here, and what a process needs to open the same.
 
     `ModelRef.of(model)` computes the key once for many calls, in which the model stays as it is: an
-    edit after that is not seen, and results would be kept as those of the model before. Of a
-    reference that is sent elsewhere, `name`, `revision`, `device`, `dtype`, `lora`, `config` go to
-    `models.load`; `calibration` and `guidance` are set on what it gives; `key` is `model_key` of
-    the model meant, which the opened one must agree with.
+    edit after that is not seen, and results would be kept as those of the model before. Where a
+    reference is sent, `opening` goes to `models.load`; `calibration` and `guidance` are set on what
+    it gives; `key` is `model_key` of the model meant, which the opened one must agree with.
     """
 
-    name: str
-    revision: str | None
-    device: str
-    dtype: torch.dtype
+    key: dict[str, Any]
+    opening: dict[str, Any]
     calibration: Calibration | None
     guidance: float
-    key: dict[str, Any]
-    lora: str | None = None
-    config: str | None = None
-    model: DiffusionModel | None = None
+    model: DiffusionModel | None
 
     @classmethod
     def of(cls, model: DiffusionModel | ModelRef, device: str | None = None) -> ModelRef:
@@ -63,18 +55,16 @@ class ModelRef:
         """
         if isinstance(model, ModelRef):
             return model
-        return cls(
-            name=absolute(model.name),
-            revision=model.revision,
-            device=device or ("offload" if model.offloaded else model.device.type),
-            dtype=model.dtype,
-            calibration=model.calibration,
-            guidance=model.guidance,
-            key=model_key(model),
-            lora=model.lora and model.lora.text,
-            config=model.config and absolute(model.config),
-            model=None if device else model,
-        )
+        opening = {
+            "name": absolute(model.name),
+            "revision": model.revision,
+            "device": device or ("offload" if model.offloaded else model.device.type),
+            "dtype": model.dtype,
+            "lora": model.lora and model.lora.text,
+            "config": model.config and absolute(model.config),
+        }
+        here = None if device else model
+        return cls(model_key(model), opening, model.calibration, model.guidance, here)
 
     def __getstate__(self) -> dict[str, Any]:
         return vars(self) | {"model": None}
@@ -94,18 +84,17 @@ class ModelRef:
         if (wanted := value_digest(self.key)) in _OPENED:
             return _OPENED[wanted]
         _OPENED.clear()  # one model a process
+        name, device = self.opening["name"], self.opening["device"]
         try:
-            place = free_gpu() if self.device == "cuda" else self.device
-            model = models.load(
-                self.name, place, self.dtype, self.revision, lora=self.lora, config=self.config
-            )
+            place = free_gpu() if device == "cuda" else device
+            model = models.load(**self.opening | {"device": place})
         except Exception as error:
-            raise MachineError(f"a worker can't open the model {self.name!r}: {error}") from error
+            raise MachineError(f"a worker can't open the model {name!r}: {error}") from error
         model.calibration, model.guidance = self.calibration, self.guidance
         opened = model_key(model)
         if differing := [name for name in self.key if opened.get(name) != self.key[name]]:
             raise MachineError(
-                f"the model that a worker opens as {self.name!r} is not the one given: they differ "
+                f"the model that a worker opens as {name!r} is not the one given: they differ "
                 f"in {', '.join(differing)}. Was it changed in memory, or does the worker have "
                 "another version? Save it to a folder, or work in this process (workers=1)"
             )
