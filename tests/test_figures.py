@@ -353,7 +353,6 @@ def test_folders_follow_preset_model_and_place(monkeypatch: pytest.MonkeyPatch) 
     assert runner.output_folder("lab", "a/model", "b/c.safetensors:0.5") == Path(
         "r/figures/model-c"
     )
-    assert runner.work_folder(Path("/x/lab")) == Path("/x/lab/executed")  # beside the figures
 
 
 # ------------------------------------------------------------------- runs: each starts a kernel
@@ -371,7 +370,7 @@ def test_figures_are_drawn_once_and_again_when_stale(
     assert manifest["preset"] == "quick"
     assert manifest["parameters"] == {"images": 4, "sscd": None}
     assert str(tmp_path) not in json.dumps(manifest)
-    executed = runner.work_folder(job.out) / f"{NAME}.ipynb"
+    executed = job.out / "executed" / f"{NAME}.ipynb"
     assert nbformat.read(executed, 4).cells[-1].execution_count
     assert "without encryption" not in executed.with_suffix(".log").read_text()
     assert sorted(path.name for path in job.out.iterdir()) == [
@@ -444,7 +443,7 @@ def test_a_run_that_fails_says_where_and_leaves_the_earlier_figures(
     assert message in error
     assert sorted(path.name for path in out.iterdir()) == ["executed", "tiny.csv"]
     assert (out / "tiny.csv").read_bytes() == b"earlier"
-    work = runner.work_folder(job.out)
+    work = job.out / "executed"
     assert {path.name for path in work.iterdir()} - {".lock"} == {f"{NAME}.ipynb", f"{NAME}.log"}
     if "ZeroDivisionError" in message:
         assert "    images = 1 / 0" in error

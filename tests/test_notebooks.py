@@ -162,7 +162,7 @@ def test_a_notebook_runs_in_a_process_of_its_own(
     rows = figures.select(books, ["02_activations"])
     [job] = runner.plan(books, rows, "quick", tmp_path / "out", device="cpu", **few)
     assert runner.draw([job], 900, keep_going=False, log=True) == {"02_activations": ""}
-    executed = runner.work_folder(job.out) / "02_activations.ipynb"
+    executed = job.out / "executed" / "02_activations.ipynb"
     cells_of = json.loads(executed.read_text("utf-8"))["cells"]
     outputs = [output.get("data", {}) for one in cells_of for output in one.get("outputs", [])]
     assert sum("image/png" in data for data in outputs) == 2, "each figure is shown once"

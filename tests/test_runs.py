@@ -188,7 +188,7 @@ def test_a_kill_while_publishing_leaves_no_manifest_of_half_the_figures(
     files = {name: [f"{name}.csv"] for name in "abc"}
     manifest = job.out / f"{NAME}.manifest.json"
     manifest.write_text(json.dumps({"files": files, "key": job.key}))
-    (now := runner.work_folder(job.out) / "now" / "figures").mkdir(parents=True)
+    (now := job.out / "executed" / "now" / "figures").mkdir(parents=True)
     for name in "abc":
         (now / f"{name}.csv").write_text("new")
     (now / f"{NAME}.manifest.json").write_text(json.dumps({"files": files}))
@@ -228,7 +228,7 @@ def test_a_second_run_into_a_folder_is_refused(
     monkeypatch.setattr(runner, "root", lambda: tmp_path)
     books = read_all(notebook(tmp_path / "notebooks", TABLE, end(NAME)))
     jobs = runner.plan(books, select(books), "quick", tmp_path / "figs")
-    work = runner.work_folder(tmp_path / "figs")
+    work = tmp_path / "figs" / "executed"
     work.mkdir(parents=True)
     with (
         FileLock(work / ".lock"),

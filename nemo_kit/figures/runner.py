@@ -10,8 +10,8 @@ import shutil
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Callable, Iterable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -34,6 +34,7 @@ FORMATS = ("pdf", "svg")  # of a picture, on request beside PNG
 class Job:
     """One notebook to run, or to leave because its figures are fresh (``reason`` empty)."""
 
+    name: str
     book: Notebook
     preset: str
     values: dict[str, Any]
@@ -43,11 +44,6 @@ class Job:
     lacks: str  # why it can't be drawn from these prompts at all; then it is left out
     told: dict[str, Any]  # to the kernel: further formats, whether failed prompts are tried again
     known: dict[str, Any]  # the manifest of an earlier run under this preset, or nothing
-
-    @property
-    def name(self) -> str:
-        """The notebook's."""
-        return self.book.path.stem
 
     @property
     def runs(self) -> bool:
@@ -75,11 +71,6 @@ def output_folder(preset: str, model: str = "lab", lora: str | None = None) -> P
     names = [Path(model).name or "model", Path(lora or "").name.partition(".safetensors")[0]]
     text = "-".join(filter(None, [*names, preset if preset != "lab" else ""]))
     return root() / "figures" / "".join(c if c.isalnum() or c in "._-" else "-" for c in text)
-
-
-def work_folder(out: Path) -> Path:
-    """Where executed notebooks and logs of an output folder stay, and its lock."""
-    return out / "executed"
 
 
 # fmt: off
@@ -125,7 +116,7 @@ def plan(
         lacks = f"needs prompts of the role {role}" if role and there and role not in there else ""
         told = {"also": list(also), "retry_failed": retry_failed}
         before = manifests[name] if manifests[name].get("preset") == preset else {}
-        jobs.append(Job(book, preset, values, out, key, reason, lacks, told, before))
+        jobs.append(Job(name, book, preset, values, out, key, reason, lacks, told, before))
     return jobs
 
 
@@ -164,7 +155,15 @@ def draw(jobs: Sequence[Job], limit: float, keep_going: bool, log: bool) -> dict
         later = sum(other.expected for other in todo[len(outcomes) + 1 :])
         shown.at(job.name, done + seconds, left + later, place)
 
-    with shown.bar, _alone(jobs[0].out):
+    (work := (out := jobs[0].out) / "executed").mkdir(parents=True, exist_ok=True)
+    try:
+        alone = FileLock(work / ".lock").acquire(timeout=0)
+    except Timeout:
+        raise ValueError(f"another run is drawing these figures ({out}); wait until it has ended, "
+                         "or name another folder with --out") from None  # fmt: skip
+    with shown.bar, alone:
+        for part in out.glob(".*.tmp"):  # left by a killed run
+            part.unlink()
         for job in todo:
             started = time.monotonic()
             shown.say(f"{job.name} ({job.reason}): about {clock(job.expected)}")
@@ -205,23 +204,9 @@ def announced(figures: Iterable[Figure], jobs: Sequence[Job]) -> list[str]:
     return [*lines, f"{len(todo)} of {len(jobs)} notebooks to run, about {clock(seconds)}"]
 
 
-@contextmanager
-def _alone(out: Path) -> Iterator[None]:
-    """Hold an output folder's lock, and clear away what a killed run left."""
-    (work := work_folder(out)).mkdir(parents=True, exist_ok=True)
-    try:
-        with FileLock(work / ".lock", timeout=0):
-            for part in out.glob(".*.tmp"):
-                part.unlink()
-            yield
-    except Timeout:
-        raise ValueError(f"another run is drawing these figures ({out}); wait until it has ended, "
-                         "or name another folder with --out") from None  # fmt: skip
-
-
 def _run(job: Job, limit: float, tick: Callable[..., None]) -> str:
     """Run one job's notebook and publish what it drew; returns what went wrong, or nothing."""
-    now, started = work_folder(job.out) / "now", time.monotonic()
+    now, started = job.out / "executed" / "now", time.monotonic()
     executed = now.with_name(job.book.path.name)
     task = {"source": str(job.book.path), "executed": str(executed), "told": job.told,
             "parameters": job.values | {"out": str(now / "figures")}}  # fmt: skip
