@@ -24,18 +24,19 @@ clock = tqdm.format_interval  # seconds as 1:23:45 or 23:45
 
 @dataclass
 class Followed:
-    """Where this process reports to, and whether prompts that failed before are tried again."""
+    """Where this process reports to, and what it is to do as if each call were told so."""
 
     folder: Path | None = None
-    retry_failed: bool = False
+    retry_failed: bool = False  # prompts that failed before are tried again
+    also: tuple[str, ...] = ()  # formats of each picture beside PNG
 
 
 followed = Followed()
 
 
-def follow(folder: str | Path | None, retry_failed: bool = False) -> None:
-    """Report to this folder from now on; ``retry_failed``, as if each sweep were told so."""
-    followed.folder, followed.retry_failed = folder and Path(folder), retry_failed
+def follow(folder: str | Path, retry_failed: bool = False, also: Iterable[str] = ()) -> None:
+    """Report to this folder from now on, and do what else the runner asks for."""
+    followed.folder, followed.retry_failed, followed.also = Path(folder), retry_failed, tuple(also)
 
 
 class Bar(tqdm):

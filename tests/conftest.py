@@ -138,17 +138,16 @@ def in_process(monkeypatch: pytest.MonkeyPatch) -> None:
     from books import run_cells
 
     from nemo_kit.figures import output, runner
-    from nemo_kit.progress import followed
+    from nemo_kit.progress import follow, followed
 
     def execute(job: Any, now: Path, *_: Any) -> str:
         task = json.loads((now / "job.json").read_text())
         with monkeypatch.context() as kernel:
-            for name in ("folder", "retry_failed"):
+            for name in ("folder", "retry_failed", "also"):
                 kernel.setattr(followed, name, getattr(followed, name))
-            kernel.setattr(output, "_formats", ["png"])
             kernel.setattr(output, "_written", {})
             kernel.chdir(job.book.path.parent)
-            output.begin(str(now), **task["told"])
+            follow(now, **task["told"])
             run_cells(job.book.path, **task["parameters"])
         return ""
 

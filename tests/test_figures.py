@@ -85,9 +85,7 @@ def test_pdf_and_svg_on_request_are_the_same_for_the_same_figure(
         paths = figures.save(fig, pd.DataFrame({"a": [1]}), "F2a", out)
         return {path.name: path.read_bytes() for path in paths}
 
-    monkeypatch.setattr(output, "_formats", ["png"])
-    monkeypatch.setattr(progress.followed, "folder", None)
-    output.begin(str(tmp_path), ["pdf", "svg"], retry_failed=False)
+    monkeypatch.setattr(progress.followed, "also", ("pdf", "svg"))
     first = drawn(tmp_path / "a")
     assert list(first) == ["F2a.png", "F2a.pdf", "F2a.svg", "F2a.csv"]
     assert first == drawn(tmp_path / "b")

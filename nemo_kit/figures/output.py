@@ -6,14 +6,14 @@ The manifest is the last one; without it the runner counts the notebook as faile
 
 import re
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from nemo_kit.files import write_atomically, write_json, write_table
 from nemo_kit.notebooks import PLACES, place, read
-from nemo_kit.progress import follow
+from nemo_kit.progress import followed
 from nemo_kit.provenance import describe_model, git_commit, versions
 
 if TYPE_CHECKING:
@@ -24,14 +24,7 @@ DPI = 200
 LARGE = 500_000  # bytes: a PNG above it is kept with 256 colours
 _DATES = {"png": {}, "pdf": {"CreationDate": None}, "svg": {"Date": None}}
 _started = time.monotonic()
-_formats = ["png"]
 _written: dict[Path, dict[str, list[str]]] = {}  # folder → figure → files, in this process
-
-
-def begin(folder: str, also: Iterable[str], retry_failed: bool) -> None:
-    """What the runner tells a kernel first: a folder to report to, formats beside PNG."""
-    follow(folder, retry_failed)
-    _formats[:] = ["png", *also]
 
 
 def save(
@@ -50,7 +43,7 @@ def save(
     Raises ValueError for a name with other characters than letters, digits, ``.``, ``_``, ``-``.
     """
     folder = _folder(out, name)
-    paths = [folder / f"{name}.{kind}" for kind in _formats if fig is not None]
+    paths = [folder / f"{name}.{kind}" for kind in ("png", *followed.also) if fig is not None]
     for path in paths:
         write_atomically(path, lambda part, kind=path.suffix[1:]: _draw(fig, part, kind))
     tables = [folder / f"{name}.{kind}" for kind in ("csv", "parquet")[: 1 + parquet]]

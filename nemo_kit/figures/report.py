@@ -33,7 +33,7 @@ def run(name: str, title: str, page: Path, values: Mapping[str, Any]) -> None:
 
     with TemporaryDirectory(prefix="nemo-kit-report-") as folder:
         executed = Path(folder) / "executed.ipynb"
-        worker.make_kernel(Path(folder), {"also": [], "retry_failed": False})
+        worker.make_kernel(Path(folder), {})
         try:
             worker.execute(Path(folder), str(notebook(name)), str(executed), dict(values))
         except worker.PapermillExecutionError as error:

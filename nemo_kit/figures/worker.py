@@ -31,7 +31,7 @@ def end_at_once() -> None:
 
 def make_kernel(folder: Path, told: dict[str, Any]) -> None:
     """Make ``python3`` this interpreter, whatever is installed elsewhere; it begins as told."""
-    first = f"from nemo_kit.figures import output; output.begin({str(folder)!r}, **{told})"
+    first = f"from nemo_kit import progress; progress.follow({str(folder)!r}, **{told})"
     (folder / "kernels").mkdir()
     begin = [f"--IPKernelApp.exec_lines={first}"]
     write_kernel_spec(folder / "kernels" / "python3", extra_arguments=begin)
