@@ -6,7 +6,7 @@ Source: the result CSV is that of the authors' released code of "Finding NeMo" (
 """
 
 import json
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -68,10 +68,14 @@ def read_released(path: str | Path) -> pd.DataFrame:
         raise ValueError(f"{path}: a result CSV needs the columns {missing}; got {list(given)}")
     frame = given[[*_RELEASED]].set_axis([*_RELEASED.values()], axis=1)
     for theirs, ours in _RELEASED.items():
-        if ours in _SETS + _SCORES:
-            read = NeuronSet.from_text if ours in _SETS else float
-            cells = enumerate(given[theirs])
-            frame[ours] = [_cell(path, theirs, row, text, read) for row, text in cells]
+        read = NeuronSet.from_text if ours in _SETS else float if ours in _SCORES else str
+        cells = list(given[theirs])
+        for row, text in enumerate(cells):
+            try:
+                cells[row] = read(text)
+            except ValueError as error:
+                raise ValueError(f"{path}, row {row}, column {theirs!r}: {error}") from error
+        frame[ours] = cells
     skipped = (frame["initial"].map(len) == 0) & (frame["initial_score"] == 0)
     for column in _SCORES:
         frame[column] = frame[column].mask(skipped, np.nan)
@@ -84,13 +88,6 @@ def _as_set(value: Any) -> NeuronSet:
     if isinstance(value, NeuronSet):
         return value
     return NeuronSet.from_json(value if isinstance(value, str) else json.dumps(value))
-
-
-def _cell(path: str | Path, column: str, row: int, text: str, read: Callable[[str], Any]) -> Any:
-    try:
-        return read(text)
-    except ValueError as error:
-        raise ValueError(f"{path}, row {row}, column {column!r}: {error}") from error
 
 
 def read_neurons(sources: str | Path | Iterable[str | Path]) -> dict[str, NeuronSet]:

@@ -52,7 +52,9 @@ def finished(function: Work, todo: Iterable[Task], executor: object, workers: in
     check_whole("workers", workers, 1)
     if executor is not None and workers > 1:
         raise ValueError(f"workers must be 1 beside an executor, got {workers}")
-    if not (executor is None or isinstance(executor, (Executor, str)) or _is_client(executor)):
+    dask = type(executor).__module__.split(".")[0] == "distributed"  # without importing it
+    client = dask and hasattr(executor, "get_executor")
+    if not (executor is None or client or isinstance(executor, (Executor, str))):
         raise TypeError(
             "executor must be a concurrent.futures.Executor, a dask Client or the address of a "
             f"dask scheduler, got {executor!r:.60}"
@@ -120,12 +122,6 @@ def _as_executor(given: object) -> Iterator[tuple[Executor, Callable[[], int]]]:
         yield pool, lambda: 2 * (sum(client.nthreads().values()) or 1)  # one in hand, one waiting
 
 
-def _is_client(executor: object) -> bool:
-    """Without importing dask where the caller hasn't."""
-    module = type(executor).__module__.split(".")[0]
-    return module == "distributed" and hasattr(executor, "get_executor")
-
-
 def _connect(address: str) -> Any:
     """A client of the scheduler at this address, or of the one whose scheduler file this is."""
     try:
@@ -162,15 +158,11 @@ def _sendable() -> Iterator[None]:
         raise TypeError(f"function can't be sent to another process: {error}; {_IMPORT}") from error
 
 
-def _check_importable(function: Any) -> None:
-    """A worker process can't import what was typed into a notebook or a prompt."""
+def _in_crew(function: Work, todo: Iterator[Task], workers: int) -> Done:
+    """In processes of this machine, each with one item in hand and replaced when it dies."""
     module = getattr(function, "__module__", None) or type(function).__module__
     if module == "__main__" and not hasattr(sys.modules["__main__"], "__file__"):
         raise TypeError(f"function {function!r:.60} is of this session alone; {_IMPORT}")
-
-
-def _in_crew(function: Work, todo: Iterator[Task], workers: int) -> Done:
-    """In processes of this machine, each with one item in hand and replaced when it dies."""
     free: list[_Process] = []
     hand: dict[Future[Result], tuple[_Process, Task]] = {}
     again: list[Task] = []
@@ -205,7 +197,6 @@ class _Process:
     """A fresh process (nothing of CUDA may be inherited), whose death tells by which item."""
 
     def __init__(self, function: Work, workers: int) -> None:
-        _check_importable(function)
         self._function, self._threads = function, max(1, (os.cpu_count() or 1) // workers)
         self._start()
 
