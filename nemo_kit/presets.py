@@ -7,11 +7,9 @@ Source: "Finding NeMo" (arXiv 2406.02366), section 4, and the authors' released 
 """
 
 from collections.abc import Sequence
-from contextlib import suppress
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from secrets import token_hex
 from typing import Any
 
 from nemo_kit import lab
@@ -123,8 +121,5 @@ def _computed(
     digest = value_digest([model_key(model), code, texts, seeds, options])
     folder = Path(store) / "calibration" / digest[:16]
     if not (folder / CALIBRATION_FILE).is_file():
-        part = folder.with_name(f".{folder.name}.{token_hex(6)}")
-        compute().save(part)
-        with suppress(OSError):  # another run was first
-            part.rename(folder)
+        compute().save(folder)
     return Calibration.load(folder)

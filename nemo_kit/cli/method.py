@@ -25,11 +25,11 @@ if TYPE_CHECKING:
 Preset = Literal["default", "released", "paper"]
 
 
-# fmt: off
 @dataclass(frozen=True)
 class Asked(options.Kept, options.Model):
     """What both commands are asked: prompts, a model, how to decide, where, and by whom."""
 
+    # fmt: off
     prompt: Annotated[list[str] | None, Argument(metavar="[PROMPT]...",
         help="Prompts to look at.")] = None
     prompts: options.Files = None
@@ -128,9 +128,7 @@ class Asked(options.Kept, options.Model):
         if self.threshold is None:  # the model gets the one that belongs to the settings
             held = options.read(self.hold_out and [self.hold_out])
             with options.counted("threshold") as told:
-                loaded.calibration = calibration_for(
-                    loaded, chosen, held, seeds, self.store, told
-                )
+                loaded.calibration = calibration_for(loaded, chosen, held, seeds, self.store, told)
         _tell_false_alarms(loaded.calibration, chosen, self.threshold)
         how = given(chosen) | {"threshold": self.threshold}
         if self.here:
@@ -158,7 +156,6 @@ class Asked(options.Kept, options.Model):
             rows = [work(text) for text in bar]
         frames = [pd.DataFrame([row]) if isinstance(row, dict) else row for row in rows]
         return pd.concat(frames, ignore_index=True)
-
 
     def show(self, frame: pd.DataFrame, columns: list[str], released: bool = False) -> None:
         """Print a table or JSON, and write the file; exit code 1 where prompts failed."""
