@@ -153,9 +153,7 @@ class Asked(options.Kept, options.Model):
         kept = "nothing is kept of prompts on the command line; those of --prompts FILE would be"
         bar = tqdm(texts, command, unit="prompt", disable=hidden)
         with options.interruptible(kept), bar:
-            rows = [work(text) for text in bar]
-        frames = [pd.DataFrame([row]) if isinstance(row, dict) else row for row in rows]
-        return pd.concat(frames, ignore_index=True)
+            return pd.concat([work(text) for text in bar], ignore_index=True)
 
     def show(self, frame: pd.DataFrame, columns: list[str], released: bool = False) -> None:
         """Print a table or JSON, and write the file; exit code 1 where prompts failed."""

@@ -44,8 +44,8 @@ def detect_all(
     One more column, ``settings``, is the JSON of the detection and similarity settings.
     ``options``: of ``run`` and ``detect``.
     """
-    rooms = ("localization.detection",)
-    return _sweep("detect", detected, rooms, model, prompts, seeds, store, options, 2000)
+    work = Work(detected, ModelRef.of(model), list(seeds), options)
+    return work.over(prompts, store, "detect", "localization.detection", batch=2000)
 
 
 def localize_all(
@@ -65,7 +65,8 @@ def localize_all(
 
     mode = find_search(options.get("search", "speculative")).__module__.partition(".")[2]
     rooms = (*(f"localization.{name}" for name in ("detection", "candidates", "nemo")), mode)
-    frame = _sweep("localize", localized, rooms, model, prompts, seeds, store, options)
+    work = Work(localized, ModelRef.of(model), list(seeds), options)
+    frame = work.over(prompts, store, "localize", *rooms)
     sets = {name: frame[name].map(NeuronSet.from_json) for name in ("initial", "refined")}
     return frame.assign(**sets)
 
@@ -86,12 +87,13 @@ def generate_all(
     undisturbed). ``options``: of ``run`` and ``generate``. A mitigation from outside the package
     counts with its source, ``version`` where that can't be had.
     """
-    rooms, items = ("generation",), []
+    items = []
     for text in prompts:
         items.append({"prompt": text, "neurons": _of(neurons, text)})
         if (own := _of(mitigation, text)) is not None:  # without, images have one key
             items[-1]["mitigation"] = own
-    frame = _sweep("generate", generated, rooms, model, items, seeds, store, options)
+    work = Work(generated, ModelRef.of(model), list(seeds), options)
+    frame = work.over(items, store, "generate", "generation")
     return frame.assign(image=[np.array(Image.open(io.BytesIO(png))) for png in frame["image"]])
 
 
@@ -109,28 +111,19 @@ class Work:
         with self.model.borrow() as model:
             return self.function(model, item, self.seeds, **self.options)
 
+    def over(
+        self, items: Iterable[Any], store: str | Path, name: str, *rooms: str, batch: int = 8
+    ) -> pd.DataFrame:
+        """Rows of all items, through the store; raises ValueError where workers lack GPUs.
 
-def _sweep(
-    name: str,
-    function: Callable[..., Any],
-    rooms: Iterable[str],
-    model: DiffusionModel | ModelRef,
-    items: Iterable[Any],
-    seeds: Iterable[int],
-    store: str | Path,
-    options: dict[str, Any],
-    batch: int = 8,
-) -> pd.DataFrame:
-    """Rows of all items, through the store; raises ValueError where workers lack GPUs.
-
-    Parameters: `rooms`, where what the function does is written; `batch`, prompts to a shard.
-    """
-    running = {name: options.pop(name) for name in RUNNING if name in options}
-    work = Work(function, ModelRef.of(model), list(seeds), options)
-    if running.get("executor") is None:
-        check_gpus(work.model.opening["device"], running.get("workers", 1))
-    key = {"seeds": work.seeds, "options": options, "code": versions(*rooms), **work.model.key}
-    return tidy(run(work, items, store, key, name=name, batch=batch, **running), 4)
+        Parameters: `rooms`, where what the function does is written; `batch`, prompts to a shard.
+        """
+        running = {one: self.options.pop(one) for one in RUNNING if one in self.options}
+        if running.get("executor") is None:
+            check_gpus(self.model.opening["device"], running.get("workers", 1))
+        own = {"seeds": self.seeds, "options": self.options, "code": versions(*rooms)}
+        kept = run(self, items, store, own | self.model.key, name=name, batch=batch, **running)
+        return tidy(kept, 4)
 
 
 def detected(model: DiffusionModel, prompt: str, seeds: list[int], **options: Any) -> pd.DataFrame:
@@ -144,13 +137,11 @@ def detected(model: DiffusionModel, prompt: str, seeds: list[int], **options: An
     return frame.assign(settings=json.dumps({name: asdict(one) for name, one in chosen}))
 
 
-def localized(
-    model: DiffusionModel, prompt: str, seeds: list[int], **options: Any
-) -> dict[str, Any]:
+def localized(model: DiffusionModel, prompt: str, seeds: list[int], **options: Any) -> pd.DataFrame:
     """One row, as ``Localization.to_row`` gives it."""
     from nemo_kit.localization import localize
 
-    return localize(model, prompt, seeds=seeds, **options).to_row()
+    return pd.DataFrame([localize(model, prompt, seeds=seeds, **options).to_row()])
 
 
 def generated(
