@@ -27,12 +27,11 @@ def read_text(path: str | Path) -> str:
     data = Path(path).read_bytes()
     try:
         text = data.decode("utf-8").removeprefix("\ufeff")
+        place, reason = data.find(b"\0"), "a zero"
     except UnicodeDecodeError as error:
         place, reason = error.start, error.reason
-    else:
-        if (place := data.find(b"\0")) < 0:
-            return text
-        reason = "a zero"
+    if place < 0:
+        return text
     line = data.count(b"\n", 0, place) + 1
     raise ValueError(
         f"{path} is not text in UTF-8: byte {place}, in line {line}, is {data[place]:#04x} "
@@ -100,14 +99,12 @@ def read_parquet(path: str | Path) -> dict[str, list[Any]]:
     """
     from pyarrow import ArrowInvalid, parquet, types
 
-    def plain(kind: Any) -> bool:
-        return not (types.is_nested(kind) or types.is_binary(kind) or types.is_large_binary(kind))
-
+    left_out = types.is_nested, types.is_binary, types.is_large_binary
     try:
         file = parquet.ParquetFile(path)
-        wanted = [one.name for one in file.schema_arrow if plain(one.type)]
-        return file.read(columns=wanted).to_pydict()
+        fields = [one for one in file.schema_arrow if not any(is_(one.type) for is_ in left_out)]
+        return file.read(columns=[one.name for one in fields]).to_pydict()
+    except FileNotFoundError:
+        raise
     except (ArrowInvalid, OSError) as error:
-        if isinstance(error, FileNotFoundError):
-            raise
         raise ValueError(f"{path} is not a parquet file: {error}") from error
