@@ -8,6 +8,7 @@ that it waits for, and nobody else needs to. Without it nothing is written.
 import json
 import os
 import sys
+import time
 from collections.abc import Iterable
 from contextlib import suppress
 from dataclasses import dataclass
@@ -59,36 +60,28 @@ class Seconds:
     """A bar that counts seconds, done and to come; in a log plain lines with date and time."""
 
     def __init__(self, log: bool) -> None:
-        self.log, self.file = log, _Lines() if log else sys.stderr
-        form = "{desc} {percentage:3.0f}%|{bar}| about {remaining} left{postfix}"
+        self.log, self._next = log, time.monotonic() + EVERY
         self.bar = tqdm(
-            total=1, bar_format="{desc}: about {remaining} left in all{postfix}" if log else form,
-            file=self.file, mininterval=EVERY if log else 0.2, leave=not log,
-            maxinterval=2 * EVERY, smoothing=0, delay=1e-9,
+            total=1, bar_format="{desc} {percentage:3.0f}%|{bar}| about {remaining} left{postfix}",
+            disable=log, mininterval=0.2, maxinterval=2 * EVERY, smoothing=0, delay=1e-3,
         )  # fmt: skip
 
     def at(self, name: str, done: float, left: float, place: str) -> None:
         """What is worked on, and where it is, is shown, if that was long enough ago."""
-        self.bar.total = done + left
-        self.bar.set_description_str(name, refresh=False)
-        self.bar.set_postfix_str(place, refresh=False)
-        self.bar.update(done - self.bar.n)
+        if not self.log:
+            self.bar.total = done + left
+            self.bar.set_description_str(name, refresh=False)
+            self.bar.set_postfix_str(place, refresh=False)
+            self.bar.update(done - self.bar.n)
+        elif time.monotonic() >= self._next:
+            self._next = time.monotonic() + EVERY
+            self.say(f"{name}: about {clock(left)} left in all, {place}")
 
     def say(self, text: str) -> None:
         """Something that stays."""
-        self.file.write(text) if self.log else self.bar.write(text, file=sys.stderr)
-
-
-class _Lines:
-    """Standard error as a file of plain lines, each with date and time."""
-
-    def write(self, text: str) -> None:
-        if text.strip():
-            stamp = datetime.now().astimezone().isoformat(sep=" ", timespec="seconds")
-            print(f"{stamp}  {text.strip()}", file=sys.stderr, flush=True)
-
-    def flush(self) -> None:
-        pass
+        if self.log:
+            text = f"{datetime.now().astimezone().isoformat(' ', 'seconds')}  {text.strip()}"
+        self.bar.write(text, file=sys.stderr)
 
 
 def note_failed(prompts: Iterable[str]) -> None:
