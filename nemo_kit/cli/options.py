@@ -11,9 +11,9 @@ import inspect
 import sys
 import warnings
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, fields, is_dataclass
-from functools import wraps
+from functools import cache, wraps
 from pathlib import Path
 from tempfile import TemporaryFile
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, get_type_hints
@@ -219,10 +219,10 @@ def counted(label: str) -> Iterator[Callable[[str, int, int], None]]:
     """A bar over prompts that begins with the first step that is told to it."""
     from tqdm import tqdm
 
-    with tqdm(desc=label, unit="prompt", delay=1e-3) as bar:  # less is lost in rounding
+    with ExitStack() as shown:
 
-        def tell(_stage: str, done: int, total: int) -> None:
-            bar.total = total
-            bar.update(done - bar.n)
+        @cache
+        def bar(total: int) -> Any:
+            return shown.enter_context(tqdm(total=total, desc=label, unit="prompt"))
 
-        yield tell
+        yield lambda _stage, done, total: bar(total).update(done - bar(total).n)
