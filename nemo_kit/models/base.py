@@ -115,7 +115,7 @@ class DiffusionModel(ABC):
     @classmethod
     def parts(cls) -> dict[str, str]:
         """What is fetched and opened of such a pipeline, and as which classes: its own say so."""
-        told = signature(cls.kind().__init__).parameters
+        told = signature(cls.kind().__init__, eval_str=True).parameters
         kinds = {name: get_args(one.annotation) or [one.annotation] for name, one in told.items()}
         return {n: plain(kinds[n][0].__name__) for n in kinds if _PART.fullmatch(n)}
 
