@@ -7,7 +7,7 @@ Source: "Finding NeMo" (arXiv 2406.02366), section 4: 50 DDIM steps, guidance 7.
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
 from itertools import count, groupby, product
-from typing import TypeVar, get_args
+from typing import Any, get_args
 
 import numpy as np
 
@@ -23,7 +23,6 @@ from nemo_kit.settings import Halves, Noise
 VERSION = 1  # raised where results change (see nemo_kit.keys)
 Progress = Callable[[str, int, int | None], None]
 Place = tuple[int, int]  # numbers of a prompt and of a seed
-Row = TypeVar("Row")
 _AT_ONCE = 16  # pictures, halved where memory runs out
 
 
@@ -108,35 +107,25 @@ def _batch(whole: Run, places: list[Place], way: Mitigation) -> Run:
     )  # fmt: skip
 
 
-def _mitigations(
-    given: object, neurons: object, factor: float, texts: list[str]
-) -> list[Mitigation]:
-    """The mitigation of each prompt; neurons that are scaled are NeMo's."""
+def _mitigations(given: Any, neurons: Any, factor: float, texts: list[str]) -> list[Mitigation]:
+    """The mitigation of each prompt, from one for all or a list; neurons are NeMo's."""
     if given is not None and neurons is not None:
         raise ValueError(
             "neurons and mitigation can't both be given; NeMo(neurons) is a mitigation"
         )
-    sets = _one_a_prompt("neurons", neurons, len(texts), NeuronSet)
-    if sets is None:
-        found = _one_a_prompt("mitigation", given, len(texts), Mitigation)
-        return found or [Mitigation()] * len(texts)
-    if len(set(texts)) < len(texts):  # one text under several sets
-        return [NeMo(one, factor) for one in sets]
-    return [NeMo(dict(zip(texts, sets, strict=True)), factor)] * len(texts)
-
-
-def _one_a_prompt(name: str, given: object, prompts: int, kind: type[Row]) -> list[Row] | None:
-    """The value for each prompt, from one for all or a list of as many."""
-    if given is None:
-        return None
-    if isinstance(given, kind):
-        return [given] * prompts
-    found = list(given) if isinstance(given, Iterable) else [given]
+    name, value, kind = "neurons", neurons, NeuronSet
+    if neurons is None:
+        name, value, kind = "mitigation", Mitigation() if given is None else given, Mitigation
+    found = [value] * len(texts) if isinstance(value, kind) else value
+    found = list(found) if isinstance(found, Iterable) else [found]
     if not all(isinstance(one, kind) for one in found):
         raise TypeError(
-            f"{name} must be a {kind.__name__} or one for each prompt, got {given!r:.80}"
+            f"{name} must be a {kind.__name__} or one for each prompt, got {value!r:.80}"
         )
-    if len(found) != prompts:
-        things = "sets" if kind is NeuronSet else "mitigations"
-        raise ValueError(f"{name} holds {len(found)} {things}, but there are {prompts} prompts")
-    return found
+    if len(found) != len(texts):
+        raise ValueError(f"{name} holds {len(found)}, but there are {len(texts)} prompts")
+    if kind is Mitigation:
+        return found
+    if len(set(texts)) < len(texts):  # one text under several sets
+        return [NeMo(one, factor) for one in found]
+    return [NeMo(dict(zip(texts, found, strict=True)), factor)] * len(texts)

@@ -184,7 +184,7 @@ def test_overflow_is_reported(toy_model: DiffusionModel, monkeypatch: Any) -> No
         (
             {"neurons": [NeuronSet()] * 2},
             ValueError,
-            "neurons holds 2 sets, but there are 1 prompts",
+            "neurons holds 2, but there are 1 prompts",
         ),
         ({"neurons": {1: [0]}}, TypeError, "neurons must be a NeuronSet or one for each prompt"),
         ({"neurons": 5}, TypeError, "neurons must be a NeuronSet or one for each prompt"),

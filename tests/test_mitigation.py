@@ -197,7 +197,7 @@ def test_bad_parameters(make: Any, error: type[Exception], text: str) -> None:
     [
         ({"mitigation": "NeMo"}, TypeError, "mitigation must be a Mitigation or one for each"),
         ({"mitigation": NeMo}, TypeError, "mitigation must be a Mitigation or one for each"),
-        ({"mitigation": [Mitigation()] * 2}, ValueError, "holds 2 mitigations, but there are 1"),
+        ({"mitigation": [Mitigation()] * 2}, ValueError, "mitigation holds 2, but there are 1"),
         ({"mitigation": Mitigation(), "neurons": FOUND}, ValueError, "can't both be given"),
         ({"mitigation": NeMo(NeuronSet({40: [0]}))}, ValueError, "layer 40 does not exist"),
     ],
