@@ -27,7 +27,7 @@ from nemo_kit.store import (
     prompt_table,
     run,
 )
-from nemo_kit.store.shards import Batch, Folder, Result, Shard
+from nemo_kit.store.shards import Batch, Folder, Shard, stored
 
 PROMPTS = ["a cat", "a red cup", "Öl & <b>wasser</b>"]
 
@@ -289,7 +289,7 @@ def test_a_shard_that_was_joined_meanwhile_is_found_again(
             other.path = self.path
             batch = Batch(other, 5, lasting.append)
             batch.join([Shard.open(path, rows=True) for path in before])
-            batch.add("other", Result.of({"prompt": "other", "n": 0}))
+            batch.add("other", stored({"prompt": "other", "n": 0}))
             batch.close()
         return iter(found)
 

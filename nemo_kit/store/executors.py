@@ -30,7 +30,7 @@ from typing import Any
 import psutil
 
 from nemo_kit.checks import MachineError, check_whole
-from nemo_kit.store.shards import Result, Rows
+from nemo_kit.store.shards import Result, Rows, stored
 
 Work = Callable[[Any], Rows]
 Task = tuple[str, Any]  # digest of an item, item
@@ -73,8 +73,8 @@ def attempt(function: Work, item: Any) -> Result:
     except MachineError:
         raise
     except Exception as error:
-        return Result(None, f"{type(error).__name__}: {error}")
-    return Result.of(rows)
+        return f"{type(error).__name__}: {error}"
+    return stored(rows)
 
 
 def _elsewhere(function: Work, todo: Iterator[Task], executor: object) -> Done:
@@ -147,7 +147,7 @@ def _result(future: Future[Result]) -> Result:
     except Exception as error:
         if type(error).__name__ != "KilledWorker":
             raise
-        return Result(None, f"WorkerDied: {' '.join(str(error).split())[:300]}")
+        return f"WorkerDied: {' '.join(str(error).split())[:300]}"
 
 
 @contextmanager
@@ -185,8 +185,7 @@ def _in_crew(function: Work, todo: Iterator[Task], workers: int) -> Done:
                     if deaths[digest] < _DEATHS:
                         again.append((digest, item))
                         continue
-                    told = f"WorkerDied: its process was killed {_DEATHS} times (out of memory?)"
-                    result = Result(None, told)
+                    result = f"WorkerDied: its process was killed {_DEATHS} times (out of memory?)"
                 yield digest, result
     finally:
         for process in [*free, *(process for process, _ in hand.values())]:

@@ -25,29 +25,22 @@ from nemo_kit.files import write_atomically
 from nemo_kit.keys import value_digest
 
 Rows = Mapping[str, Any] | Sequence[Mapping[str, Any]] | pd.DataFrame
+Result = pa.Table | str  # of one item: its rows, or the error that it failed with
 _NOTE = b"nemo_kit"
 _FEW = 8  # small shards that are left as they are
 _UNREADABLE = (OSError, ValueError, KeyError, TypeError, pa.ArrowException)
 
 
-@dataclass(frozen=True)
-class Result:
-    """What one item gave: its rows, or the error that it failed with."""
-
-    table: pa.Table | None
-    error: str = ""
-
-    @classmethod
-    def of(cls, rows: Rows) -> Self:
-        """Rows as a table; rows that no shard can hold are a failure of the item."""
-        try:
-            if not isinstance(rows, pd.DataFrame):
-                rows = pd.DataFrame([rows] if isinstance(rows, Mapping) else list(rows))
-            table = pa.Table.from_pandas(rows, preserve_index=False)
-            pq.write_table(table.schema.empty_table(), pa.BufferOutputStream())
-        except Exception as error:  # pyarrow's, which have no one base class
-            return cls(None, f"{type(error).__name__}: its rows can't be stored: {error}")
-        return cls(table)
+def stored(rows: Rows) -> Result:
+    """Rows as a table; rows that no shard can hold are a failure of the item."""
+    try:
+        if not isinstance(rows, pd.DataFrame):
+            rows = pd.DataFrame([rows] if isinstance(rows, Mapping) else list(rows))
+        table = pa.Table.from_pandas(rows, preserve_index=False)
+        pq.write_table(table.schema.empty_table(), pa.BufferOutputStream())
+    except Exception as error:  # pyarrow's, which have no one base class
+        return f"{type(error).__name__}: its rows can't be stored: {error}"
+    return table
 
 
 @dataclass
@@ -187,13 +180,13 @@ class Batch:
 
     def add(self, item: str, result: Result) -> None:
         """Take what an item gave, and write what there is where it is time to; raises OSError."""
-        if result.table is None:
-            self.shard.errors[item] = result.error
+        if isinstance(result, str):
+            self.shard.errors[item] = result
         else:
-            if not self._take(result.table):
+            if not self._take(result):
                 self.close()
-                self._take(result.table)
-            self.shard.items.append((item, result.table.num_rows))
+                self._take(result)
+            self.shard.items.append((item, result.num_rows))
         self._changed = True
         if len(self.shard) >= self.size:
             self.close()
