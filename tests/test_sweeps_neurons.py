@@ -49,7 +49,7 @@ def sweep(model: DiffusionModel, tmp_path: Path) -> Callable[..., Sweep]:
 
     def call(**options: Any) -> Sweep:
         noted = Noted(str(tmp_path / "log"), work)
-        return run(noted, PROMPTS, tmp_path / "store", work.key(), name="localize",
+        return run(noted, PROMPTS, tmp_path / "store", work.model.key, name="localize",
                    progress=False, batch=1, **options)  # fmt: skip
 
     return call

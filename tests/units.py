@@ -78,9 +78,9 @@ def length(item: str) -> dict[str, Any]:
 def localizing(model: Any) -> Any:
     """The method on one prompt, with a model that each process opens itself."""
     from nemo_kit.store import ModelRef
-    from nemo_kit.store.method import Work, localized
+    from nemo_kit.store.method import PerPrompt, localized
 
-    return Work(localized, ModelRef.of(model), [1, 2], {"threshold": 0.5})
+    return PerPrompt(localized, ModelRef.of(model), [1, 2], {"threshold": 0.5})
 
 
 def held(store: Path) -> list[str]:

@@ -44,7 +44,7 @@ def detect_all(
     One more column, ``settings``, is the JSON of the detection and similarity settings.
     ``options``: of ``run`` and ``detect``.
     """
-    work = Work(detected, ModelRef.of(model), list(seeds), options)
+    work = PerPrompt(detected, ModelRef.of(model), list(seeds), options)
     return work.over(prompts, store, "detect", "localization.detection", batch=2000)
 
 
@@ -65,7 +65,7 @@ def localize_all(
 
     mode = find_search(options.get("search", "speculative")).__module__.partition(".")[2]
     rooms = (*(f"localization.{name}" for name in ("detection", "candidates", "nemo")), mode)
-    work = Work(localized, ModelRef.of(model), list(seeds), options)
+    work = PerPrompt(localized, ModelRef.of(model), list(seeds), options)
     frame = work.over(prompts, store, "localize", *rooms)
     sets = {name: frame[name].map(NeuronSet.from_json) for name in ("initial", "refined")}
     return frame.assign(**sets)
@@ -92,13 +92,13 @@ def generate_all(
         items.append({"prompt": text, "neurons": _of(neurons, text)})
         if (own := _of(mitigation, text)) is not None:  # without, images have one key
             items[-1]["mitigation"] = own
-    work = Work(generated, ModelRef.of(model), list(seeds), options)
+    work = PerPrompt(generated, ModelRef.of(model), list(seeds), options)
     frame = work.over(items, store, "generate", "generation")
     return frame.assign(image=[np.array(Image.open(io.BytesIO(png))) for png in frame["image"]])
 
 
 @dataclass(frozen=True, eq=False)
-class Work:
+class PerPrompt:
     """A function of the method with all it takes but the item; other processes can be sent it."""
 
     function: Callable[..., Any]
