@@ -121,8 +121,7 @@ def test_a_study_of_cuts_reads_the_weights_once(
     parts = {"value 1": Cut("value", 1), "downsampler": Cut("convolution", 5, 0.5)}
     options = {"store": tmp_path, "steps": 1, "progress": False}
     counted = Mock(side_effect=model_key)
-    for room in ("method", "work"):
-        monkeypatch.setattr(f"nemo_kit.store.{room}.model_key", counted)
+    monkeypatch.setattr("nemo_kit.store.work.model_key", counted)
     rows = pd.DataFrame({"prompt": ["cat"]})
     got = study(toy_model, rows, {"none": None, **parts}, [101], ["gen"], **options)
     assert counted.call_count == 1, "the weights are read once, not for each part"
