@@ -21,7 +21,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from nemo_kit.checks import ROUNDING, check_number
+from nemo_kit.checks import ROUNDING, check_kind, check_number
 from nemo_kit.files import json_writer, write_together
 from nemo_kit.settings import DetectionSettings, SimilaritySettings
 
@@ -75,9 +75,16 @@ class ActivationStatistics:
         """Mean and unbiased deviation over prompts.
 
         Parameters: `activations`, layer -> [prompts, width], layers 1 to n, at least 2 prompts.
-        Raises ValueError where no neuron varies.
+        Raises ValueError for fewer prompts, a gap in the layers, and where no neuron varies.
         """
-        ordered = [activations[layer].double() for layer in sorted(activations)]
+        layers = range(1, len(activations) + 1)
+        if set(activations) != set(layers) or min(map(len, activations.values()), default=0) < 2:
+            shapes = {layer: list(one.shape) for layer, one in activations.items()}
+            raise ValueError(
+                "activations must be of layers 1 to n, [prompts, width] each with at least 2 "
+                f"prompts, got {shapes}"
+            )
+        ordered = [activations[layer].double() for layer in layers]
         means = tuple(a.mean(dim=0).float() for a in ordered)
         found = cls(means, tuple(a.std(dim=0).float() for a in ordered))
         pairs = zip(found.means, found.stds, strict=True)
@@ -109,9 +116,10 @@ class ActivationStatistics:
                 tensors = load_file(path)
                 layers = range(1, len(tensors) // 2 + 1)
                 means, stds = ([tensors[f"{n}.{i}"] for i in layers] for n in ("mean", "std"))
+            return cls(means, stds)
         except _UNREADABLE as error:
-            raise ValueError(f"{path} holds no activation statistics: {error}") from error
-        return cls(means, stds)
+            text = " ".join(str(error).split())  # torch's has many lines
+            raise ValueError(f"{path} holds no activation statistics: {text:.300}") from error
 
 
 def _vectors(name: str, tensors: Sequence[Tensor]) -> tuple[Tensor, ...]:
@@ -216,7 +224,12 @@ def resolve(
     detection: DetectionSettings | None = None,
     similarity: SimilaritySettings | None = None,
 ) -> tuple[DetectionSettings, SimilaritySettings]:
-    """What was given, else what the model's `own` calibration was made with, else the defaults."""
+    """What was given, else what the model's `own` calibration was made with, else the defaults.
+
+    Raises TypeError where what was given are other settings.
+    """
+    check_kind("settings of detection", detection, DetectionSettings)
+    check_kind("similarity", similarity, SimilaritySettings)
     detection = detection or (own.detection if own else DetectionSettings())
     return detection, similarity or (own.similarity if own else SimilaritySettings())
 
@@ -252,7 +265,11 @@ def check_threshold(
 def check_statistics(
     model: Any, statistics: ActivationStatistics | None = None
 ) -> ActivationStatistics:
-    """The statistics given, else the model's own; ValueError where there are none that fit it."""
+    """The statistics given, else the model's own.
+
+    Raises ValueError where there are none that fit it, TypeError for anything else.
+    """
+    check_kind("statistics", statistics, ActivationStatistics)
     found = statistics or (model.calibration.statistics if model.calibration else None)
     if found is None:
         raise ValueError(

@@ -115,6 +115,12 @@ def check_finite(what: str, values: Any, error: type[Exception] = ValueError) ->
         raise error(f"{what} became NaN or infinite ({HALF_PRECISION})")
 
 
+def check_kind(name: str, value: object, kind: type) -> None:
+    """Raise TypeError unless the value is of this class, or None."""
+    if value is not None and not isinstance(value, kind):
+        raise TypeError(f"{name} must be {kind.__name__}, got {value!r:.80}")
+
+
 def check_columns(name: str, frame: Any, *columns: str) -> None:
     """Raise ValueError unless the frame has these columns."""
     if missing := [column for column in columns if column not in frame]:

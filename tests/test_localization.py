@@ -419,6 +419,10 @@ def test_sd2_models_are_localized_too(sd2_model: DiffusionModel) -> None:
         ({"search": "quick"}, ValueError, "search must be one of"),
         ({"threshold": math.nan}, ValueError, "threshold must be a finite number, got nan"),
         ({"statistics": STATISTICS}, ValueError, "statistics must have the widths"),
+        ({"statistics": "file.pt"}, TypeError, "must be ActivationStatistics, got 'file"),
+        ({"settings": DetectionSettings()}, TypeError, "must be LocalizationSettings, got Det"),
+        ({"settings": LocalizationSettings(similarity="ssim")}, TypeError,
+         "similarity must be SimilaritySettings, got 'ssim'"),
         ({"settings": LocalizationSettings(similarity=SimilaritySettings())}, ValueError,
          "kernel 11 with 3 scales needs larger latents than 16×16"),
     ],
@@ -439,6 +443,8 @@ def test_bad_arguments_of_detection_and_calibration(toy_model: DiffusionModel) -
                 call(toy_model, prompts, SEEDS)
         with pytest.raises(ValueError, match="seeds must"):
             call(toy_model, ["a", "b"], [1])
+        with pytest.raises(TypeError, match="settings of detection must be DetectionSettings, got"):
+            call(toy_model, ["a", "b"], SEEDS, settings=LocalizationSettings())
     with pytest.raises(ValueError, match="prompts must hold at least 2 for a deviation, got 1"):
         calibrate(toy_model, ["a"], SEEDS)
     with pytest.raises(ValueError, match="index 99 in layer 1 is out of range"):

@@ -11,7 +11,7 @@ from dataclasses import replace
 from functools import partial
 
 from nemo_kit.calibration import ActivationStatistics, check_statistics, check_threshold, resolve
-from nemo_kit.checks import check_seeds, check_text
+from nemo_kit.checks import check_kind, check_seeds, check_text
 from nemo_kit.localization.candidates import candidate_lists, text_activations, z_scores
 from nemo_kit.localization.detection import kept, upper
 from nemo_kit.localization.differences import Differences, Progress
@@ -72,6 +72,7 @@ class Run:
         settings: LocalizationSettings | None = None,
         progress: Progress | None = None,
     ) -> None:
+        check_kind("settings", settings, LocalizationSettings)
         settings = settings or LocalizationSettings()
         self.model, self.prompt, self.progress = model, prompt, progress
         self.seeds = check_seeds(seeds, least=2, distinct=True)
