@@ -63,6 +63,8 @@ def study(
     numbers = check_seeds_apart(seeds, detection_seeds)
     if not isinstance(settings, Mapping) or not settings:
         raise ValueError(f"settings must map names to interventions, got {settings!r:.60}")
+    if any(isinstance(given, list) and not given for given in settings.values()):
+        raise ValueError(f"settings must hold an intervention in each list, got {settings!r:.60}")
     check_columns("rows", rows, "prompt")
     asked = metrics.chosen(measures)
     own = {*_OWN, *LABELS, *(one.name for one in asked)}
@@ -88,7 +90,7 @@ def study(
         made = _drawn(name, {"model": keyed, **how, **drawing}) if how else drawn
         both = plain if made is None else plain.keys() & made.keys()
         kept = rows[rows["prompt"].isin(both)]
-        if kept.empty and len(rows):
+        if kept.empty:
             raise ValueError(f"settings: {name!r} has pictures of none of {len(rows)} prompts")
         seen = [
             Seen(p, made[p], *networks, plain[p], plain[p].training, median)

@@ -88,6 +88,8 @@ def test_pictures_that_do_not_fit_are_refused() -> None:
         seen(np.zeros((1, 4, 4, 3)))
     with pytest.raises(ValueError, match="unmitigated must hold one image for each"):
         metrics.measured(ROWS[:1], [seen(IMAGES[0], before=seen(solid(RED)))])
+    with pytest.raises(ValueError, match="seen must be one for each of 2 rows, got 1"):
+        metrics.measured(ROWS, [seen(IMAGES[0])])
 
 
 @pytest.mark.parametrize(

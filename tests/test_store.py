@@ -425,6 +425,17 @@ def test_failed_prompts_are_named_in_a_warning(toy_model: DiffusionModel, tmp_pa
     assert list(frame.attrs["failed"]) == [" "]
 
 
+@pytest.mark.parametrize("sweep", [detect_all, localize_all, generate_all])
+def test_one_text_is_one_prompt_and_none_is_refused(
+    toy_model: DiffusionModel, tmp_path: Path, sweep: Any
+) -> None:
+    with pytest.raises(ValueError, match="prompts must hold at least one prompt, got none"):
+        sweep(toy_model, [], [1, 2], store=tmp_path)
+    how = {"steps": 1} if sweep is generate_all else {"threshold": 1.0}
+    frame = sweep(toy_model, "a cat", [1, 2], store=tmp_path, progress=False, **how)
+    assert set(frame["prompt"]) == {"a cat"}
+
+
 def test_prompt_table_reads_the_three_kinds_of_files(tmp_path: Path) -> None:
     released, own, text = tmp_path / "r.csv", tmp_path / "o.csv", tmp_path / "t.txt"
     released.write_text(';Caption;URL;type\n0;"a; b";http://x;VM\n1;c;http://y;TM\n')

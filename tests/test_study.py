@@ -156,6 +156,7 @@ def test_a_prompt_whose_pictures_failed_has_no_row(
     [
         ({"settings": {}}, ValueError, "settings must map names to interventions"),
         ({"settings": {"x": 3}}, TypeError, "settings: 'x' must be None, a NeuronSet"),
+        ({"settings": {"x": []}}, ValueError, "settings must hold an intervention in each list"),
         ({"settings": {"x": {}}}, TypeError, "settings: 'x' must be None, a NeuronSet"),
         ({"settings": {"x": {"dog": SET}}}, ValueError, "'x' is for none of the 2 prompts of rows"),
         ({"settings": {"x": NeMo({"dog": SET})}}, ValueError, "'x' is for none of the 2 prompts"),
@@ -164,6 +165,7 @@ def test_a_prompt_whose_pictures_failed_has_no_row(
         ({"seeds": [1, 1]}, ValueError, "seeds must differ"),
         ({"seeds": [9, 9], "detection_seeds": [2]}, ValueError, "seeds must differ"),
         ({"rows": ROWS.assign(gen=1, threshold=2)}, ValueError, "study adds, got gen, threshold"),
+        ({"rows": ROWS[:0]}, ValueError, "prompts must hold at least one prompt, got none"),
         ({"rows": ROWS[["group"]]}, ValueError, "rows lacks prompt; it has group"),
         ({"look": "SSCD"}, TypeError, "embedder must be a function of pictures, got str"),
     ],

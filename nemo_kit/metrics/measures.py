@@ -146,10 +146,13 @@ def measured(
 
     Parameters: `rows`, with `prompt`; `seen`, what was drawn for each row, or for none: that is 0
     images and no numbers; `measures`, as in `chosen`.
-    Raises ValueError for unknown measures, and as the measures do.
+    Raises ValueError for unknown measures, another number of `seen` than rows, and as the measures
+    do.
     Source: paper, section 4 and table 1.
     """
     asked = chosen(measures)
+    if len(seen) not in (0, len(rows)):
+        raise ValueError(f"seen must be one for each of {len(rows)} rows, got {len(seen)}")
     if not seen:
         return rows.assign(images=0, **{one.name: np.nan for one in asked})
     found = [{"images": len(one.images)} | {m.name: m(one) for m in asked} for one in seen]

@@ -45,7 +45,7 @@ def detect_all(
     ``options``: of ``run`` and ``detect``.
     """
     work = PerPrompt(detected, ModelRef.of(model), list(seeds), options)
-    return work.over(prompts, store, "detect", "localization.detection", batch=2000)
+    return work.over(_listed(prompts), store, "detect", "localization.detection", batch=2000)
 
 
 def localize_all(
@@ -66,7 +66,7 @@ def localize_all(
     mode = find_search(options.get("search", "speculative")).__module__.partition(".")[2]
     rooms = (*(f"localization.{name}" for name in ("detection", "candidates", "nemo")), mode)
     work = PerPrompt(localized, ModelRef.of(model), list(seeds), options)
-    frame = work.over(prompts, store, "localize", *rooms)
+    frame = work.over(_listed(prompts), store, "localize", *rooms)
     sets = {name: frame[name].map(NeuronSet.from_json) for name in ("initial", "refined")}
     return frame.assign(**sets)
 
@@ -88,7 +88,7 @@ def generate_all(
     counts with its source, ``version`` where that can't be had.
     """
     items = []
-    for text in prompts:
+    for text in _listed(prompts):
         items.append({"prompt": text, "neurons": _of(neurons, text)})
         if (own := _of(mitigation, text)) is not None:  # without, images have one key
             items[-1]["mitigation"] = own
@@ -157,6 +157,14 @@ def generated(
         Image.fromarray(image).save(buffer := io.BytesIO(), "PNG")
         rows.append({"prompt": item["prompt"], "seed": seed, "image": buffer.getvalue()})
     return rows
+
+
+def _listed(prompts: Iterable[str]) -> list[str]:
+    """The prompts, one text being one; a bad one fails where it is worked on, and alone."""
+    texts = [prompts] if isinstance(prompts, str) else list(prompts)
+    if not texts:
+        raise ValueError("prompts must hold at least one prompt, got none")
+    return texts
 
 
 def _of(given: Any, prompt: str) -> Any:
