@@ -123,7 +123,7 @@ def _scaler(projection: Projection, gains: Tensor, samples: int | None = None) -
 
     def scale(_module: nn.Module, _inputs: tuple, output: Tensor) -> Tensor:
         nonlocal gains
-        if samples not in (None, len(output)):
+        if samples is not None and samples != len(output):
             raise ValueError(
                 f"sets holds {samples} neuron sets, but the batch has {len(output)} samples; "
                 "give one set for the whole batch or one for each sample"

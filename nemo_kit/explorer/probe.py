@@ -194,8 +194,8 @@ class Probe:
 
     def pictures(self, view: View, given: np.ndarray | None = None) -> Pictures:
         """Pictures with and without the selection; those given are shown in place of the former."""
-        how = scaled_words(len(view.neurons), view.factor)
-        before, noise = after, changed = self.images(replace(view, neurons=NeuronSet(), factor=0.0))
+        before, noise = self.images(replace(view, neurons=NeuronSet(), factor=0.0))
+        after, changed, how = before, noise, scaled_words(len(view.neurons), view.factor)
         if given is not None:
             after, changed, how = given, noise[:0], GIVEN
         elif view.neurons and view.factor != 1:

@@ -330,8 +330,8 @@ class Session(HasTraits):
             return
         if self.progress and self.progress.job != "Scoring":
             self.note = f"{self.progress.job} was stopped by a newer request."
-        self.case, self.beside = (one and replace(one, left=None)
-                                  for one in (self.case, self.beside))  # fmt: skip
+        self.case = self.case and replace(self.case, left=None)
+        self.beside = self.beside and replace(self.beside, left=None)
         self._compute("Scoring")
 
     def _compute(self, job: str, draw: bool = False, given: np.ndarray | None = None) -> None:

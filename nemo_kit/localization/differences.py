@@ -61,15 +61,15 @@ class Differences:
         self, noise: Tensor, embeddings: Tensor, sets: Sequence[NeuronSet] | None = None
     ) -> Tensor:
         """The predicted noise behind the difference: [N, C, H, W], with a gradient if wanted."""
-        guided = self._empty is not None
-        if guided:  # both halves in one call, the conditional one first
-            noise, halves = torch.cat([noise, noise]), len(embeddings)
-            embeddings = torch.cat([embeddings, self._empty.expand(halves, -1, -1)])
+        if self._empty is not None:  # both halves in one call, the conditional one first
+            samples = len(noise)
+            noise = torch.cat([noise, noise])
+            embeddings = torch.cat([embeddings, self._empty.expand(samples, -1, -1)])
             if sets is not None:
-                sets = [*sets, *(sets if self.halves == "both" else [NeuronSet()] * halves)]
+                sets = [*sets, *(sets if self.halves == "both" else [NeuronSet()] * samples)]
         with self._cast(), self._scaled(sets):
             found = self.model.predict_compared(noise, self.timestep, embeddings)
-        if not guided:
+        if self._empty is None:
             return found
         text, empty = found.chunk(2)
         if self.settings.swapped:

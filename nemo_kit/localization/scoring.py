@@ -54,17 +54,20 @@ class Score(Verdicts):
 
     def evaluate(self, sets: Sequence[NeuronSet], seeds: Sequence[int]) -> list[float]:
         """The similarity of each pair of a set and a seed; 1 without drawing for the empty set."""
-        pairs = [(one, seed) for one, seed in zip(sets, seeds, strict=True) if one]
-        drawn = iter(self._similar(*map(list, zip(*pairs, strict=True))) if pairs else ())
-        return [next(drawn) if one else 1.0 for one in sets]
-
-    def _similar(self, sets: list[NeuronSet], seeds: list[int]) -> list[float]:
-        texts = self.text.expand(len(seeds), -1, -1)
-        blocked = self.draw.in_batches(self.noise[seeds], texts, sets, self.batch)
-        self.samples += len(seeds)
-        at_once = self.seeds if self._together else len(seeds)  # a set's own seeds are the batch
-        both = zip(self.unblocked[seeds].split(at_once), blocked.split(at_once), strict=True)
-        return torch.cat([similarity(a, b, self.settings) for a, b in both]).tolist()
+        blocking = [place for place, one in enumerate(sets) if one]
+        own = [seeds[place] for place in blocking]
+        found = [1.0] * len(sets)
+        if not blocking:
+            return found
+        texts, some = self.text.expand(len(own), -1, -1), [sets[place] for place in blocking]
+        blocked = self.draw.in_batches(self.noise[own], texts, some, self.batch)
+        self.samples += len(own)
+        at_once = self.seeds if self._together else len(own)  # a set's own seeds are the batch
+        both = zip(self.unblocked[own].split(at_once), blocked.split(at_once), strict=True)
+        scores = torch.cat([similarity(a, b, self.settings) for a, b in both])
+        for place, score in zip(blocking, scores.tolist(), strict=True):
+            found[place] = score
+        return found
 
     def effects(self, neurons: NeuronSet, most: int) -> dict[Neuron, float]:
         """How fast the score rises as each neuron's gate opens, all of the set deactivated.

@@ -178,11 +178,12 @@ def _scripted(
         script = torch.jit.load(str(path), map_location=device).eval()
     except RuntimeError as error:
         raise ValueError(f"{path} holds no TorchScript: {error}") from error
-    features = {"return_features"} & {one.name for one in script.forward.schema.arguments}
+    known = {one.name for one in script.forward.schema.arguments}
+    options = {"return_features": True} if "return_features" in known else {}
 
     @torch.inference_mode()
     def look(images: np.ndarray) -> Any:
-        return script(prepare(images).to(device), **dict.fromkeys(features, True))
+        return script(prepare(images).to(device), **options)
 
     name = KNOWN_FILES.get(digest, Path(path).name.split(".")[0])
     return Embedder(name, protocol, look, family, digest)

@@ -64,13 +64,13 @@ class NeMo(Mitigation):
         texts = prompts or (list(self.neurons) if isinstance(self.neurons, Mapping) else [""])
         neurons = union({one: self.chosen(model, one) for one in texts})
         layers = {layer.index: layer for layer in model.value_layers}
-        places = neurons.check({index: layer.width for index, layer in layers.items()}).layers
-        return {
-            layers[index].name: torch.ones(layers[index].width, 1).index_fill(
-                0, torch.tensor(own), float(self.factor)
-            )
-            for index, own in places.items()
-        }
+        neurons.check({index: layer.width for index, layer in layers.items()})
+        found = {}
+        for index, places in neurons.layers.items():
+            gain = torch.ones(layers[index].width, 1)
+            gain[list(places)] = self.factor
+            found[layers[index].name] = gain
+        return found
 
 
 @dataclass(frozen=True)

@@ -42,11 +42,11 @@ def nemo(
         if budget is not None and model.samples_evaluated - start > budget:
             raise _Spent
 
-    run, found = Run(model, prompt, seeds, search, progress=watch), None
+    run, refined = Run(model, prompt, seeds, search, progress=watch), None
     scores = squashed(absolute_z(model, prompt))
     with suppress(_Spent):
-        found = run()
-    for stage in (run.selection and run.selection.candidates, found and found.refined):
-        for layer, index in stage or ():
-            scores[layer][index] += 1
-    return scores, found and found.refined
+        refined = run().refined
+    candidates = run.selection.candidates if run.selection else NeuronSet()
+    for layer, index in [*candidates, *(refined or ())]:
+        scores[layer][index] += 1
+    return scores, refined

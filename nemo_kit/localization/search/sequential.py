@@ -138,6 +138,6 @@ def score_one(score: ScoreFunction, neurons: NeuronSet) -> float:
 
 
 class Sequential:
-    """The mode, as the others are."""
+    """The two functions as a search mode, whose `ask` may be any function of sets."""
 
     select, refine = staticmethod(select_initial), staticmethod(refine)

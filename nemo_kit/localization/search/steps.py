@@ -126,7 +126,7 @@ def joined(parts: Sequence[NeuronSet]) -> NeuronSet:
 
 
 class Walk(ABC):
-    """A search mode that asks for many sets at once; one of it walks over the parts of a set.
+    """A search mode that asks for many sets at once; an instance is one walk over a set's parts.
 
     A walk re-activates parts in turn, for good where the score stays below the limit. Runs of parts
     that can be dropped alternate with runs that must stay: after a part that stays, the next ones
