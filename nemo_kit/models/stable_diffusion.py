@@ -44,6 +44,9 @@ class StableDiffusion(DiffusionModel):
 
     def _embed(self, texts: list[str]) -> Tensor:
         """The output of CLIP's last layer, normed."""
-        places = self.text_encoder.config.max_position_embeddings
-        length = min(self.tokenizer.model_max_length, places)
-        return self.text_encoder(self._tokens("", texts, length).input_ids)[0]
+        config = self.text_encoder.config
+        length = min(self.tokenizer.model_max_length, config.max_position_embeddings)
+        tokens = self._tokens("", texts, length)
+        masked = getattr(config, "use_attention_mask", False)  # of some encoders, as the pipeline
+        mask = tokens.attention_mask if masked else None
+        return self.text_encoder(tokens.input_ids, attention_mask=mask)[0]

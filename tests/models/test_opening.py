@@ -39,8 +39,14 @@ def test_a_loaded_model(toy_model: DiffusionModel, toy_folder: Path) -> None:
     assert repr(toy_model).startswith("StableDiffusion(")
 
 
-def test_embeddings_are_the_pipelines(toy_model: DiffusionModel, toy_folder: Path) -> None:
+@pytest.mark.parametrize("masked", [False, True])
+def test_embeddings_are_the_pipelines(
+    toy_model: DiffusionModel, toy_folder: Path, masked: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also of an encoder that is not to see padding."""
     pipeline = StableDiffusionPipeline.from_pretrained(toy_folder, safety_checker=None)
+    for encoder in (pipeline.text_encoder, toy_model.text_encoder):
+        monkeypatch.setattr(encoder.config, "use_attention_mask", masked, raising=False)
     text = "a caption far longer than the twelve tokens of this model"
     expected, empty = pipeline.encode_prompt(text, "cpu", 1, True)
     with pytest.warns(RuntimeWarning, match="more than the text encoder's 12 tokens are cut"):
