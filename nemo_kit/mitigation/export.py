@@ -28,7 +28,7 @@ from nemo_kit.mitigation.base import Mitigation, checked
 from nemo_kit.models import hub, opening
 from nemo_kit.models.base import DiffusionModel
 from nemo_kit.models.families import INDEX
-from nemo_kit.models.parts import files_of, read_json
+from nemo_kit.models.parts import files_of, quiet, read_json
 from nemo_kit.provenance import versions
 
 RECORD = "export.json"
@@ -139,7 +139,7 @@ def _source_folder(model: DiffusionModel, place: Path, scratch: Path) -> Path:
     own = {name for name in model.parts() if name not in model.optional}
     if model.lora is None and all((place / name).is_dir() for name in own):
         return place
-    with opening.quiet():
+    with quiet():
         given = place, model.device, model.dtype, model.lora, model.config
         parts = opening.open_parts(type(model), model.name, *given)
         model.pipeline(parts).save_pretrained(scratch)

@@ -24,7 +24,15 @@ from nemo_kit.layers import Projection, key_layers, searched, value_layers
 from nemo_kit.memory import BatchSize
 from nemo_kit.models import schedulers
 from nemo_kit.models.lora import Lora
-from nemo_kit.models.parts import check_pairs, check_words, files_of, open_part, plain, read_json
+from nemo_kit.models.parts import (
+    check_pairs,
+    check_words,
+    files_of,
+    open_part,
+    plain,
+    quiet,
+    read_json,
+)
 from nemo_kit.settings import Noise
 
 _IMAGES_AT_ONCE = 8
@@ -107,10 +115,11 @@ class DiffusionModel(ABC):
 
     @classmethod
     def kind(cls) -> Any:
-        """The class of its pipelines in diffusers."""
-        import diffusers
+        """The class of its pipelines in diffusers, whose import would tell of what it lacks."""
+        with quiet():
+            import diffusers
 
-        return getattr(diffusers, cls.pipelines[0])
+            return getattr(diffusers, cls.pipelines[0])
 
     @classmethod
     def parts(cls) -> dict[str, str]:

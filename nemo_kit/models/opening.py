@@ -1,10 +1,8 @@
 """Opening a model: what a name means, on which device, in which number type, with which LoRA."""
 
-import gc
 import re
 import sys
-from collections.abc import Collection, Iterator, Mapping
-from contextlib import ExitStack, contextmanager
+from collections.abc import Collection, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -18,7 +16,7 @@ from nemo_kit.models import hub, single_file
 from nemo_kit.models.base import DiffusionModel
 from nemo_kit.models.families import INDEX, family_of
 from nemo_kit.models.lora import Lora, fuse
-from nemo_kit.models.parts import bytes_of, has_weights, opening, read_json
+from nemo_kit.models.parts import bytes_of, has_weights, opening, quiet, read_json
 from nemo_kit.models.stable_diffusion import StableDiffusion
 
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
@@ -62,7 +60,7 @@ def load(
     extra = None if lora is None else Lora.of(lora)
     if isinstance(found, str):
         found, revision = hub.fetch(found, revision)
-    with quiet(), opening(name):
+    with opening(name):
         if found.is_file():
             single_file.check_kind(found)
         family = family_of(read_json(found / INDEX)) if found.is_dir() else StableDiffusion
@@ -200,28 +198,6 @@ def _dtype(dtype: torch.dtype | str | None, place: torch.device, half: torch.dty
     if dtype == "auto":
         return half if place.type == "cuda" else torch.float32
     return getattr(torch, dtype)  # type: ignore[call-overload]
-
-
-@contextmanager
-def quiet() -> Iterator[None]:
-    """Without the loaders' hints and progress bars, and without garbage collection.
-
-    The collector finds nothing while libraries are imported, and takes a seventh of the time.
-    """
-    with ExitStack() as afterwards:
-        if gc.isenabled():
-            gc.disable()
-            afterwards.callback(gc.enable)
-        from diffusers.utils import logging as diffusers_logging
-        from transformers.utils import logging as transformers_logging
-
-        for log in (diffusers_logging, transformers_logging):
-            afterwards.callback(log.set_verbosity, log.get_verbosity())
-            log.set_verbosity_error()
-            if log.is_progress_bar_enabled():
-                log.disable_progress_bar()
-                afterwards.callback(log.enable_progress_bar)
-        yield
 
 
 def _move(

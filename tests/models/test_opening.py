@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import os
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any, get_args
 
@@ -37,6 +39,13 @@ def test_a_loaded_model(toy_model: DiffusionModel, toy_folder: Path) -> None:
     assert len(toy_model.value_layers) == len(toy_model.key_layers) == 16
     assert not any(p.requires_grad for p in toy_model.denoiser.parameters())
     assert repr(toy_model).startswith("StableDiffusion(")
+
+
+def test_opening_says_nothing_of_libraries(toy_folder: Path) -> None:
+    """In a new process, in which they are imported and could speak of what they don't find."""
+    code = f"from nemo_kit import load; load({str(toy_folder)!r})"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert (done.stdout, done.stderr) == ("", "")
 
 
 @pytest.mark.parametrize("masked", [False, True])
