@@ -73,13 +73,20 @@ def json_writer(content: Any) -> Callable[[Path], Any]:
 
 
 def write_table(path: Path, frame: pd.DataFrame, separator: str = ",") -> None:
-    """Write a frame as parquet or, `spreadsheet_safe`, as CSV, by the path's ending."""
+    """Write a frame as parquet or, `spreadsheet_safe`, as CSV, by the path's ending.
+
+    A list in a cell, which a store gives back as an array, is JSON in a CSV.
+    """
+
+    def text(cell: Any) -> Any:
+        listed = isinstance(cell, list) or getattr(cell, "ndim", 0)
+        return json.dumps(cell, default=lambda array: array.tolist()) if listed else cell
 
     def write(part: Path) -> None:
         if path.suffix == ".parquet":
             frame.to_parquet(part, index=False)
         else:
-            spreadsheet_safe(frame).to_csv(part, sep=separator, index=False)
+            spreadsheet_safe(frame.map(text)).to_csv(part, sep=separator, index=False)
 
     write_atomically(path, write)
 

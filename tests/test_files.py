@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import pandas as pd
 import pytest
 
-from nemo_kit.files import GUARDED, spreadsheet_safe
+from nemo_kit.files import GUARDED, spreadsheet_safe, write_table
 from nemo_kit.tables import read_csv
 
 TEXTS = ["=1+1", "+a", "-a", "@a", "\tx", "\rx", "'=x", "'quoted'", "'", "", "a=b", "''@b"]
@@ -31,3 +34,10 @@ def test_rows_without_a_guard_keep_their_apostrophes(tmp_path: Path) -> None:
     """A table of this package, in a spreadsheet, to which somebody wrote another row."""
     (tmp_path / "x.csv").write_text(f"prompt,{GUARDED}\n'=a,yes\n'@b,\n")
     assert list(read_csv(tmp_path / "x.csv")["prompt"]) == ["=a", "'@b"]
+
+
+@pytest.mark.parametrize("kind", [list, np.array])
+def test_lists_in_a_table_are_whole_and_can_be_read(tmp_path: Path, kind: Any) -> None:
+    seeds = list(range(1, 2001))  # numpy's own text of these is shortened
+    write_table(tmp_path / "x.csv", pd.DataFrame({"kept_seeds": [kind(seeds), kind([])]}))
+    assert list(map(json.loads, read_csv(tmp_path / "x.csv")["kept_seeds"])) == [seeds, []]
