@@ -30,7 +30,7 @@ class Asked(options.Kept, options.Model):
     """What both commands are asked: prompts, a model, how to decide, where, and by whom."""
 
     # fmt: off
-    prompt: Annotated[list[str] | None, Argument(metavar="[PROMPT]...",
+    prompt: Annotated[list[str] | None, Argument(metavar="PROMPT",
         help="Prompts to look at.")] = None
     prompts: options.Files = None
     seeds: options.Seeds = 10

@@ -11,7 +11,7 @@ import typer
 def methods(
     files: Annotated[
         list[Path] | None,
-        typer.Argument(metavar="[FILE.py]...", help="Files of your own that register some."),
+        typer.Argument(metavar="FILE.py", help="Files of your own that register some."),
     ] = None,
 ) -> None:
     """List the detectors, mitigations, localization methods and measures that comparisons have.
