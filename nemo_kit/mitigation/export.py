@@ -28,7 +28,8 @@ from nemo_kit.mitigation.base import Mitigation, checked
 from nemo_kit.models import hub, opening
 from nemo_kit.models.base import DiffusionModel
 from nemo_kit.models.families import INDEX
-from nemo_kit.models.parts import files_of, quiet, read_json
+from nemo_kit.models.parts import files_of, read_json
+from nemo_kit.models.quiet import quiet
 from nemo_kit.provenance import versions
 
 RECORD = "export.json"

@@ -24,15 +24,8 @@ from nemo_kit.layers import Projection, key_layers, searched, value_layers
 from nemo_kit.memory import BatchSize
 from nemo_kit.models import schedulers
 from nemo_kit.models.lora import Lora
-from nemo_kit.models.parts import (
-    check_pairs,
-    check_words,
-    files_of,
-    open_part,
-    plain,
-    quiet,
-    read_json,
-)
+from nemo_kit.models.parts import check_pairs, check_words, files_of, open_part, plain, read_json
+from nemo_kit.models.quiet import quiet
 from nemo_kit.settings import Noise
 
 _IMAGES_AT_ONCE = 8

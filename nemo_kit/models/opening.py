@@ -16,7 +16,8 @@ from nemo_kit.models import hub, single_file
 from nemo_kit.models.base import DiffusionModel
 from nemo_kit.models.families import INDEX, family_of
 from nemo_kit.models.lora import Lora, fuse
-from nemo_kit.models.parts import bytes_of, has_weights, opening, quiet, read_json
+from nemo_kit.models.parts import bytes_of, has_weights, opening, read_json
+from nemo_kit.models.quiet import quiet
 from nemo_kit.models.stable_diffusion import StableDiffusion
 
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")

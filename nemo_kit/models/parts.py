@@ -4,13 +4,12 @@ Scope: one choice of weights for downloads and for opening, so that they can't d
 before and after the libraries load them, since these fill what is missing with random numbers.
 """
 
-import gc
 import json
 import math
 import re
 import zipfile
 from collections.abc import Collection, Iterable, Iterator, Mapping
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 from importlib import import_module
 from itertools import product
 from pathlib import Path
@@ -251,25 +250,3 @@ def opening(name: str) -> Iterator[None]:
         yield
     except ValueError as error:
         raise ValueError(f"name: {name!r} could not be opened: {error}") from error
-
-
-@contextmanager
-def quiet() -> Iterator[None]:
-    """Without the loaders' hints and progress bars, and without garbage collection.
-
-    The collector finds nothing while libraries are imported, and takes a seventh of the time.
-    """
-    with ExitStack() as afterwards:
-        if gc.isenabled():
-            gc.disable()
-            afterwards.callback(gc.enable)
-        from diffusers.utils import logging as diffusers_logging
-        from transformers.utils import logging as transformers_logging
-
-        for log in (diffusers_logging, transformers_logging):
-            afterwards.callback(log.set_verbosity, log.get_verbosity())
-            log.set_verbosity_error()
-            if log.is_progress_bar_enabled():
-                log.disable_progress_bar()
-                afterwards.callback(log.enable_progress_bar)
-        yield
