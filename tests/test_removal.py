@@ -164,7 +164,9 @@ def test_the_command_writes_folder_and_report(
         "--out", str(tmp_path / "out"), "--device", "cpu",
     ]  # fmt: skip
     assert call(monkeypatch, *arguments) == 0
-    assert "removal.html" in capsys.readouterr().out
+    told = capsys.readouterr()
+    assert "removal.html" in told.out
+    assert "Passed unknown parameter" not in told.err
     files = {path.name for path in (tmp_path / "out").iterdir()}
     assert {"model_index.json", "unet", "nemo", "removal.html", "removal.json"} <= files
     data = json.loads((tmp_path / "out/removal.json").read_text("utf-8"))
@@ -203,7 +205,7 @@ def test_a_report_that_fails_is_told_in_one_line_and_nothing_is_written(
         (tmp_path / f"{name}.txt").write_text("a\nb\n")
     words = ["export", "--model", toy_folder, "--neurons", '{"2": [1]}', "--prompts",
              tmp_path / "prompts.txt", "--control", tmp_path / "control.txt", "--device", "cpu",
-             "--out", tmp_path / "out"]  # fmt: skip
+             "--set", "clip=lab", "--out", tmp_path / "out"]  # fmt: skip
     assert call(monkeypatch, *map(str, words)) == code
     assert capsys.readouterr().err.splitlines()[-1] == "nemo-kit: the report failed: it broke"
     assert not (tmp_path / "out").exists()
@@ -231,3 +233,13 @@ def test_bad_input_ends_with_one_line(
     assert text in told
     assert "\n" not in told
     assert not list(tmp_path.iterdir())
+
+
+def test_a_clip_that_can_t_be_had_is_told_before_any_work(
+    monkeypatch: pytest.MonkeyPatch, capsys: Any, tmp_path: Path
+) -> None:
+    (tmp_path / "prompts.txt").write_text("a\n")
+    words = ["export", "--out", tmp_path / "out", "--neurons", "[[1]]", "--set", "clip=/no/clip"]
+    monkeypatch.setattr("nemo_kit.models.load", None)
+    assert call(monkeypatch, *map(str, words), "--prompts", str(tmp_path / "prompts.txt")) == 2
+    assert "--set clip=NAME: name must be" in capsys.readouterr().err

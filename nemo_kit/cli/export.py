@@ -113,4 +113,8 @@ def _values(model: options.Model, texts: dict[str, str], given: dict[str, Any]) 
     values = book.values(settings=texts, **given)
     if values["sscd"]:
         metrics.sscd(values["sscd"], sha256=values["sscd_sha256"])  # a wrong file is told at once
+    try:
+        metrics.load_clip(values["clip"])  # and so is a CLIP that can't be had
+    except ValueError as error:
+        raise ValueError(f"--set clip=NAME: {error}") from error
     return values

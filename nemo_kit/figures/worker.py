@@ -7,6 +7,7 @@ runner at the time limit or because the runner is gone.
 """
 
 import json
+import logging
 import os
 import sys
 import threading
@@ -19,6 +20,9 @@ from papermill import PapermillExecutionError, execute_notebook
 from traitlets.config import Config
 
 from nemo_kit.files import write_atomically
+
+# it calls parameters unknown whose type is such as "str | None"; they were checked before
+logging.getLogger("papermill").setLevel(logging.ERROR)
 
 
 def end_at_once() -> None:
