@@ -20,7 +20,14 @@ from tqdm import tqdm
 
 WORK, FAILED = "work.json", "failed.jsonl"
 EVERY = 30.0  # seconds between two lines of a log
-clock = tqdm.format_interval  # seconds as 1:23:45 or 23:45
+
+
+def spoken(seconds: float) -> str:
+    """A time in words: "50 s", "24 min", "1 h 6 min"."""
+    if seconds < 90:
+        return f"{seconds:.0f} s"
+    hours, minutes = divmod(round(seconds / 60), 60)
+    return f"{hours} h {minutes} min" if hours else f"{minutes} min"
 
 
 @dataclass
@@ -75,7 +82,7 @@ class Seconds:
             self.bar.update(done - self.bar.n)
         elif time.monotonic() >= self._next:
             self._next = time.monotonic() + EVERY
-            self.say(f"{name}: about {clock(left)} left in all, {place}")
+            self.say(f"{name}: about {spoken(left)} left in all, {place}")
 
     def say(self, text: str) -> None:
         """Something that stays."""

@@ -269,8 +269,8 @@ def test_list_says_what_there_is_and_draws_nothing(
         head, row, total = capsys.readouterr().out.splitlines()
         assert head.split() == ["--only", "in", "the", "paper", "notebook", "state", "shows"]
         assert row.split()[:6] == ["F2b", "Figure", "2b", "00_tiny", "missing,", "about"]
-        assert row.endswith("missing, about 00:20 on two cores  density of z")
-        assert total == "1 of 1 notebooks to run, about 00:20"
+        assert row.endswith("missing, about 20 s on two cores  density of z")
+        assert total == "1 of 1 notebooks to run, about 20 s"
     assert not (tmp_path / "out").exists()
 
 

@@ -271,7 +271,7 @@ def test_figures_not_asked_for_are_named(tmp_path: Path, plan: Callable[..., Any
     notebook(tmp_path / "notebooks", DRAW, more, end(NAME))
     job = plan()
     [first, second] = job.book.figures
-    last = "1 of 1 notebooks to run, about 01:00"
+    last = "1 of 1 notebooks to run, about 60 s"
     assert runner.announced([first], [job]) == [f"{NAME} also writes other", last]
     assert runner.announced([first, second], [job]) == [last]
 
@@ -311,7 +311,7 @@ def test_prompts_without_a_needed_role_leave_a_notebook_out(
     assert (job.lacks, job.runs) == ("needs prompts of the role ladder", False)
     told = runner.listing(job.book.figures, [job])
     assert "left out: needs prompts of the role ladder" in told
-    assert runner.announced([], [job])[-1] == "0 of 1 notebooks to run, about 00:00"
+    assert runner.announced([], [job])[-1] == "0 of 1 notebooks to run, about 0 s"
     assert plan(prompt_files=[str(tmp_path / "q.csv")]).runs
     assert plan().runs
 
@@ -328,16 +328,16 @@ def test_what_a_run_would_take_comes_from_earlier_runs_of_the_same_preset(
         (folder / "presets" / f"{name}.toml").touch()
     assert [plan(preset=p).expected for p in ("quick", "full", "more")] == [50, 90, 360]
     rows = plan().book.figures
-    assert "  missing, about 00:50 on two cores  a number" in runner.listing(rows, [plan()])
+    assert "  missing, about 50 s on two cores  a number" in runner.listing(rows, [plan()])
     path = tmp_path / "figs" / f"{NAME}.manifest.json"
     path.parent.mkdir()
     known = {"preset": "quick", "seconds": 20.0, "slowest": 4000.0}
     write_json(path, known | {"key": plan().key | {"notebook": "0"}})
     assert plan().expected == 20  # only the notebook changed: results are in the store
-    assert runner.announced([], [plan()])[-1] == "1 of 1 notebooks to run, about 00:20"
+    assert runner.announced([], [plan()])[-1] == "1 of 1 notebooks to run, about 20 s"
     write_json(path, known | {"key": plan().key | {"model": "0"}})
     assert plan().expected == 4000
-    assert "  model changed, about 1:06:40  a number" in runner.listing(rows, [plan()])
+    assert "  model changed, about 1 h 7 min  a number" in runner.listing(rows, [plan()])
     assert plan(preset="full").expected == 90
 
 
@@ -504,7 +504,7 @@ def test_a_run_stops_at_a_failure_unless_it_is_told_to_go_on(
     assert "failed, see above" in first
     assert "not begun" in second
     said = capsys.readouterr().err
-    assert f"{NAME} (missing): about 01:00\n" in said
+    assert f"{NAME} (missing): about 60 s\n" in said
     assert f"{NAME} failed after 0 s: broke\n" in said
     assert "left in all, cell 3, localize 12 of 500\n" in said
     assert all(line[:2] == "20" for line in said.splitlines()), "each with date and time"

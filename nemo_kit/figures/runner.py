@@ -23,7 +23,7 @@ from nemo_kit.files import by_content, write_atomically, write_json
 from nemo_kit.keys import value_digest, versions
 from nemo_kit.models import hub
 from nemo_kit.notebooks import PLACES, Figure, Notebook
-from nemo_kit.progress import FAILED, WORK, Seconds, clock
+from nemo_kit.progress import FAILED, WORK, Seconds, spoken
 from nemo_kit.provenance import root
 
 OPENED = {"model", "revision", "lora", "config"}  # they count as the model's digest
@@ -166,7 +166,7 @@ def draw(jobs: Sequence[Job], limit: float, keep_going: bool, log: bool) -> dict
             part.unlink()
         for job in todo:
             started = time.monotonic()
-            shown.say(f"{job.name} ({job.reason}): about {clock(job.expected)}")
+            shown.say(f"{job.name} ({job.reason}): about {spoken(job.expected)}")
             error = outcomes[job.name] = _run(job, limit, tick)
             done += (took := time.monotonic() - started)
             drawn = f"drew {' '.join(figure.name for figure in job.book.figures)} in {took:.0f} s"
@@ -184,7 +184,7 @@ def listing(
     for job in jobs:
         state = f"left out: {job.lacks}" if job.lacks else job.reason or "up to date"
         if job.runs and outcomes is None:
-            state += f", about {clock(job.expected)}{'' if job.known else ' on two cores'}"
+            state += f", about {spoken(job.expected)}{'' if job.known else ' on two cores'}"
         elif job.runs:
             error = outcomes.get(job.name, "not begun")
             state = {"": "drawn", "not begun": error}.get(error, "failed, see above")
@@ -201,7 +201,7 @@ def announced(figures: Iterable[Figure], jobs: Sequence[Job]) -> list[str]:
     others = {job.name: [f.name for f in job.book.figures if f.name not in asked] for job in todo}
     lines = [f"{name} also writes {', '.join(more)}" for name, more in others.items() if more]
     seconds = sum(job.expected for job in todo)
-    return [*lines, f"{len(todo)} of {len(jobs)} notebooks to run, about {clock(seconds)}"]
+    return [*lines, f"{len(todo)} of {len(jobs)} notebooks to run, about {spoken(seconds)}"]
 
 
 def _run(job: Job, limit: float, tick: Callable[..., None]) -> str:
