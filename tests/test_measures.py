@@ -22,7 +22,6 @@ def mean_colour(images: np.ndarray) -> np.ndarray:
     return images.reshape(len(images), -1, 3).mean(axis=1)
 
 
-LOOK = metrics.as_embedder(mean_colour)
 ROWS = pd.DataFrame({"prompt": ["red", "green"], "group": ["VM", "TM"]}, index=[7, 3])
 IMAGES = [solid(RED, RED, RED + GREEN), solid(BLUE)]
 HALF = np.sqrt(0.5)
@@ -30,7 +29,7 @@ HALF = np.sqrt(0.5)
 
 def seen(images: np.ndarray, **known: Any) -> metrics.Seen:
     """What was drawn of one prompt, whichever."""
-    return metrics.Seen("a prompt", images, LOOK, **known)
+    return metrics.Seen("a prompt", images, mean_colour, **known)
 
 
 # ------------------------------------------------------------------------------ per prompt

@@ -18,7 +18,7 @@ import pandas as pd
 from nemo_kit.checks import check_choice
 from nemo_kit.metrics._checks import check_images
 from nemo_kit.metrics.clip import Clip
-from nemo_kit.metrics.embedders import Embedder
+from nemo_kit.metrics.embedders import Embedder, as_embedder
 from nemo_kit.metrics.images import Median, between_seeds, median, same_seed
 from nemo_kit.metrics.scores import COPY_THRESHOLD
 from nemo_kit.registry import find
@@ -33,9 +33,9 @@ Over = Callable[[np.ndarray], Any]
 class Seen:
     """What was drawn of one prompt under one setting, and what it is compared with.
 
-    `images`, uint8 [S, H, W, 3]; `look`, the copy descriptor; `clip`, None: not at hand; `before`,
-    the undisturbed pictures of the same seeds; `training`, uint8 [H, W, 3], None: not known;
-    `median`, which one of an even number.
+    `images`, uint8 [S, H, W, 3]; `look`, the copy descriptor, kept as an `Embedder` whatever
+    function of pictures it is; `clip`, None: not at hand; `before`, the undisturbed pictures of the
+    same seeds; `training`, uint8 [H, W, 3], None: not known; `median`, which one of an even number.
     """
 
     prompt: str
@@ -48,6 +48,7 @@ class Seen:
 
     def __post_init__(self) -> None:
         check_images("images", self.images)
+        object.__setattr__(self, "look", as_embedder(self.look))
 
     @cached_property
     def vectors(self) -> np.ndarray:
