@@ -57,6 +57,17 @@ def test_one_set_for_each_sample(toy_denoiser: ToyDenoiser) -> None:
     torch.testing.assert_close(found, MEAN * torch.tensor([[2.0, 3.0, 3.0], [3.0, 1.0, 3.0]]))
 
 
+def test_gates_of_another_number_type_have_a_slope_in_every_call(
+    toy_denoiser: ToyDenoiser,
+) -> None:
+    gate = torch.ones(1, 1, 3, dtype=torch.float64, requires_grad=True)
+    with gate_neurons(toy_denoiser, value_layers(toy_denoiser), {1: gate}):
+        run(toy_denoiser)  # without a gradient
+        for _ in range(2):
+            (slope,) = torch.autograd.grad(toy_denoiser(TEXT).sum(), gate)
+            torch.testing.assert_close(slope[0, 0], MEAN.sum(dim=0).double())
+
+
 def test_outputs_are_not_written_in_place(toy_denoiser: ToyDenoiser) -> None:
     layers = value_layers(toy_denoiser)
     with (
