@@ -184,6 +184,7 @@ def test_the_command_writes_folder_and_report(
     assert "&lt;b&gt;=a &amp; b" in text
     assert not re.search(r"https?://", text)
     assert "import" not in text, "the page holds no code"
+    assert "Out[" not in text
 
 
 @pytest.mark.parametrize(("error", "code"), [("ValueError", 2), ("RuntimeError", 1)])

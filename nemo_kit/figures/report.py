@@ -54,7 +54,8 @@ def html(executed: Path, title: str) -> str:
     for cell in content.cells:
         if cell.cell_type == "code":
             cell.outputs = [one for one in cell.outputs if _stays(one)]
-    exporter = HTMLExporter(template_name="basic", exclude_input=True, exclude_anchor_links=True)
+    hidden = dict.fromkeys(("exclude_input", "exclude_output_prompt", "exclude_anchor_links"), True)
+    exporter = HTMLExporter(template_name="basic", **hidden)
     body, _ = exporter.from_notebook_node(content)
     return gallery.page("report.html", title=title, body=body)
 
