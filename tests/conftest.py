@@ -30,7 +30,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption(
         "--every-family",
         action="store_true",
-        help="run every notebook on every family of models, not a selection (half an hour)",
+        help="run every notebook on every family of models, not a selection (six minutes)",
     )
 
 
