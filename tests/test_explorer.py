@@ -657,6 +657,7 @@ def test_what_is_shown_is_saved_with_its_data(session: Session, tmp_path: Any) -
     session.other = "Öl 3"
     session.generate()
     session.wait(LONG)
+    plt.close("all")  # of other tests
     png, table = session.save("mine", tmp_path)
     assert (png.name, table.name) == ("mine.png", "mine.csv")
     frame = pd.read_csv(table)
