@@ -128,9 +128,10 @@ def _scaler(projection: Projection, gains: Tensor, samples: int | None = None) -
                 f"sets holds {samples} neuron sets, but the batch has {len(output)} samples; "
                 "give one set for the whole batch or one for each sample"
             )
+        moved = gains.to(output)
         if not gains.requires_grad:  # else each call needs its own way back to the gates
-            gains = gains.to(output)  # moved once: device and dtype stay the same inside a block
-        return scaled(projection, output, gains.to(output))
+            gains = moved  # once: device and dtype stay the same inside a block
+        return scaled(projection, output, moved)
 
     return scale
 
