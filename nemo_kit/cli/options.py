@@ -11,9 +11,9 @@ import inspect
 import sys
 import warnings
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 from dataclasses import dataclass, fields, is_dataclass
-from functools import cache, wraps
+from functools import wraps
 from pathlib import Path
 from tempfile import TemporaryFile
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, get_type_hints
@@ -219,10 +219,16 @@ def counted(label: str) -> Iterator[Callable[[str, int, int], None]]:
     """A bar over prompts that begins with the first step that is told to it."""
     from tqdm import tqdm
 
-    with ExitStack() as shown:
+    bar = None
 
-        @cache
-        def bar(total: int) -> Any:
-            return shown.enter_context(tqdm(total=total, desc=label, unit="prompt"))
+    def told(_stage: str, done: int, total: int) -> None:
+        nonlocal bar
+        if bar is None:
+            bar = tqdm(total=total, desc=label, unit="prompt")
+        bar.update(done - bar.n)
 
-        yield lambda _stage, done, total: bar(total).update(done - bar(total).n)
+    try:
+        yield told
+    finally:
+        if bar is not None:
+            bar.close()
