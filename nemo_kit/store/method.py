@@ -11,7 +11,7 @@ from __future__ import annotations
 import io
 import json
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -118,11 +118,12 @@ class PerPrompt:
 
         Parameters: `rooms`, where what the function does is written; `batch`, prompts to a shard.
         """
-        running = {one: self.options.pop(one) for one in RUNNING if one in self.options}
+        running = {one: self.options[one] for one in RUNNING if one in self.options}
+        work = replace(self, options={k: v for k, v in self.options.items() if k not in running})
         if running.get("executor") is None:
             check_gpus(self.model.opening["device"], running.get("workers", 1))
-        own = {"seeds": self.seeds, "options": self.options, "code": versions(*rooms)}
-        kept = run(self, items, store, own | self.model.key, name=name, batch=batch, **running)
+        own = {"seeds": self.seeds, "options": work.options, "code": versions(*rooms)}
+        kept = run(work, items, store, own | self.model.key, name=name, batch=batch, **running)
         return tidy(kept, 4)
 
 
